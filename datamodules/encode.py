@@ -1,0 +1,82 @@
+"""Samples to token sequences, exactly as the model is trained to see them (specs: model, "Sequences").
+
+Shapes: T text ids of an MMU sequence, C caption ids of a T2I sequence. MMU ids start with ``[mmu, soi, eoi, sot]``:
+the model lays the image between the first two and the last two.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modules.omnimamba.tokenizer import TextTokenizer
+
+IGNORE = -100
+"""Label of a position on which no loss is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTemplate:
+    """How a turn is written. The default is the one the published model was trained with.
+
+    A model asked with another template than it was trained on answers worse, so evaluation takes the run's own.
+    """
+
+    question: str = "In: {question}\nOut: "
+    between_turns: str = "\n"
+
+
+def encode_caption(tokenizer: TextTokenizer, caption: str, length: int) -> list[int]:
+    """``[t2i, sot, PAD..., caption, eot, soi, eoi]``: ``length + 5`` ids, the caption left-padded to ``length``.
+
+    The last id is placed after the image. A caption of more than ``length`` ids keeps its first ``length``; whoever
+    takes captions from a person checks with `caption_overflow` first.
+    """
+    ids = tokenizer.encode(caption)[:length]
+    padding = [tokenizer.pad] * (length - len(ids))
+    return [tokenizer.t2i, tokenizer.sot, *padding, *ids, tokenizer.eot, tokenizer.soi, tokenizer.eoi]
+
+
+def caption_overflow(tokenizer: TextTokenizer, caption: str, length: int) -> int:
+    """By how many ids ``caption`` exceeds ``length``; 0 when it fits."""
+    return max(0, len(tokenizer.encode(caption)) - length)
+
+
+def encode_question(tokenizer: TextTokenizer, question: str, template: PromptTemplate) -> list[int]:
+    """Ids ``[mmu, soi, eoi, sot, question...]`` of a first question, up to where the answer starts."""
+    return [*_mmu_prefix(tokenizer), *tokenizer.encode(template.question.format(question=question))]
+
+
+def _mmu_prefix(tokenizer: TextTokenizer) -> list[int]:
+    return [tokenizer.mmu, tokenizer.soi, tokenizer.eoi, tokenizer.sot]
+
+
+def encode_conversation(
+    tokenizer: TextTokenizer, turns: Sequence[tuple[str, str]], template: PromptTemplate, length: int
+) -> tuple[list[int], list[int]]:
+    """Ids (T + 4: prefix and text) and labels (T: text alone) of a conversation, right-padded to ``length`` = T.
+
+    ``turns`` are (question, answer) pairs. An empty first question makes a caption: the answer alone, without the
+    template. Labels are the ids of the answers and their end token, `IGNORE` elsewhere; the closing ``eot`` carries
+    no loss. A turn that would pass ``length`` is dropped with all that follows it.
+
+    Raises:
+        ValueError: not even the first turn fits.
+    """
+    ids: list[int] = []
+    labels: list[int] = []
+    for number, (question, answer) in enumerate(turns):
+        prompt = template.question.format(question=question) if question else ""
+        prompt_ids = tokenizer.encode((template.between_turns if number else "") + prompt)
+        answer_ids = [*tokenizer.encode(answer), tokenizer.end_of_text]
+        if len(ids) + len(prompt_ids) + len(answer_ids) + 1 > length:
+            if number == 0:
+                raise ValueError(
+                    f"the first turn has {len(prompt_ids) + len(answer_ids) + 1} ids but a sequence holds {length}; "
+                    "raise model.mmu_text_length or leave the sample out"
+                )
+            break
+        ids += prompt_ids + answer_ids
+        labels += [IGNORE] * len(prompt_ids) + answer_ids
+    ids.append(tokenizer.eot)
+    labels.append(IGNORE)
+    padding = length - len(ids)
+    return [*_mmu_prefix(tokenizer), *ids, *[tokenizer.pad] * padding], labels + [IGNORE] * padding

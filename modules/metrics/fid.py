@@ -1,0 +1,130 @@
+"""Fréchet distance between two sets of pictures (specs: evaluation, 7.3).
+
+Features (N, d) of each set are summed up in streamed `Moments`; `frechet` compares two of them. The name of a distance
+says whose features it is taken on: ``fid`` belongs to the Inception network, here there is ``fd_pool``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+Array = NDArray[np.float64]
+GRID = 4
+POOL_DIM = GRID * GRID * 5
+
+
+def pool_features(images_BCHW: Tensor) -> Tensor:
+    """Weight-free features of the embedded data's pictures: uint8 (B, 3, H, W) to float64 (B, 80).
+
+    In each cell of a 4x4 grid: mean red, green and blue (0 to 1), and the mean absolute step of brightness along x and
+    along y, times 4 so that edges weigh about as much as colours. They see which colours lie where and how busy a place
+    is; they know no objects.
+    """
+    pixels = images_BCHW.double() / 255
+    grey = pixels.mean(dim=1, keepdim=True)
+    along_x = F.pad(grey.diff(dim=3).abs(), (0, 1)) * 4
+    along_y = F.pad(grey.diff(dim=2).abs(), (0, 0, 0, 1)) * 4
+    return F.adaptive_avg_pool2d(torch.cat([pixels, along_x, along_y], dim=1), GRID).flatten(1)
+
+
+EXTRACTORS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {"pool": (POOL_DIM, pool_features)}
+"""Name to (width of a feature, function of uint8 images)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Streamed mean and covariance in float64: sums of x-c and of (x-c)(x-c)^T about a fixed shift c.
+
+    Adding the sums of two parts gives the sums of the whole, so ranks can be reduced by adding.
+    """
+
+    n: int
+    shift: Array
+    first: Array
+    second: Array
+
+    @classmethod
+    def empty(cls, dim: int, shift: Array | None = None) -> Self:
+        """Moments of nothing. A shift near the data's mean keeps digits when the mean is large; 0 by default."""
+        shift = np.zeros(dim) if shift is None else np.asarray(shift, dtype=np.float64)
+        return cls(n=0, shift=shift, first=np.zeros(dim), second=np.zeros((dim, dim)))
+
+    def add(self, features: NDArray[Any]) -> Self:
+        """These moments with a batch of features (B, d) added.
+
+        Raises:
+            ValueError: another width, or a value that is not finite.
+        """
+        if features.ndim != 2 or features.shape[1] != len(self.shift):
+            raise ValueError(
+                f"features of shape {features.shape} given, moments of width {len(self.shift)} need (N, {len(self.shift)})"
+            )
+        centred = features.astype(np.float64) - self.shift
+        if not np.isfinite(centred).all():
+            raise ValueError("features hold NaN or infinity; the pictures or the extractor are broken")
+        return type(self)(
+            n=self.n + len(centred),
+            shift=self.shift,
+            first=self.first + centred.sum(axis=0),
+            second=self.second + centred.T @ centred,
+        )
+
+    def merge(self, other: Self) -> Self:
+        """Moments of both parts together.
+
+        Raises:
+            ValueError: the parts were taken about different shifts.
+        """
+        if not np.array_equal(self.shift, other.shift):
+            raise ValueError("moments about different shifts cannot be added; start all parts with the same shift")
+        return type(self)(
+            n=self.n + other.n, shift=self.shift, first=self.first + other.first, second=self.second + other.second
+        )
+
+    @property
+    def mean(self) -> Array:
+        """(d,)"""
+        self._need(1)
+        return self.shift + self.first / self.n
+
+    @property
+    def covariance(self) -> Array:
+        """(d, d), unbiased."""
+        self._need(2)
+        offset = self.first / self.n
+        covariance = (self.second - self.n * np.outer(offset, offset)) / (self.n - 1)
+        return np.asarray((covariance + covariance.T) / 2)
+
+    def _need(self, least: int) -> None:
+        if self.n < least:
+            raise ValueError(f"moments of {self.n} pictures; at least {least} are needed")
+
+
+def frechet(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> float:
+    """|m1-m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), by symmetric eigenvalues only: no complex numbers, no sqrtm.
+
+    Raises:
+        ValueError: an eigenvalue or the distance is below zero by more than rounding; then an input is no covariance.
+    """
+    values, vectors = np.linalg.eigh((cov1 + cov1.T) / 2)
+    root = vectors * np.sqrt(_not_negative(values, "first covariance"))
+    inner = root.T @ cov2 @ root
+    eigenvalues = np.linalg.eigvalsh((inner + inner.T) / 2)
+    shared = np.sqrt(_not_negative(eigenvalues, "product of the covariances")).sum()
+    difference = mean1 - mean2
+    distance = difference @ difference + np.trace(cov1) + np.trace(cov2) - 2 * shared
+    return float(_not_negative(np.asarray(distance), "squared distance"))
+
+
+def _not_negative(values: Array, name: str) -> Array:
+    if values.min() < -1e-3:
+        raise ValueError(
+            f"the {name} has the negative value {values.min():.4g}; a covariance has none. Check the moments given."
+        )
+    return np.clip(values, 0, None)

@@ -1,0 +1,103 @@
+"""GQA: short answers to compositional questions (specs: evaluation, 3). The counts of the official ``eval.py``.
+
+A question is a record of the official file: ``question, answer, semantic, types, groups, isBalanced``.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from math import sqrt
+from typing import Any
+
+Questions = Mapping[str, Mapping[str, Any]]
+_NOT_A_STEP = ("exist", "query: name", "choose name")
+
+
+def normalise(prediction: str) -> str:
+    """An answer in the form that is compared: stripped, without final full stops, in lower case (LLaVA's)."""
+    return prediction.strip().rstrip(".").lower()
+
+
+def score(questions: Questions, predictions: Mapping[str, str]) -> dict[str, float]:
+    """Measures over the balanced questions, as fractions; ``predictions`` (question id to raw answer) are normalised.
+
+    ``accuracy``; ``binary`` and ``open`` (structural type "query"); ``structural/<type>``, ``semantic/<type>``,
+    ``steps/<n>``, ``words/<n>``; ``distribution``, the official distance of predicted from true answers inside global
+    groups, lower is better. A measure without a question is left out.
+
+    Raises:
+        ValueError: no balanced question, or questions without a prediction.
+    """
+    balanced = _balanced(questions)
+    missing = [key for key in balanced if key not in predictions]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(balanced)} GQA questions have no prediction, the first is {missing[0]}; generate them first"
+        )
+    answers = {key: normalise(predictions[key]) for key in balanced}
+    scores = {
+        name: sum(answers[key] == balanced[key]["answer"] for key in keys) / len(keys)
+        for name, keys in _subsets(balanced).items()
+    }
+    distance = _distribution(balanced, answers)
+    return scores if distance is None else scores | {"distribution": distance}
+
+
+def standard_errors(questions: Questions, scores: Mapping[str, float]) -> dict[str, float]:
+    """Binomial standard error of each accuracy in ``scores``."""
+    subsets = _subsets(_balanced(questions))
+    return {name: sqrt(p * (1 - p) / len(subsets[name])) for name, p in scores.items() if name in subsets}
+
+
+def baseline(questions: Questions) -> dict[str, float]:
+    """What one fixed answer scores: for each subset its own most frequent answer, and ``accuracy_always_yes``."""
+    balanced = _balanced(questions)
+    answers = {name: [balanced[key]["answer"] for key in keys] for name, keys in _subsets(balanced).items()}
+    scores = {name: max(Counter(given).values()) / len(given) for name, given in answers.items()}
+    return scores | {"accuracy_always_yes": answers["accuracy"].count("yes") / len(balanced)}
+
+
+def steps(question: Mapping[str, Any]) -> int:
+    """Number of reasoning steps, as the official script counts them."""
+    operations = [f"{step['operation']}: {step['argument']}" for step in question["semantic"]]
+    return sum(not any(name in operation for name in _NOT_A_STEP) for operation in operations)
+
+
+def _balanced(questions: Questions) -> dict[str, Mapping[str, Any]]:
+    balanced = {key: question for key, question in questions.items() if question["isBalanced"]}
+    if not balanced:
+        raise ValueError("no balanced GQA question to score; use a *_balanced_questions.json file")
+    return balanced
+
+
+def _subsets(balanced: Questions) -> dict[str, list[str]]:
+    """Name of each accuracy to the questions that it is taken over."""
+    names: list[Callable[[Mapping[str, Any]], str]] = [
+        lambda question: "accuracy",
+        lambda question: "open" if question["types"]["structural"] == "query" else "binary",
+        lambda question: f"structural/{question['types']['structural']}",
+        lambda question: f"semantic/{question['types']['semantic']}",
+        lambda question: f"steps/{steps(question)}",
+        lambda question: f"words/{len(question['question'].split())}",
+    ]
+    subsets: dict[str, list[str]] = {}
+    for name in names:
+        for key, question in balanced.items():
+            subsets.setdefault(name(question), []).append(key)
+    return subsets
+
+
+def _distribution(balanced: Questions, answers: Mapping[str, str]) -> float | None:
+    """Chi square of each global group, weighted by its size, over 100; None without such groups."""
+    gold: dict[str, Counter[str]] = defaultdict(Counter)
+    given: dict[str, Counter[str]] = defaultdict(Counter)
+    for key, question in balanced.items():
+        group = question["groups"]["global"]
+        if group is not None:
+            gold[group][question["answer"]] += 1
+            given[group][answers[key]] += 1
+    if not gold:
+        return None
+    # answers that are never right in a group are not counted: that is what the official script does
+    chi = {name: sum((given[name][a] - e) ** 2 / e for a, e in expected.items()) for name, expected in gold.items()}
+    sizes = {name: expected.total() for name, expected in gold.items()}
+    return sum(chi[name] * sizes[name] for name in gold) / sum(sizes.values()) / 100

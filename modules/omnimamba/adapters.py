@@ -1,0 +1,59 @@
+"""Task LoRA: one low-rank adapter per task on a linear layer, each applied to its own task's positions.
+
+Both adapters are computed in every forward pass and in a fixed order, also for a task without positions: so each gets
+its gradient under accumulation, checkpointing, DDP and every ZeRO stage. Switching one active adapter does not
+(docs/decisions/0003-own-lora-layer.md).
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modules.omnimamba.config import LoraConfig
+
+Task = Literal["mmu", "t2i"]
+TASKS: tuple[Task, ...] = ("mmu", "t2i")
+"""The fixed order of tasks: in rows, in adapters, in reports."""
+Segments = tuple[int, int]
+"""Number of positions of each task along a row, in the order of `TASKS`; together they cover it."""
+
+
+def segments_of(task: Task, length: int) -> Segments:
+    """Segments of a row that holds ``length`` positions of one task."""
+    return (length, 0) if task == "mmu" else (0, length)
+
+
+class TaskLoraLinear(nn.Linear):
+    """A linear layer without bias plus one adapter per task; with ``lora=None`` the linear layer alone.
+
+    Adapter weights carry peft's names (``lora_A.<task>.weight``), so they save as peft adapters.
+    """
+
+    def __init__(self, in_features: int, out_features: int, lora: LoraConfig | None) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.lora = lora
+        if lora is not None:
+            self.lora_A = nn.ModuleDict({task: nn.Linear(in_features, lora.rank, bias=False) for task in TASKS})
+            self.lora_B = nn.ModuleDict({task: nn.Linear(lora.rank, out_features, bias=False) for task in TASKS})
+
+    def forward(self, x_BLD: Tensor, segments: Segments) -> Tensor:  # type: ignore[override]
+        """(B, L, in) to (B, L, out); ``segments`` says whose adapter serves which positions."""
+        y = F.linear(x_BLD, self.weight)
+        if self.lora is None:
+            return y
+        low_rank = [
+            self.lora_B[task](self.lora_A[task](F.dropout(piece, self.lora.dropout, self.training)))
+            for task, piece in zip(TASKS, x_BLD.split(segments, dim=1), strict=True)
+        ]
+        return y + self.lora.scale * torch.cat(low_rank, dim=1)
+
+    @torch.no_grad()
+    def merged(self, task: Task) -> Tensor:
+        """The weight with ``task``'s adapter folded in, (out, in)."""
+        if self.lora is None:
+            return self.weight.detach().clone()
+        weight_A, weight_B = self.lora_A[task].weight, self.lora_B[task].weight
+        assert isinstance(weight_A, Tensor) and isinstance(weight_B, Tensor)
+        return self.weight + self.lora.scale * (weight_B @ weight_A)

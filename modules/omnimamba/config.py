@@ -1,0 +1,138 @@
+"""What the model is: sizes and choices, and the rules between them."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Task LoRA on every block's input projection (paper section 3.3; specs: model)."""
+
+    rank: int = 8
+    alpha: float = 32.0
+    dropout: float = 0.05
+
+    @property
+    def scale(self) -> float:
+        """Factor on the low-rank product."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The frozen encoder that looks at an image for MMU.
+
+    ``patches`` cuts the image into squares of ``patch_size`` pixels and passes their normalised pixels on: the
+    stand-in for the ViTs in tiny configurations. ``features`` means that samples bring features of their own,
+    ``given_patches`` of ``given_width`` each.
+    """
+
+    kind: Literal["patches", "features"] = "patches"
+    image_size: int = 64
+    patch_size: int = 8
+    given_patches: int = 0
+    given_width: int = 0
+
+    @property
+    def patches(self) -> int:
+        """Number of features per image."""
+        return (self.image_size // self.patch_size) ** 2 if self.kind == "patches" else self.given_patches
+
+    @property
+    def width(self) -> int:
+        """Width of one feature."""
+        return 3 * self.patch_size**2 if self.kind == "patches" else self.given_width
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        if self.kind == "patches" and self.image_size % self.patch_size:
+            return [
+                f"model.vision.patch_size={self.patch_size} does not divide model.vision.image_size={self.image_size}; "
+                "choose a patch size that does"
+            ]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes of the OmniMamba model; the defaults are the published 1.3B language model's."""
+
+    d_model: int = 2048
+    n_layer: int = 48
+    d_state: int = 128
+    d_conv: int = 4
+    expand: int = 2
+    headdim: int = 64
+    chunk_size: int = 256
+    norm_eps: float = 1e-5
+    tokenizer: str = ""
+    """Path of the text tokenizer's ``tokenizer.json``."""
+    vocab_size: int = 50288
+    """Rows of the text embedding: the tokenizer's ids (special tokens included) rounded up to a multiple of 16."""
+    image_vocab: int = 16384
+    image_tokens: int = 256
+    caption_length: int = 68
+    """Caption ids of a T2I sequence, left-padded; longer captions are cut (a generation prompt over it is refused)."""
+    mmu_text_length: int = 449
+    """Text ids of an MMU sequence, right-padded; turns over it are dropped."""
+    mmu_positions: int = 1500
+    t2i_positions: int = 329
+    projector_hidden: int = 8704
+    image_mlp_hidden: int = 8192
+    vocabularies: Literal["decoupled", "shared"] = "decoupled"
+    """``shared``: one table and one head for text and image tokens (the paper's Table 4 ablates it)."""
+    lora: Literal["task", "none"] = "task"
+    adapters: LoraConfig = field(default_factory=LoraConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    vq: str = ""
+    """Path of the VQ tokenizer's weights: needed to look at pictures, not to train on prepared codes."""
+    init_seed: int = 0
+    """A parameter's initial value is a function of (init_seed, its name)."""
+
+    @property
+    def d_inner(self) -> int:
+        """Width inside a block."""
+        return self.expand * self.d_model
+
+    @property
+    def n_heads(self) -> int:
+        """State-space heads per block."""
+        return self.d_inner // self.headdim
+
+    @property
+    def t2i_length(self) -> int:
+        """Positions of a T2I sequence: t2i, sot, caption, eot, soi, image tokens, eoi."""
+        return self.caption_length + self.image_tokens + 5
+
+    @property
+    def mmu_length(self) -> int:
+        """Positions of a padded MMU sequence: mmu, soi, image features, eoi, sot, text."""
+        return self.vision.patches + self.mmu_text_length + 4
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        found = self.vision.problems()
+        if self.d_inner % self.headdim:
+            found.append(
+                f"model.headdim={self.headdim} does not divide expand*d_model={self.d_inner}; choose a head size that does"
+            )
+        if self.vocab_size % 16:
+            found.append(f"model.vocab_size={self.vocab_size} is not a multiple of 16; round it up")
+        if self.t2i_length > self.t2i_positions:
+            found.append(
+                f"a T2I sequence has {self.t2i_length} positions (caption_length + image_tokens + 5) but "
+                f"model.t2i_positions={self.t2i_positions}; raise it to at least {self.t2i_length}"
+            )
+        if self.mmu_length > self.mmu_positions:
+            found.append(
+                f"an MMU sequence has {self.mmu_length} positions (patches + mmu_text_length + 4) but "
+                f"model.mmu_positions={self.mmu_positions}; raise it to at least {self.mmu_length}"
+            )
+        for name in ("d_model", "n_layer", "d_state", "d_conv", "expand", "headdim", "chunk_size", "image_tokens", "caption_length"):
+            if getattr(self, name) < 1:
+                found.append(f"model.{name}={getattr(self, name)} must be at least 1")
+        if self.adapters.rank < 1:
+            found.append(f"model.adapters.rank={self.adapters.rank} must be at least 1; model.lora=none turns adapters off")
+        if not 0 <= self.adapters.dropout < 1:
+            found.append(f"model.adapters.dropout={self.adapters.dropout} must lie in [0, 1)")
+        return found

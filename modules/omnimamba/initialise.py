@@ -1,0 +1,48 @@
+"""Initial values: each parameter's is a function of (seed, its name), whatever else the model holds and on any device."""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from modules.omnimamba.model import OmniMamba
+
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
+"""Range of the initial time steps (Mamba-2's own)."""
+A_MAX = 16.0
+"""Initial decay rates lie between 1 and this (Mamba-2's own)."""
+EMBEDDING_STD = 0.02
+
+
+@torch.no_grad()
+def initialise(model: OmniMamba, seed: int) -> None:
+    """Set every parameter of ``model``, in place. Frozen encoders bring their own weights and are left alone."""
+    for name, parameter in model.named_parameters():
+        if name.startswith("vision."):
+            continue
+        digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        value = _value(name, parameter.shape, model.config.n_layer, generator)
+        parameter.copy_(value.to(parameter.dtype))
+
+
+def _value(name: str, shape: torch.Size, n_layer: int, generator: torch.Generator) -> Tensor:
+    value = torch.empty(shape)
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf == "A_log":
+        return value.uniform_(1, A_MAX, generator=generator).log()
+    if leaf == "dt_bias":  # so that softplus(dt_bias) is log-uniform in [DT_MIN, DT_MAX]
+        low, high = math.log(DT_MIN), math.log(DT_MAX)
+        dt = value.uniform_(low, high, generator=generator).exp().clamp(min=DT_FLOOR)
+        return dt + (-(-dt).expm1()).log()
+    if leaf == "D" or "norm." in name:
+        return value.fill_(1)
+    if "embedding" in name or "table" in name or "positions" in name:
+        return value.normal_(0, EMBEDDING_STD, generator=generator)
+    if "lora_B" in name:
+        return value.zero_()
+    if leaf == "bias":
+        return value.zero_()
+    nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
+    return value / math.sqrt(n_layer) if "out_proj" in name else value

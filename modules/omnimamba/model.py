@@ -1,0 +1,199 @@
+"""The OmniMamba model: one Mamba-2 backbone, two vocabularies, one adapter per task (arXiv 2503.08686, section 3).
+
+Shapes: B batch, L positions of one sequence, R positions of a row, D d_model, V vocabulary, M labelled positions,
+T text ids, C caption ids, I image tokens, F features per image.
+
+A training row holds all sequences of a micro-batch one behind the other, MMU before T2I, told apart by ``seq_idx``:
+one forward pass serves both tasks, and conv and scan start afresh at each sequence.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modules.omnimamba.adapters import TASKS, Segments, Task, segments_of
+from modules.omnimamba.backbone import Backbone, BackboneState
+from modules.omnimamba.config import ModelConfig
+from modules.omnimamba.embeddings import CaptionProjection, Mlp
+from modules.omnimamba.sampling import choose
+from modules.omnimamba.vision import build_vision
+
+Batch = Mapping[Task, Mapping[str, Tensor]]
+"""Per task: mmu ``images`` uint8 (B, 3, S, S) or ``features`` (B, F, W), ``input_ids`` (B, T+4), ``labels`` (B, T);
+t2i ``caption_ids`` (B, C+5), ``image_ids`` (B, I)."""
+
+IGNORE = -100
+"""Label of a position on which no loss is taken."""
+MMU_HEAD, MMU_TAIL = 2, 2
+"""Special ids before the image (mmu, soi) and between image and text (eoi, sot)."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Logits (M, V) of the positions that carry a label, and the labels (M,)."""
+
+    logits: Tensor
+    labels: Tensor
+
+
+class OmniMamba(nn.Module):
+    """The whole model. Weights are set by `initialise.initialise` or loaded; until then they are arbitrary."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        shared = config.vocabularies == "shared"
+        rows = config.vocab_size + (config.image_vocab if shared else 0)
+        self.text_embedding = nn.Embedding(rows, config.d_model)
+        self.image_table = None if shared else nn.Embedding(config.image_vocab, config.d_model)
+        self.image_mlp = Mlp(config.d_model, config.image_mlp_hidden, config.d_model)
+        self.caption_projection = CaptionProjection(config.d_model)
+        self.t2i_positions = nn.Parameter(torch.zeros(config.t2i_positions, config.d_model))
+        self.mmu_positions = nn.Parameter(torch.zeros(config.mmu_positions, config.d_model))
+        self.vision = build_vision(config.vision)
+        self.projector = Mlp(config.vision.width, config.projector_hidden, config.d_model)
+        self.backbone = Backbone(config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.text_embedding.weight.device
+
+    def forward(self, batch: Batch) -> dict[Task, Labelled]:
+        """Logits and labels of each task of a micro-batch, by one pass over one row."""
+        embedded = {task: self.embed(task, batch[task]) for task in TASKS if task in batch}
+        hidden = self._run_row(embedded)
+        return {task: self._labelled(task, hidden[task], batch[task]) for task in embedded}
+
+    def logits(self, task: Task, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits of every position of one task's sequences, (B, L, V)."""
+        return self.head(task, self._run_row({task: self.embed(task, batch)})[task])
+
+    def embed(self, task: Task, batch: Mapping[str, Tensor]) -> Tensor:
+        """Input embeddings of one task's sequences, positions added, (B, L, D)."""
+        if task == "t2i":
+            return self._embed_t2i(batch["caption_ids"], batch["image_ids"])
+        features = batch["features"] if "features" in batch else self.vision(batch["images"])
+        return self._embed_mmu(features, batch["input_ids"])
+
+    def head(self, task: Task, hidden: Tensor) -> Tensor:
+        """(..., D) to logits (..., V): the task's tied table, or the shared one."""
+        if task == "t2i" and self.image_table is not None:
+            return F.linear(hidden, self.image_table.weight)
+        return F.linear(hidden, self.text_embedding.weight)
+
+    @torch.no_grad()
+    def generate_text(self, images: Tensor, prompt_ids: Tensor, *, max_new_tokens: int, end_id: int) -> Tensor:
+        """Greedy answers (B, n), n <= ``max_new_tokens``; a row is filled with ``end_id`` behind its first one.
+
+        ``images`` is uint8 (B, 3, S, S); the rows of ``prompt_ids`` (B, T+4) are of equal length, because a state-space
+        model sees padding.
+        """
+        return self.continue_text(self.vision(images), prompt_ids, max_new_tokens=max_new_tokens, end_id=end_id)
+
+    @torch.no_grad()
+    def continue_text(self, features: Tensor, prompt_ids: Tensor, *, max_new_tokens: int, end_id: int | None) -> Tensor:
+        """`generate_text` from vision features (B, F, W); without ``end_id`` every row gets all its tokens.
+
+        Raises:
+            ValueError: prompt and answer together pass the learned positions.
+        """
+        x = self._embed_mmu(features, prompt_ids)
+        self._check_room("mmu_positions", x.shape[1] + max_new_tokens)
+        state: BackboneState = []
+        segments, one = segments_of("mmu", x.shape[1]), segments_of("mmu", 1)
+        hidden = self.backbone(x, segments, state=state)[:, -1]
+        done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        tokens: list[Tensor] = []
+        for position in range(x.shape[1], x.shape[1] + max_new_tokens):
+            token = choose(self.head("mmu", hidden)[:, : self.config.vocab_size], None)
+            if end_id is not None:
+                token = token.masked_fill(done, end_id)
+                done |= token == end_id
+            tokens.append(token)
+            if len(tokens) == max_new_tokens or bool(done.all()):
+                break
+            hidden = self.backbone.step(self.text_embedding(token) + self.mmu_positions[position], one, state)
+        return torch.stack(tokens, dim=1)
+
+    @torch.no_grad()
+    def generate_image_ids(
+        self,
+        caption_ids: Tensor,
+        *,
+        uniforms: Tensor | None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> Tensor:
+        """VQ codes (B, I) for captions (B, C+5): greedy, or the inverse CDF at ``uniforms`` (B, I) in [0, 1)."""
+        x = self._caption(caption_ids[:, :-1]) + self.t2i_positions[: caption_ids.shape[1] - 1]
+        state: BackboneState = []
+        segments, one = segments_of("t2i", x.shape[1]), segments_of("t2i", 1)
+        hidden = self.backbone(x, segments, state=state)[:, -1]
+        first_row = self.config.vocab_size if self.image_table is None else 0
+        tokens: list[Tensor] = []
+        for t in range(self.config.image_tokens):
+            draw = None if uniforms is None else uniforms[:, t]
+            logits = self.head("t2i", hidden)[:, first_row:]
+            tokens.append(choose(logits, draw, temperature=temperature, top_k=top_k, top_p=top_p))
+            if len(tokens) < self.config.image_tokens:
+                x = self._image(tokens[-1]) + self.t2i_positions[caption_ids.shape[1] - 1 + t]
+                hidden = self.backbone.step(x, one, state)
+        return torch.stack(tokens, dim=1)
+
+    def _run_row(self, embedded: Mapping[Task, Tensor]) -> dict[Task, Tensor]:
+        """Run all sequences as one row and hand each task its hidden states back, (B, L, D)."""
+        shapes = {task: x.shape[:2] for task, x in embedded.items()}
+        lengths = [batch * length for batch, length in shapes.values()]
+        row = torch.cat([x.flatten(0, 1) for x in embedded.values()])[None]
+        ids: list[Tensor] = []
+        for batch, length in shapes.values():
+            first = ids[-1][-1] + 1 if ids else 0
+            ids.append(torch.arange(batch, device=row.device, dtype=torch.int32).repeat_interleave(length) + first)
+        mmu, t2i = (shapes[task].numel() if task in shapes else 0 for task in TASKS)
+        segments: Segments = (mmu, t2i)
+        hidden = self.backbone(row, segments, torch.cat(ids)[None])[0].split(lengths)
+        return {task: h.unflatten(0, shapes[task]) for task, h in zip(shapes, hidden, strict=True)}
+
+    def _labelled(self, task: Task, hidden: Tensor, batch: Mapping[str, Tensor]) -> Labelled:
+        """A label is predicted from the position before it."""
+        if task == "t2i":
+            labels = batch["image_ids"].long()
+            start = batch["caption_ids"].shape[1] - 2
+            logits = self.head(task, hidden[:, start : start + labels.shape[1]].flatten(0, 1))
+            return Labelled(logits, labels.flatten() + (self.config.vocab_size if self.image_table is None else 0))
+        labels = batch["labels"].long()
+        hidden = hidden[:, -labels.shape[1] - 1 : -1]
+        chosen = labels != IGNORE
+        return Labelled(self.head(task, hidden[chosen]), labels[chosen])
+
+    def _caption(self, ids: Tensor) -> Tensor:
+        x: Tensor = self.caption_projection(self.text_embedding(ids))
+        return x
+
+    def _image(self, codes: Tensor) -> Tensor:
+        rows = self.text_embedding(codes + self.config.vocab_size) if self.image_table is None else self.image_table(codes)
+        x: Tensor = self.image_mlp(rows)
+        return x
+
+    def _embed_t2i(self, caption_ids: Tensor, image_ids: Tensor) -> Tensor:
+        before, after = self._caption(caption_ids[:, :-1]), self._caption(caption_ids[:, -1:])
+        x = torch.cat([before, self._image(image_ids), after], dim=1)
+        self._check_room("t2i_positions", x.shape[1])
+        return x + self.t2i_positions[: x.shape[1]]
+
+    def _embed_mmu(self, features: Tensor, input_ids: Tensor) -> Tensor:
+        text = self.text_embedding(input_ids)
+        image = self.projector(features)
+        x = torch.cat([text[:, :MMU_HEAD], image, text[:, MMU_HEAD:]], dim=1)
+        self._check_room("mmu_positions", x.shape[1])
+        return x + self.mmu_positions[: x.shape[1]]
+
+    def _check_room(self, name: str, needed: int) -> None:
+        have = len(getattr(self, name))
+        if needed > have:
+            raise ValueError(f"a sequence of {needed} positions exceeds model.{name}={have}; shorten the text or raise it")

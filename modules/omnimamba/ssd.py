@@ -1,0 +1,113 @@
+"""The state-space dual scan of Mamba-2 in plain torch: chunked for sequences, one step at a time for generation.
+
+Three forms of one recurrence ``h_t = exp(dt_t A) h_{t-1} + dt_t x_t (outer) B_t``, ``y_t = h_t C_t`` (Dao & Gu 2024,
+section 6; one group of B and C). The tests hold them equal.
+
+Shapes: B batch, L length, H heads, P head size, N state size, K chunks, Q chunk size. A sequence id per position makes
+independent sequences share a row: nothing passes from one id to the next.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def ssd_chunked(
+    x_BLHP: Tensor,
+    dt_BLH: Tensor,
+    A_H: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    chunk_size: int,
+    seq_idx_BL: Tensor | None = None,
+    state_BHPN: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Outputs (B, L, H, P) and the state after the last position (B, H, P, N), by matrix products within chunks.
+
+    ``state_BHPN`` is what the first sequence starts from (zeros if None).
+    """
+    batch, length, heads, size = x_BLHP.shape
+    padding = -length % chunk_size
+    if seq_idx_BL is None:
+        seq_idx_BL = x_BLHP.new_zeros((batch, length), dtype=torch.int32)
+    if padding:  # dt = 0 leaves the state as it is
+        x_BLHP = F.pad(x_BLHP, (0, 0, 0, 0, 0, padding))
+        dt_BLH = F.pad(dt_BLH, (0, 0, 0, padding))
+        B_BLN, C_BLN = (F.pad(t, (0, 0, 0, padding)) for t in (B_BLN, C_BLN))
+        seq_idx_BL = torch.cat([seq_idx_BL, seq_idx_BL[:, -1:].expand(-1, padding)], dim=1)
+    chunks = (length + padding) // chunk_size
+    x = x_BLHP.view(batch, chunks, chunk_size, heads, size).transpose(2, 3)  # (B, K, H, Q, P)
+    dt = dt_BLH.view(batch, chunks, chunk_size, heads).transpose(2, 3)  # (B, K, H, Q)
+    B = B_BLN.view(batch, chunks, chunk_size, -1)  # (B, K, Q, N)
+    C = C_BLN.view(batch, chunks, chunk_size, -1)
+    seq = seq_idx_BL.view(batch, chunks, chunk_size)
+    a_cum = (dt * A_H[:, None]).cumsum(-1)  # (B, K, H, Q): log decay from the chunk's start
+    xdt = x * dt[..., None]
+
+    # 1. Within a chunk: the quadratic form, causal and within one sequence.
+    causal = torch.ones(chunk_size, chunk_size, dtype=torch.bool, device=x.device).tril()
+    visible = (seq[..., :, None] == seq[..., None, :]) & causal  # (B, K, Q, Q)
+    decay = (a_cum[..., :, None] - a_cum[..., None, :]).masked_fill(~visible[:, :, None], -torch.inf).exp()
+    y = ((C @ B.transpose(-1, -2))[:, :, None] * decay) @ xdt  # (B, K, H, Q, P)
+
+    # 2. What each chunk adds to the state of the sequence that it ends with.
+    ends_with = seq[..., -1:]
+    to_end = (a_cum[..., -1:] - a_cum).exp() * (seq == ends_with)[:, :, None]  # (B, K, H, Q)
+    added = (xdt * to_end[..., None]).transpose(-1, -2) @ B[:, :, None]  # (B, K, H, P, N)
+
+    # 3. Chunk to chunk: the state goes on where the sequence does.
+    came_from = torch.cat([seq[:, :1, :1], ends_with[:, :-1]], dim=1)  # (B, K, 1): last id of the chunk before
+    keep = a_cum[..., -1].exp() * (came_from == ends_with)  # (B, K, H)
+    state = state_BHPN if state_BHPN is not None else torch.zeros_like(added[:, 0])
+    before = []
+    for k in range(chunks):
+        before.append(state)
+        state = state * keep[:, k, :, None, None] + added[:, k]
+
+    # 4. What the state before the chunk gives to the positions that continue its sequence.
+    from_start = a_cum.exp() * (seq == came_from)[:, :, None]  # (B, K, H, Q)
+    y = y + (C[:, :, None] @ torch.stack(before, dim=1).transpose(-1, -2)) * from_start[..., None]
+    return y.transpose(2, 3).reshape(batch, chunks * chunk_size, heads, size)[:, :length], state
+
+
+def ssd_step(
+    x_BHP: Tensor, dt_BH: Tensor, A_H: Tensor, B_BN: Tensor, C_BN: Tensor, state_BHPN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One position of the recurrence: output (B, H, P) and the new state (B, H, P, N)."""
+    added = (dt_BH[..., None] * x_BHP)[..., None] * B_BN[:, None, None, :]
+    state = state_BHPN * (dt_BH * A_H).exp()[..., None, None] + added
+    return (state @ C_BN[:, None, :, None])[..., 0], state
+
+
+def ssd_recurrent(
+    x_BLHP: Tensor, dt_BLH: Tensor, A_H: Tensor, B_BLN: Tensor, C_BLN: Tensor, seq_idx_BL: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The definition, position by position: what `ssd_chunked` is tested against. Slow; same results."""
+    batch, length, heads, size = x_BLHP.shape
+    state = x_BLHP.new_zeros(batch, heads, size, B_BLN.shape[-1])
+    outputs = []
+    for t in range(length):
+        if seq_idx_BL is not None and t:
+            state = state * (seq_idx_BL[:, t] == seq_idx_BL[:, t - 1])[:, None, None, None]
+        y, state = ssd_step(x_BLHP[:, t], dt_BLH[:, t], A_H, B_BLN[:, t], C_BLN[:, t], state)
+        outputs.append(y)
+    return torch.stack(outputs, dim=1), state
+
+
+def causal_conv(
+    x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor, seq_idx_BL: Tensor | None = None, before_BWD: Tensor | None = None
+) -> Tensor:
+    """Depthwise causal convolution over the length, (B, L, D); a tap into another sequence counts as zero.
+
+    ``before_BWD`` holds the W-1 inputs before the first position (zeros if None).
+    """
+    length, width = x_BLD.shape[1], weight_DW.shape[1]
+    padded = F.pad(x_BLD, (0, 0, width - 1, 0)) if before_BWD is None else torch.cat([before_BWD, x_BLD], dim=1)
+    y = bias_D + x_BLD * weight_DW[:, -1]
+    for back in range(1, width):
+        tap = padded[:, width - 1 - back : width - 1 - back + length]
+        if seq_idx_BL is not None:
+            ids = F.pad(seq_idx_BL, (back, 0), value=-1)[:, :length]
+            tap = tap * (ids == seq_idx_BL)[..., None]
+        y = y + tap * weight_DW[:, -1 - back]
+    return y

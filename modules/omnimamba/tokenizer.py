@@ -1,0 +1,55 @@
+"""The text tokenizer: a local ``tokenizer.json`` plus the model's ten special tokens (specs: model, "Language model")."""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+PAD = "[PAD]"
+SPECIAL_TOKENS = (
+    PAD, "<|soi|>", "<|eoi|>", "<|sot|>", "<|eot|>", "<|t2i|>", "<|mmu|>", "<|soc|>", "<|eoc|>", "<|lvg|>",
+)  # fmt: skip
+END_OF_TEXT = "<|endoftext|>"
+
+
+class TextTokenizer:
+    """Turns text into ids and back; the special tokens take the ten ids after the file's own vocabulary.
+
+    The order of the special tokens is the published model's, so its embedding rows mean the same here.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Read ``path``, a ``tokenizer.json``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the vocabulary lacks ``<|endoftext|>``, the token that ends an answer.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"tokenizer file {path} does not exist. Name a local tokenizer.json "
+                "(GPT-NeoX's for the 1.3B model; `python -m pipelines.prepare scenes` trains one for the embedded data)."
+            )
+        self.path = path
+        self._tokenizer = Tokenizer.from_file(str(path))
+        if self._tokenizer.token_to_id(END_OF_TEXT) is None:
+            raise ValueError(f"tokenizer {path} has no {END_OF_TEXT} token; answers could never end. Add it to the file.")
+        self._tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+        ids = {token: self._tokenizer.token_to_id(token) for token in (*SPECIAL_TOKENS, END_OF_TEXT)}
+        self.pad, self.soi, self.eoi = ids[PAD], ids["<|soi|>"], ids["<|eoi|>"]
+        self.sot, self.eot = ids["<|sot|>"], ids["<|eot|>"]
+        self.t2i, self.mmu = ids["<|t2i|>"], ids["<|mmu|>"]
+        self.end_of_text = ids[END_OF_TEXT]
+
+    def __len__(self) -> int:
+        """Number of ids, special tokens included."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``; nothing is added in front or behind."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ``ids`` without special tokens, stripped."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
