@@ -62,9 +62,7 @@ class Moments:
             ValueError: another width, or a value that is not finite.
         """
         if features.ndim != 2 or features.shape[1] != len(self.shift):
-            raise ValueError(
-                f"features of shape {features.shape} given, moments of width {len(self.shift)} need (N, {len(self.shift)})"
-            )
+            raise ValueError(f"features of shape {features.shape} given, these moments need (N, {len(self.shift)})")
         centred = features.astype(np.float64) - self.shift
         if not np.isfinite(centred).all():
             raise ValueError("features hold NaN or infinity; the pictures or the extractor are broken")
@@ -125,6 +123,6 @@ def frechet(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> float:
 def _not_negative(values: Array, name: str) -> Array:
     if values.min() < -1e-3:
         raise ValueError(
-            f"the {name} has the negative value {values.min():.4g}; a covariance has none. Check the moments given."
+            f"the {name} has the negative value {values.min():.4g}; with true covariances it has none. Check the inputs"
         )
     return np.clip(values, 0, None)

@@ -31,7 +31,7 @@ def score(questions: Questions, predictions: Mapping[str, str]) -> dict[str, flo
     missing = [key for key in balanced if key not in predictions]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(balanced)} GQA questions have no prediction, the first is {missing[0]}; generate them first"
+            f"{len(missing)} of {len(balanced)} GQA questions have no prediction, first {missing[0]}; generate them"
         )
     answers = {key: normalise(predictions[key]) for key in balanced}
     scores = {

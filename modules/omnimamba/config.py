@@ -65,6 +65,8 @@ class ModelConfig:
     headdim: int = 64
     chunk_size: int = 256
     norm_eps: float = 1e-5
+    gated_norm_eps: float = 1e-5
+    """Of the norm behind the scan; the published code sets it apart from the other norms'."""
     tokenizer: str = ""
     """Path of the text tokenizer's ``tokenizer.json``."""
     vocab_size: int = 50288

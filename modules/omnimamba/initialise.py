@@ -1,12 +1,12 @@
 """Initial values: each parameter's is a function of (seed, its name), whatever else the model holds and on any device."""
 
-import hashlib
 import math
 
 import torch
 from torch import Tensor, nn
 
 from modules.omnimamba.model import OmniMamba
+from modules.seeds import keyed_seed
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 """Range of the initial time steps (Mamba-2's own)."""
@@ -21,8 +21,7 @@ def initialise(model: OmniMamba, seed: int) -> None:
     for name, parameter in model.named_parameters():
         if name.startswith("vision."):
             continue
-        digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        generator = torch.Generator().manual_seed(keyed_seed(seed, name))
         value = _value(name, parameter.shape, model.config.n_layer, generator)
         parameter.copy_(value.to(parameter.dtype))
 

@@ -48,7 +48,7 @@ class Mamba2Mixer(nn.Module):
         self.dt_bias = nn.Parameter(torch.zeros(heads))
         self.A_log = nn.Parameter(torch.zeros(heads))
         self.D = nn.Parameter(torch.ones(heads))
-        self.norm = RMSNorm(inner, config.norm_eps)
+        self.norm = RMSNorm(inner, config.gated_norm_eps)
         self.out_proj = nn.Linear(inner, config.d_model, bias=False)
 
     def forward(

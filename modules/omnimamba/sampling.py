@@ -22,7 +22,7 @@ def choose(
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p} must lie in (0, 1]")
     # float64: the sum of a large vocabulary's probabilities must not fall short of a uniform close to 1
-    probabilities, ids = (logits_BV.double() / temperature).softmax(-1).sort(-1, descending=True, stable=True)
+    probabilities, ids = (logits_BV.double() / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
     if top_k:
         probabilities = probabilities[:, :top_k]
     if top_p < 1:  # the smallest set whose sum reaches top_p: what comes before a token is still below it

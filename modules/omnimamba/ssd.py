@@ -60,9 +60,9 @@ def ssd_chunked(
     keep = a_cum[..., -1].exp() * (came_from == ends_with)  # (B, K, H)
     state = state_BHPN if state_BHPN is not None else torch.zeros_like(added[:, 0])
     before = []
-    for k in range(chunks):
+    for keep_k, added_k in zip(keep.unbind(1), added.unbind(1), strict=True):  # indexing would be quadratic in backward
         before.append(state)
-        state = state * keep[:, k, :, None, None] + added[:, k]
+        state = state * keep_k[..., None, None] + added_k
 
     # 4. What the state before the chunk gives to the positions that continue its sequence.
     from_start = a_cum.exp() * (seq == came_from)[:, :, None]  # (B, K, H, Q)

@@ -35,7 +35,7 @@ class TextTokenizer:
         if self._tokenizer.token_to_id(END_OF_TEXT) is None:
             raise ValueError(f"tokenizer {path} has no {END_OF_TEXT} token; answers could never end. Add it to the file.")
         self._tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-        ids = {token: self._tokenizer.token_to_id(token) for token in (*SPECIAL_TOKENS, END_OF_TEXT)}
+        ids: dict[str, int] = {token: self._tokenizer.token_to_id(token) for token in (*SPECIAL_TOKENS, END_OF_TEXT)}
         self.pad, self.soi, self.eoi = ids[PAD], ids["<|soi|>"], ids["<|eoi|>"]
         self.sot, self.eot = ids["<|sot|>"], ids["<|eot|>"]
         self.t2i, self.mmu = ids["<|t2i|>"], ids["<|mmu|>"]

@@ -27,7 +27,9 @@ class PatchVision(nn.Module):
                 f"images of shape {tuple(images.shape[1:])} given, model.vision.image_size={size} needs (3, {size}, {size}); "
                 "resize them when they are read"
             )
-        pixels = images.float() / 127.5 - 1
+        pixels = images.float()
+        mean, std = pixels.mean((2, 3), keepdim=True), pixels.std((1, 2, 3), keepdim=True)
+        pixels = (pixels - mean) / (std + 1)
         return F.unfold(pixels, self.config.patch_size, stride=self.config.patch_size).transpose(1, 2)
 
 

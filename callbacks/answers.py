@@ -1,0 +1,166 @@
+"""Measures that ask the model about pictures and read its short answers."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from callbacks.measure import EvaluationContext, Measure, file_hashes
+from callbacks.records import Record
+from callbacks.tracking import Tracker
+from datamodules.benchmarks.questions import Question
+from datamodules.encode import encode_question
+from datamodules.images import read_image, squeeze, to_tensor
+
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+"""LLaVA's suffix, with which the models are trained and the benchmarks are asked."""
+COLUMNS = ("sample_id", "split", "image", "question", "prompt", "raw", "gold", "correct")
+TABLE_ROWS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionsConfig:
+    """What all question benchmarks are configured by."""
+
+    images: str
+    """Folder of the pictures."""
+    data: Literal["official", "scenes"] = "official"
+    """``scenes``: embedded data in the official format. Counts are not checked; the measure is "_style"."""
+    limit: int | None = None
+    """Only the first questions (of each split); the measure is then "_mini"."""
+    suffix: str = SHORT_ANSWER
+    """Text behind every question."""
+    max_new_tokens: int = 16
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        found = []
+        if self.limit is not None and self.limit < 1:
+            found.append(f"limit={self.limit} must be at least 1; null takes all questions")
+        if self.max_new_tokens < 1:
+            found.append(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        return found
+
+
+class QuestionMeasure(Measure):
+    """Asks every question greedily. A batch holds prompts of one length only: a state-space model sees padding."""
+
+    def __init__(self, config: QuestionsConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def read(self) -> list[Question]:
+        """Read and check the benchmark's files."""
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """The benchmark's question files."""
+
+    @abstractmethod
+    def is_correct(self, record: Record) -> bool:
+        """Whether a record's answer counts as right."""
+
+    @property
+    def name(self) -> str:
+        """The official name for the official questions, all of them; ``_mini`` and ``_style`` for others."""
+        if self.config.data == "scenes":
+            return f"{self.task}_style"
+        return self.task if self.config.limit is None else f"{self.task}_mini"
+
+    @cached_property
+    def questions(self) -> dict[str, Question]:
+        """Sample id to question."""
+        return {question.sample_id: question for question in self.read()}
+
+    def check(self, context: EvaluationContext) -> None:
+        """Read the question files."""
+        del context
+        self.sample_ids()
+
+    def sample_ids(self) -> Sequence[str]:
+        """Ids in the order of the files."""
+        return list(self.questions)
+
+    def protocol(self, context: EvaluationContext) -> dict[str, Any]:
+        """Questions, prompt and decoding."""
+        return {
+            "measure": self.name,
+            "template": context.template.question,
+            "suffix": self.config.suffix,
+            "decoding": "greedy",
+            "max_new_tokens": self.config.max_new_tokens,
+            "limit": self.config.limit,
+            "files": file_hashes(self.files()),
+        }
+
+    def produce(self, context: EvaluationContext, ids: Sequence[str]) -> Iterator[list[Record]]:
+        """Answer in batches of prompts of equal length."""
+        asked = [(sample, self._prompt_ids(context, self.questions[sample])) for sample in ids]
+        for _, group in groupby(sorted(asked, key=lambda one: len(one[1])), key=lambda one: len(one[1])):
+            same_length = list(group)
+            for start in range(0, len(same_length), context.batch_size):
+                yield self._answer(context, same_length[start : start + context.batch_size])
+
+    def publish(self, context: EvaluationContext, records: Sequence[Record], tracker: Tracker) -> None:
+        """Log a table of answers with their pictures."""
+        rows = []
+        for record in table_rows(records, [self.is_correct(record) for record in records]):
+            cells = record | {"image": read_image(self.questions[record["sample_id"]].image)}
+            rows.append([(cells | {"correct": self.is_correct(record)})[column] for column in COLUMNS])
+        tracker.log_table(context.step, f"eval/{self.name}/answers", COLUMNS, rows)
+
+    def _prompt_ids(self, context: EvaluationContext, question: Question) -> list[int]:
+        return encode_question(context.tokenizer, question.question + self.config.suffix, context.template)
+
+    def _answer(self, context: EvaluationContext, batch: Sequence[tuple[str, list[int]]]) -> list[Record]:
+        questions = [self.questions[sample] for sample, _ in batch]
+        answers = answer(context, [q.image for q in questions], [ids for _, ids in batch], self.config.max_new_tokens)
+        return [
+            {
+                "sample_id": question.sample_id,
+                "split": question.split,
+                "image": question.image.name,
+                "question": question.question,
+                "prompt": context.template.question.format(question=question.question + self.config.suffix),
+                "raw": text,
+                "gold": question.answer,
+                "n_new_tokens": tokens,
+                "truncated": truncated,
+            }
+            for question, (text, tokens, truncated) in zip(questions, answers, strict=True)
+        ]
+
+
+def answer(
+    context: EvaluationContext, images: Sequence[Path], prompts: Sequence[list[int]], max_new_tokens: int
+) -> list[tuple[str, int, bool]]:
+    """Greedy answers to prompts of equal length: (text, number of tokens, whether the limit cut it short).
+
+    An answer ends before its first end token; the prompt is no part of it.
+    """
+    size, end = context.model.config.vision.image_size, context.tokenizer.end_of_text
+    pixels = torch.stack([to_tensor(squeeze(read_image(path), size)) for path in images])
+    rows = context.model.generate_text(
+        pixels.to(context.device),
+        torch.tensor(list(prompts), device=context.device),
+        max_new_tokens=max_new_tokens,
+        end_id=end,
+    ).tolist()
+    answers = []
+    for row in rows:
+        ids = row[: row.index(end)] if end in row else row
+        answers.append((context.tokenizer.decode(ids), len(ids), end not in row))
+    return answers
+
+
+def table_rows(records: Sequence[Record], correct: Sequence[bool], limit: int = TABLE_ROWS) -> list[Record]:
+    """At most ``limit`` records: half of them evenly spread, so the same at every step, the other half errors."""
+    fixed = records[:: max(1, -(-len(records) // (limit // 2)))]
+    shown = {record["sample_id"] for record in fixed}
+    errors = [r for r, right in zip(records, correct, strict=True) if not right and r["sample_id"] not in shown]
+    return [*fixed, *errors[: limit - limit // 2]]

@@ -1,0 +1,240 @@
+"""What a measure is: generate records on all ranks, then score them, without leaving a trace in training."""
+
+import platform
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from torch import distributed, nn
+
+from callbacks.records import Record, RecordBook, read_results, step_name, write_result
+from callbacks.tracking import Tracker
+from datamodules.encode import PromptTemplate
+from modules.checkpoints import sha256
+from modules.omnimamba.model import OmniMamba
+from modules.omnimamba.tokenizer import TextTokenizer
+from modules.omnimamba.vq import ImageTokenizer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationContext:
+    """What a measure needs of a run: a model and its parts at one step, and this process's share of the work."""
+
+    model: OmniMamba
+    tokenizer: TextTokenizer
+    vq: ImageTokenizer | None
+    """None in a run that cannot look at pictures (model.vq is empty)."""
+    template: PromptTemplate
+    device: torch.device
+    step: int
+    folder: Path
+    """The run folder."""
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def records(self) -> Path:
+        """Folder of this step's records and results."""
+        return self.folder / "records" / step_name(self.step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What was measured, how sure it is, what the trivial answer gets, and how exactly it was measured."""
+
+    metrics: dict[str, float]
+    """Details carry a slash in their name, as in ``random/f1``."""
+    standard_errors: dict[str, float]
+    baselines: dict[str, float]
+    """By the name of the metric that they belong to."""
+    protocol: dict[str, Any]
+
+
+class Measure(ABC):
+    """One benchmark under one protocol. Generating is shared among ranks; scoring reads the merged records only."""
+
+    task: ClassVar[str]
+    """Name in the configuration and on the command line."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name under which results are logged; a reduced or substitute measure has another name than the official."""
+
+    @abstractmethod
+    def check(self, context: EvaluationContext) -> None:
+        """Read the benchmark's files and raise what would stop the evaluation later (FileNotFoundError, ValueError)."""
+
+    @abstractmethod
+    def sample_ids(self) -> Sequence[str]:
+        """Ids of all samples, in the benchmark's order."""
+
+    @abstractmethod
+    def protocol(self, context: EvaluationContext) -> dict[str, Any]:
+        """Plain values that decide what is generated. Records made under another protocol are refused."""
+
+    @abstractmethod
+    def produce(self, context: EvaluationContext, ids: Sequence[str]) -> Iterator[list[Record]]:
+        """Records of the samples ``ids``, a batch at a time; a record must not depend on its batch."""
+
+    @abstractmethod
+    def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
+        """Score all records, given in the order of `sample_ids`."""
+
+    def publish(self, context: EvaluationContext, records: Sequence[Record], tracker: Tracker) -> None:
+        """Log pictures and tables; nothing by default."""
+        del context, records, tracker
+
+    def generate(self, context: EvaluationContext) -> None:
+        """Write this rank's records that are not there yet.
+
+        Raises:
+            ValueError: records of another protocol lie there.
+        """
+        book = self._book(context)
+        book.open(self.protocol(context))
+        done = book.read().keys()
+        mine = self.sample_ids()[context.rank :: context.world_size]
+        for records in self.produce(context, [sample for sample in mine if sample not in done]):
+            book.append(records)
+
+    def records(self, context: EvaluationContext) -> list[Record]:
+        """All ranks' records in the order of `sample_ids`.
+
+        Raises:
+            ValueError: some are missing, unknown, or made under another protocol.
+        """
+        book, expected = self._book(context), self.sample_ids()
+        book.require_protocol(self.protocol(context))
+        found = book.read()
+        missing = [sample for sample in expected if sample not in found]
+        unknown = sorted(found.keys() - set(expected))
+        if missing or unknown:
+            example = missing[0] if missing else unknown[0]
+            raise ValueError(
+                f"{book.folder} holds {len(found)} records for {len(expected)} samples of {self.name}: {len(missing)} "
+                f"missing, {len(unknown)} unknown, for example {example}. Without --score-only they are completed"
+            )
+        return [found[sample] for sample in expected]
+
+    def score(self, context: EvaluationContext) -> Result:
+        """Score the merged records and enter the result into the step's ``results.json``; raises as `records`."""
+        result = self.assess(context, self.records(context))
+        write_result(context.records, self.name, asdict(result))
+        return result
+
+    def stored(self, context: EvaluationContext) -> Result | None:
+        """The result of this step if it was scored already, under this protocol and from the records that lie there."""
+        stored = read_results(context.records).get(self.name)
+        complete = self._book(context).read().keys() == set(self.sample_ids())
+        if stored is None or not complete:
+            return None
+        self._book(context).require_protocol(self.protocol(context))
+        return Result(**stored)
+
+    def traced(self, context: EvaluationContext, records: Sequence[Record], **more: Any) -> dict[str, Any]:
+        """The protocol of a `Result`: what was generated, from which checkpoint, how many, with which versions."""
+        splits: dict[str, int] = {}
+        for record in records:
+            splits[record["split"]] = splits.get(record["split"], 0) + 1
+        return self.protocol(context) | {
+            "step": context.step,
+            "n": len(records),
+            "splits": splits,
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in ("torch", "numpy", "pillow")},
+            **more,
+        }
+
+    def _book(self, context: EvaluationContext) -> RecordBook:
+        return RecordBook(context.records / self.name, context.rank)
+
+
+@contextmanager
+def isolated(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module's mode and every random state are as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+def exchange(value: T) -> list[T]:
+    """``value`` of every rank, in order; waits for all of them."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def on_all_ranks(action: Callable[[], T]) -> T:
+    """Run ``action`` and wait for the others; raises on every rank if it fails on any, so that none waits for ever."""
+    failed = True
+    try:
+        result = action()
+        failed = False
+    finally:
+        ranks = [rank for rank, other in enumerate(exchange(failed)) if other]
+    if ranks:
+        raise RuntimeError(f"evaluation failed on rank {', '.join(map(str, ranks))}; its own log says why")
+    return result
+
+
+def run_measure(
+    measure: Measure,
+    context: EvaluationContext,
+    *,
+    generate: bool = True,
+    publish: Callable[[Result, Sequence[Record]], None] | None = None,
+) -> Result | None:
+    """Generate what records are missing, and score; all ranks call it, rank 0 gets the result.
+
+    Without ``generate`` the records must be there. ``publish`` is called on rank 0 with the result and its records.
+    """
+    with isolated(context.model):
+        if generate:
+            on_all_ranks(lambda: measure.generate(context))
+
+        def finish() -> Result | None:
+            if context.rank:
+                return None
+            result = measure.score(context)
+            if publish is not None:
+                publish(result, measure.records(context))
+            return result
+
+        return on_all_ranks(finish)
+
+
+def file_hashes(paths: Iterable[Path]) -> dict[str, str]:
+    """File name to sha256 (hex)."""
+    return {path.name: _sha256(path, path.stat().st_mtime_ns) for path in paths}
+
+
+@cache
+def _sha256(path: Path, modified: int) -> str:
+    del modified  # part of the cache's key: a file that changes is read again
+    return sha256(path)

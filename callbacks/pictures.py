@@ -1,0 +1,155 @@
+"""Measures that let the model draw: captions to VQ codes, codes to pictures.
+
+Records hold the codes, so pictures can be made again from them without drawing anew.
+"""
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from callbacks.measure import EvaluationContext, Measure
+from callbacks.records import Record
+from datamodules.encode import caption_overflow, encode_caption
+from modules.omnimamba.vq import ImageTokenizer
+from modules.seeds import keyed_seed
+
+NO_VQ = "model.vq is empty, so no picture can be decoded; name the image tokenizer's weights file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How image tokens are drawn."""
+
+    seed: int = 0
+    """Seed of the random numbers, and of the choice of captions."""
+    temperature: float = 1.0
+    top_k: int = 0
+    """Only the k most likely tokens; 0 leaves all in."""
+    top_p: float = 1.0
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        found = []
+        if self.temperature <= 0:
+            found.append(f"temperature={self.temperature} must be above 0; top_k=1 is greedy")
+        if self.top_k < 0:
+            found.append(f"top_k={self.top_k} must be 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            found.append(f"top_p={self.top_p} must lie in (0, 1]; 1 leaves all tokens in")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A caption to draw. ``index`` keys its random numbers."""
+
+    sample_id: str
+    index: int
+    caption: str
+    image: Path | None = None
+    """The picture that the caption was written for, if there is one."""
+
+
+class PictureMeasure(Measure):
+    """Draws a picture for every caption; a picture depends on seed and index, not on its batch or rank."""
+
+    def __init__(self, sampling: SamplingConfig) -> None:
+        self.sampling = sampling
+
+    @abstractmethod
+    def read(self) -> list[Drawing]:
+        """Read and check what is to be drawn."""
+
+    @cached_property
+    def drawings(self) -> dict[str, Drawing]:
+        """Sample id to drawing."""
+        return {drawing.sample_id: drawing for drawing in self.read()}
+
+    def check(self, context: EvaluationContext) -> None:
+        """Read the captions; the run must have an image tokenizer."""
+        require_vq(context)
+        self.sample_ids()
+
+    def sample_ids(self) -> Sequence[str]:
+        """Ids in the order of the captions."""
+        return list(self.drawings)
+
+    def protocol(self, context: EvaluationContext) -> dict[str, Any]:
+        """Captions, sampling and image tokenizer."""
+        captions = "\n".join(f"{d.sample_id}\t{d.caption}" for d in self.drawings.values())
+        return {
+            "measure": self.name,
+            "decoding": "sampling",
+            "seed": self.sampling.seed,
+            "temperature": self.sampling.temperature,
+            "top_k": self.sampling.top_k,
+            "top_p": self.sampling.top_p,
+            "captions": hashlib.sha256(captions.encode()).hexdigest(),
+            "vq": require_vq(context).fingerprint,
+        }
+
+    def produce(self, context: EvaluationContext, ids: Sequence[str]) -> Iterator[list[Record]]:
+        """Draw in batches."""
+        for start in range(0, len(ids), context.batch_size):
+            batch = [self.drawings[sample] for sample in ids[start : start + context.batch_size]]
+            codes = draw(context, [d.caption for d in batch], [d.index for d in batch], self.sampling).tolist()
+            length = context.model.config.caption_length
+            yield [
+                {
+                    "sample_id": drawing.sample_id,
+                    "split": self.task,
+                    "prompt": drawing.caption,
+                    "ids_cut": caption_overflow(context.tokenizer, drawing.caption, length),
+                    "image": drawing.image.name if drawing.image else None,
+                    "codes": row,
+                }
+                for drawing, row in zip(batch, codes, strict=True)
+            ]
+
+
+def draw(
+    context: EvaluationContext, captions: Sequence[str], indices: Sequence[int], sampling: SamplingConfig
+) -> Tensor:
+    """VQ codes (B, image_tokens) for ``captions``; ``indices`` key the random numbers of each."""
+    config = context.model.config
+    ids = [encode_caption(context.tokenizer, caption, config.caption_length) for caption in captions]
+    numbers = torch.stack([uniforms(sampling.seed, index, config.image_tokens) for index in indices])
+    return context.model.generate_image_ids(
+        torch.tensor(ids, device=context.device),
+        uniforms=numbers.to(context.device),
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+    )
+
+
+def uniforms(seed: int, index: int, length: int) -> Tensor:
+    """Random numbers in [0, 1) of one sample, float32 (length,): a function of seed and index alone."""
+    generator = torch.Generator().manual_seed(keyed_seed(seed, "image tokens", index))
+    return torch.rand(length, generator=generator)
+
+
+def decode(context: EvaluationContext, records: Sequence[Record]) -> Iterator[Tensor]:
+    """Pictures of records in batches, uint8 (B, 3, H, W)."""
+    vq = require_vq(context)
+    for start in range(0, len(records), context.batch_size):
+        batch = records[start : start + context.batch_size]
+        yield vq.decode(torch.tensor([record["codes"] for record in batch], device=context.device))
+
+
+def require_vq(context: EvaluationContext) -> ImageTokenizer:
+    """The run's image tokenizer.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if context.vq is None:
+        raise ValueError(NO_VQ)
+    return context.vq

@@ -1,0 +1,52 @@
+"""POPE: hallucinated objects, by yes/no questions (specs: evaluation, 2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from callbacks.answers import QuestionMeasure, QuestionsConfig
+from callbacks.measure import EvaluationContext, Result
+from callbacks.records import Record
+from datamodules.benchmarks.pope import pope_files, read_pope
+from datamodules.benchmarks.questions import Question
+from modules.metrics import pope
+
+
+@dataclass(frozen=True, kw_only=True)
+class PopeConfig(QuestionsConfig):
+    """Where POPE lies and how it is asked; ``limit`` is per split."""
+
+    folder: str
+    """Folder of ``coco_pope_{random,popular,adversarial}.json``."""
+
+
+class Pope(QuestionMeasure):
+    """F1, accuracy and the rest on the three splits; the headline is ``f1_macro``."""
+
+    task: ClassVar[str] = "pope"
+    config: PopeConfig
+
+    def read(self) -> list[Question]:
+        """The questions of the three splits."""
+        config = self.config
+        official = config.data == "official"
+        return read_pope(Path(config.folder), Path(config.images), official=official, limit=config.limit)
+
+    def files(self) -> list[Path]:
+        """The three question files."""
+        return list(pope_files(Path(self.config.folder)).values())
+
+    def is_correct(self, record: Record) -> bool:
+        """By the official reading of the answer."""
+        return bool(pope.parse(record["raw"]) == record["gold"])
+
+    def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
+        """Score with errors by a bootstrap over images; the baseline always says yes."""
+        answers = [pope.Answer(split=r["split"], image=r["image"], text=r["raw"], label=r["gold"]) for r in records]
+        return Result(
+            metrics=pope.score(answers),
+            standard_errors=pope.standard_errors(answers),
+            baselines=pope.baseline(answers),
+            protocol=self.traced(context, records, baseline="always yes"),
+        )

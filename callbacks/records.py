@@ -1,0 +1,109 @@
+"""Predictions on disk: one JSON object a line and sample, and beside them the results scored from them.
+
+``RUN/records/<step>/<measure>/rank<r>.jsonl`` and ``protocol.json``; ``RUN/records/<step>/results.json``.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+"""At least ``sample_id``, ``split``, ``prompt``; the rest is the measure's."""
+
+
+def step_name(step: int) -> str:
+    """The name of a step's folders in a run folder."""
+    return f"step-{step:09d}"
+
+
+class RecordBook:
+    """The records of one measure at one step. Every rank appends to a file of its own and reads those of all.
+
+    A process that died in the middle of a line leaves a line without an end; it is not a record, and the rank that
+    goes on with the file cuts it off.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self.folder = folder
+        self.path = folder / f"rank{rank}.jsonl"
+
+    def require_protocol(self, protocol: Mapping[str, Any]) -> None:
+        """Raise ValueError if records lie here that were made under another protocol."""
+        path = self.folder / "protocol.json"
+        if not path.is_file():
+            return
+        stored, wanted = json.loads(path.read_text()), json.loads(json.dumps(protocol))
+        if stored != wanted:
+            changed = [
+                f"{key}: {stored.get(key)!r} there, {wanted.get(key)!r} now"
+                for key in sorted(stored.keys() | wanted.keys())
+                if stored.get(key) != wanted.get(key)
+            ]
+            raise ValueError(
+                f"the records in {self.folder} were made under another protocol ({'; '.join(changed)}). "
+                "Evaluate as before, or discard them: pipelines.evaluate --fresh"
+            )
+
+    def open(self, protocol: Mapping[str, Any]) -> None:
+        """Make the folder ready for appending under ``protocol``; raises as `require_protocol`."""
+        self.require_protocol(protocol)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "protocol.json").is_file():
+            write_json(self.folder / "protocol.json", protocol, unique=self.path.stem)
+        if self.path.is_file():
+            data = self.path.read_bytes()
+            os.truncate(self.path, data.rfind(b"\n") + 1)
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Write ``records`` behind those of this rank and flush them."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+    def read(self) -> dict[str, Record]:
+        """The complete records of all ranks by sample id.
+
+        Raises:
+            ValueError: a complete line is no record.
+        """
+        merged: dict[str, Record] = {}
+        for path in sorted(self.folder.glob("rank*.jsonl")):
+            for record in _lines(path):
+                merged.setdefault(record["sample_id"], record)
+        return merged
+
+
+def _lines(path: Path) -> Iterator[Record]:
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(
+                f"line {number} of {path} is no record ({error}); delete the file to make it anew"
+            ) from error
+        if not isinstance(record, dict) or "sample_id" not in record:
+            raise ValueError(f"line {number} of {path} has no sample_id; delete the file to make it anew")
+        yield record
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Measure to result, from the ``results.json`` of a step's folder; empty where there is none."""
+    path = folder / "results.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return results
+
+
+def write_result(folder: Path, name: str, result: Mapping[str, Any]) -> None:
+    """Put one measure's result into the step's ``results.json``; the others stay."""
+    write_json(folder / "results.json", read_results(folder) | {name: result})
+
+
+def write_json(path: Path, document: Mapping[str, Any], unique: str = "new") -> None:
+    """Write a JSON file as a whole or not at all; ``unique`` tells writers apart that may write it at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{unique}")
+    temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

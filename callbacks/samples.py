@@ -1,0 +1,101 @@
+"""Sample pictures: the same captions and random numbers at every step, so that one sees the model learn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from PIL import Image
+
+from callbacks.measure import EvaluationContext, Result
+from callbacks.pictures import Drawing, PictureMeasure, SamplingConfig, decode
+from callbacks.records import Record, step_name, write_json
+from callbacks.tracking import Tracker
+from datamodules.benchmarks.coco import CaptionSet
+from datamodules.encode import caption_overflow
+from datamodules.images import to_image
+from modules.omnimamba.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig(SamplingConfig):
+    """What is drawn: ``prompts``, or ``n`` captions of a COCO captions file."""
+
+    prompts: tuple[str, ...] = ()
+    captions: str = ""
+    """COCO captions JSON."""
+    images: str = ""
+    """Folder of its pictures."""
+    n: int = 16
+    """How many captions of the file."""
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        found = super().problems()
+        if bool(self.prompts) == bool(self.captions):
+            found.append("give either prompts or a captions file, not both and not neither")
+        if self.captions and not self.images:
+            found.append("images is empty; name the folder of the pictures that the captions file lists")
+        if self.captions and self.n < 1:
+            found.append(f"n={self.n} must be at least 1")
+        return found
+
+
+class Samples(PictureMeasure):
+    """Pictures for people to look at, logged and written to ``RUN/samples/<step>/``; it has no metric."""
+
+    task: ClassVar[str] = "samples"
+
+    def __init__(self, config: SamplesConfig) -> None:
+        super().__init__(config)
+        self.config = config
+
+    @property
+    def name(self) -> str:
+        """``samples``."""
+        return "samples"
+
+    def read(self) -> list[Drawing]:
+        """The prompts, or captions from the file."""
+        if self.config.prompts:
+            captions: list[tuple[str, Path | None]] = [(prompt, None) for prompt in self.config.prompts]
+        else:
+            file = CaptionSet.read(Path(self.config.captions), Path(self.config.images))
+            captions = [(pair.caption, pair.image) for pair in file.choose(self.config.n, self.config.seed)]
+        return [
+            Drawing(sample_id=f"{index:03d}", index=index, caption=caption, image=image)
+            for index, (caption, image) in enumerate(captions)
+        ]
+
+    def check(self, context: EvaluationContext) -> None:
+        """Also refuse prompts that would be cut."""
+        super().check(context)
+        for prompt in self.config.prompts:
+            require_short(context.tokenizer, prompt, context.model.config.caption_length)
+
+    def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
+        """Write the pictures, ``<id>.png``, and ``captions.json`` beside them."""
+        folder = context.folder / "samples" / step_name(context.step)
+        folder.mkdir(parents=True, exist_ok=True)
+        for record, picture in zip(records, _pictures(context, records), strict=True):
+            picture.save(folder / f"{record['sample_id']}.png")
+        write_json(folder / "captions.json", {record["sample_id"]: record["prompt"] for record in records})
+        return Result(metrics={}, standard_errors={}, baselines={}, protocol=self.traced(context, records))
+
+    def publish(self, context: EvaluationContext, records: Sequence[Record], tracker: Tracker) -> None:
+        """Log the pictures."""
+        captions = [record["prompt"] for record in records]
+        tracker.log_images(context.step, "eval/samples", _pictures(context, records), captions)
+
+
+def require_short(tokenizer: TextTokenizer, caption: str, length: int) -> None:
+    """Raise ValueError if ``caption`` has more than ``length`` ids."""
+    over = caption_overflow(tokenizer, caption, length)
+    if over:
+        raise ValueError(
+            f"caption {caption!r} has {length + over} ids but model.caption_length={length}; shorten it by {over} ids"
+        )
+
+
+def _pictures(context: EvaluationContext, records: Sequence[Record]) -> list[Image.Image]:
+    return [to_image(pixels) for batch in decode(context, records) for pixels in batch]

@@ -1,0 +1,58 @@
+"""Writes the keys of every micro-step taken to ``RUN/samples.jsonl``: what the model was trained on, sample by sample."""
+
+import json
+from pathlib import Path
+from typing import IO, Any
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+
+from callbacks.tracking import drop_torn_line
+from modules.omnimamba.adapters import TASKS
+
+SAMPLES = "samples.jsonl"
+
+
+class SampleLog(pl.Callback):
+    """One line a micro-step and rank: {"step", "attempt", "rank", "mmu": [keys], "t2i": [keys]}.
+
+    ``step`` is the optimizer step that the samples went into, counted from 1. Gathering keys costs a collective a
+    micro-step, so it is off unless ``data.log_samples`` asks for it.
+    """
+
+    def __init__(self, folder: Path, attempt: int) -> None:
+        self.path = folder / SAMPLES
+        self.attempt = attempt
+        self._file: IO[str] | None = None
+        self._pending: list[str] = []
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Open the file, on rank 0."""
+        if trainer.is_global_zero:
+            drop_torn_line(self.path)
+            self._file = self.path.open("a")
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note the keys; which step they belong to is known before it is taken."""
+        mine = {task: batch["keys"].get(task, []) for task in TASKS}
+        keys = [mine]
+        if trainer.world_size > 1:
+            keys = [{}] * trainer.world_size
+            dist.all_gather_object(keys, mine)
+        step = trainer.global_step + 1
+        self._pending += [
+            json.dumps({"step": step, "attempt": self.attempt, "rank": rank, **k}) + "\n" for rank, k in enumerate(keys)
+        ]
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
+        """Write what was taken."""
+        if self._file is not None:
+            self._file.writelines(self._pending)
+            self._file.flush()
+        self._pending = []
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

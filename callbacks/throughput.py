@@ -1,0 +1,88 @@
+"""Logs losses, learning rate, gradient norm and speed of training, and shows them as they come."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from callbacks.steps import step_taken
+from callbacks.tracking import Tracker
+from datamodules.mixed import MixedDataModule
+from modules.omnimamba.config import ModelConfig
+
+Show = Callable[[int, dict[str, float]], None]
+"""Told (step, metrics) at every log."""
+
+
+class Throughput(pl.Callback):
+    """Every N steps: ``train/loss``, ``train/loss_<task>``, ``train/lr``, ``train/grad_norm``, ``train/tokens_per_s``.
+
+    Losses are the mean over the ranks and micro-steps of the step that is logged. tokens/s counts positions of all
+    sequences on all ranks, image features and padding included, over wall time since the last log, evaluation and
+    saving left out.
+    """
+
+    def __init__(self, tracker: Tracker, model: ModelConfig, every_n_steps: int, show: Show) -> None:
+        self.tracker, self.model, self.every, self.show = tracker, model, every_n_steps, show
+        self._losses: dict[str, Tensor] = {}
+        self._tokens = 0
+        self._seconds = 0.0
+        self._started = 0.0
+        self._grad_norm: Tensor | None = None
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock of this micro-step, unless it runs since the last one ended."""
+        if not self._started:
+            self._started = time.perf_counter()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """The gradient norm before clipping."""
+        if (trainer.global_step + 1) % self.every == 0:
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
+        """Collect; log at multiples of ``every_n_steps``."""
+        share = 1 / trainer.accumulate_grad_batches
+        parts = {"loss": out["loss"].detach(), **{f"loss_{task}": value for task, value in out["losses"].items()}}
+        for name, value in parts.items():
+            scale = 1.0 if name == "loss" else share  # Lightning has scaled the loss itself already
+            self._losses[name] = self._losses.get(name, torch.zeros_like(value)) + scale * value
+        self._tokens += self._positions(batch) * trainer.world_size
+        if not step_taken(trainer, i):
+            return
+        if trainer.global_step % self.every == 0:
+            self._log(trainer)
+        self._losses = {}
+
+    def _log(self, trainer: pl.Trainer) -> None:
+        names = sorted(self._losses)
+        values = trainer.strategy.reduce(torch.stack([self._losses[name] for name in names]), reduce_op="mean")
+        assert isinstance(values, Tensor)
+        metrics = {f"train/{name}": value for name, value in zip(names, values.tolist(), strict=True)}
+        now = time.perf_counter()
+        self._seconds += now - self._started
+        metrics["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        if self._grad_norm is not None:
+            metrics["train/grad_norm"] = self._grad_norm.item()
+        metrics["train/tokens_per_s"] = self._tokens / self._seconds
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, MixedDataModule)
+        metrics.update({f"data/epoch_{task}": epoch for task, epoch in data.epochs().items()})
+        self.tracker.log(trainer.global_step, metrics)
+        if trainer.is_global_zero:
+            self.show(trainer.global_step, metrics)
+        self._tokens, self._seconds, self._started = 0, 0.0, 0.0
+
+    def _positions(self, batch: Any) -> int:
+        count = 0
+        if "mmu" in batch:
+            count += batch["mmu"]["input_ids"].numel() + len(batch["mmu"]["images"]) * self.model.vision.patches
+        if "t2i" in batch:
+            count += batch["t2i"]["caption_ids"].numel() + batch["t2i"]["image_ids"].numel()
+        return count

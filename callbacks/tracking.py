@@ -1,0 +1,159 @@
+"""Metrics go to ``RUN/metrics.jsonl`` first and to Weights & Biases beside it.
+
+One object per log: {"step", "time", "attempt", name: value, ...}. After a rollback the higher attempt of a step counts.
+"""
+
+import json
+import logging
+import netrc
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from PIL import Image
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+WANDB_HOST = "api.wandb.ai"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where metrics go besides the run folder."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """``auto`` is online where an API key is found, offline otherwise."""
+    project: str = "omnimamba"
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+class Tracker:
+    """Logs numbers, pictures and tables at a step. Made on every rank; only the one with ``write=True`` does anything.
+
+    A failure of Weights & Biases is reported once and then ignored; the local file goes on.
+    """
+
+    def __init__(self, folder: Path, config: TrackingConfig, *, name: str, run_id: str, settings: dict[str, Any], write: bool):
+        self.folder = folder
+        self.attempt = 1
+        self._file: IO[str] | None = None
+        self._wandb: Any = None
+        if not write:
+            return
+        self.attempt = last_attempt(folder) + 1
+        drop_torn_line(folder / METRICS)
+        self._file = (folder / METRICS).open("a")
+        if config.wandb != "disabled":
+            self._start_wandb(config, name, run_id, settings)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log ``metrics`` at ``step``; None stands for a number that does not exist and is left out of W&B."""
+        if self._file is None:
+            return
+        row = {"step": step, "time": round(time.time(), 3), "attempt": self.attempt, **metrics}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        self._mirror({**{k: v for k, v in metrics.items() if v is not None}, "step": step, "attempt": self.attempt})
+
+    def log_images(self, step: int, key: str, images: Sequence[Image.Image], captions: Sequence[str]) -> None:
+        """Log pictures with their captions under ``key``."""
+        if self._wandb is not None:
+            import wandb
+
+            pictures = [wandb.Image(image, caption=caption) for image, caption in zip(images, captions, strict=True)]
+            self._mirror({key: pictures, "step": step})
+
+    def log_table(self, step: int, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a table; a cell may be a PIL image."""
+        if self._wandb is not None:
+            import wandb
+
+            cells = [[wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row] for row in rows]
+            self._mirror({key: wandb.Table(columns=list(columns), data=cells), "step": step})
+
+    def close(self) -> None:
+        """Flush and end the W&B run."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._wandb is not None:
+            self._wandb.finish(quiet=True)
+            self._wandb = None
+
+    def _start_wandb(self, config: TrackingConfig, name: str, run_id: str, settings: dict[str, Any]) -> None:
+        import wandb
+
+        mode = config.wandb
+        if mode == "auto":
+            mode = "online" if _has_key() else "offline"
+        try:
+            self._wandb = wandb.init(
+                project=config.project,
+                group=config.group,
+                tags=list(config.tags),
+                name=name,
+                id=run_id,
+                resume="allow" if mode == "online" else None,
+                dir=self.folder,
+                config=settings,
+                mode=mode,
+                settings=wandb.Settings(init_timeout=15, silent=True, console="off"),
+            )
+            self._wandb.define_metric("step")
+            self._wandb.define_metric("*", step_metric="step")
+        except Exception as error:  # noqa: BLE001  # whatever W&B raises, training goes on with the local file
+            log.warning("W&B cannot be reached (%s); metrics go to %s alone", error, self.folder / METRICS)
+            self._wandb = None
+
+    def _mirror(self, row: dict[str, Any]) -> None:
+        if self._wandb is None:
+            return
+        try:
+            self._wandb.log(row)
+        except Exception as error:  # noqa: BLE001  # as above
+            log.warning("W&B failed (%s); metrics go on in %s alone", error, self.folder / METRICS)
+            self._wandb = None
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """One row a step, in order, with all that was logged at it; of a value logged twice the higher attempt's counts."""
+    steps: dict[int, dict[str, Any]] = {}
+    for row in sorted(_rows(folder), key=lambda row: row["attempt"]):
+        steps.setdefault(row["step"], {}).update(row)
+    return [steps[step] for step in sorted(steps)]
+
+
+def last_attempt(folder: Path) -> int:
+    """Highest attempt in the run's metrics, 0 before the first."""
+    return max((row["attempt"] for row in _rows(folder)), default=0)
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    # what follows the last newline is a line that a kill cut short
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off a last line that a kill left without its end."""
+    if path.is_file():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators(WANDB_HOST) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,68 @@
+"""Reader of POPE's official files: ``coco_pope_{random,popular,adversarial}.json``, JSON Lines despite their name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from datamodules.benchmarks.questions import OFFICIAL_ELSE, Question, require_file, require_images, require_keys
+
+SPLITS = ("random", "popular", "adversarial")
+OFFICIAL_COUNTS = {"random": (3000, 2910), "popular": (3000,), "adversarial": (3000,)}
+"""Questions per file; ``random`` was released twice, and published numbers use either."""
+
+
+def pope_files(folder: Path) -> dict[str, Path]:
+    """Split to the file that holds it."""
+    return {split: folder / f"coco_pope_{split}.json" for split in SPLITS}
+
+
+def read_pope(folder: Path, images: Path, *, official: bool, limit: int | None = None) -> list[Question]:
+    """Questions of the three splits, at most the first ``limit`` of each; ``official`` data must be complete.
+
+    Raises:
+        FileNotFoundError: a question file or an image is missing.
+        ValueError: a line is broken, a question id occurs twice, or the number of questions is not the official one.
+    """
+    questions: list[Question] = []
+    for split, path in pope_files(folder).items():
+        found = _read_split(split, path, images)
+        expected = OFFICIAL_COUNTS[split]
+        if official and len(found) not in expected:
+            wanted = " or ".join(str(count) for count in expected)
+            raise ValueError(f"{path} holds {len(found)} questions, expected {wanted}. {OFFICIAL_ELSE}")
+        if not found:
+            raise ValueError(f"{path} holds no question")
+        found = found[:limit]
+        require_images((question.image for question in found), path)
+        questions += found
+    return questions
+
+
+def _read_split(split: str, path: Path, images: Path) -> list[Question]:
+    require_file(path)
+    questions: dict[str, Question] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            question = _question(split, line, images, where=f"line {number} of {path}")
+            if question.sample_id in questions:
+                raise ValueError(f"line {number} of {path} repeats question {question.sample_id}; ids must be unique")
+            questions[question.sample_id] = question
+    return list(questions.values())
+
+
+def _question(split: str, line: str, images: Path, where: str) -> Question:
+    try:
+        record: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not valid JSON ({error}); the file holds one object a line") from error
+    require_keys(record, ("question_id", "image", "text", "label"), where)
+    if record["label"] not in ("yes", "no"):
+        raise ValueError(f"{where} has the label {record['label']!r}; POPE knows yes and no")
+    return Question(
+        task="pope",
+        split=split,
+        sample_id=f"{split}/{record['question_id']}",
+        image=images / record["image"],
+        question=record["text"],
+        answer=record["label"],
+    )

@@ -1,0 +1,64 @@
+"""What all question benchmarks share: the form of a question, and the checks on the files it comes from."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+OFFICIAL_ELSE = "If this is not the official file, set its data to 'scenes'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question on one picture, as the benchmark's file has it."""
+
+    task: str
+    split: str
+    sample_id: str
+    """``<split>/<question id>``: unique in the task and the same in every process."""
+    image: Path
+    question: str
+    answer: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """The whole record of the file, where scoring needs more than the answer."""
+
+
+def read_json(path: Path) -> Any:
+    """The JSON document in ``path``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no valid JSON.
+    """
+    require_file(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from error
+
+
+def require_file(path: Path) -> None:
+    """Raise FileNotFoundError unless ``path`` is a file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"benchmark file {path} does not exist; check the path in the configuration")
+
+
+def require_keys(record: Any, keys: Sequence[str], where: str) -> None:
+    """Raise ValueError unless ``record`` is an object with ``keys``; ``where`` names it."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} must be a JSON object, found {type(record).__name__}")
+    missing = [key for key in keys if key not in record]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}; expected the keys {', '.join(keys)}")
+
+
+def require_images(paths: Iterable[Path], source: Path) -> None:
+    """Raise FileNotFoundError unless all pictures that ``source`` names exist."""
+    wanted = list(dict.fromkeys(paths))
+    missing = [path for path in wanted if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(wanted)} images that {source} names do not exist, the first is {missing[0]}; "
+            "check the images folder"
+        )

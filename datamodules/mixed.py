@@ -1,0 +1,180 @@
+"""The mixed data module: every micro-batch of every rank holds exactly the configured samples of each task."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from datamodules.datasets import MixedDataset, MMUSamples, T2ISamples
+from datamodules.encode import PromptTemplate
+from datamodules.plan import SampleKey, StepPlan, Stream
+from datamodules.shards import ShardSet
+from modules.omnimamba.adapters import TASKS, Task
+from modules.omnimamba.config import ModelConfig
+from modules.omnimamba.tokenizer import TextTokenizer
+
+ENDLESS = 10**9
+"""Length of the loader. A loader without one is prefetched by Lightning, and a resume would lose that batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Samples per task."""
+
+    mmu: int = 0
+    t2i: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read, and how a step is made up."""
+
+    mmu: str = ""
+    """Manifest of the MMU shards."""
+    t2i: str = ""
+    """Manifest of the T2I shards."""
+    micro_batch: Counts = field(default_factory=lambda: Counts(mmu=3, t2i=48))
+    """Samples per task in each micro-batch of each rank: the mixing ratio."""
+    global_batch: Counts | None = None
+    """Samples per task in one optimizer step over all ranks; gradients are accumulated to reach it. None: one micro-batch a rank."""
+    template: PromptTemplate = field(default_factory=PromptTemplate)
+    num_workers: int = 0
+    log_samples: bool = False
+    """Write the keys of every micro-step taken to samples.jsonl."""
+    accept_changed: bool = False
+    """Resume although the shards are not the ones the run was trained on so far."""
+
+    def accumulation(self, tasks: Sequence[Task], world_size: int) -> int:
+        """Micro-batches per optimizer step.
+
+        Raises:
+            ValueError: the global batch is not a multiple of the micro-batch over all ranks, or not the same one for each task.
+        """
+        if self.global_batch is None:
+            return 1
+        factors = {}
+        for task in tasks:
+            whole, micro = getattr(self.global_batch, task), getattr(self.micro_batch, task)
+            if whole < 1 or whole % (micro * world_size):
+                raise ValueError(
+                    f"data.global_batch.{task}={whole} is not a multiple of data.micro_batch.{task}={micro} on {world_size} "
+                    f"ranks ({micro * world_size} a micro-step); choose one that is, or another number of ranks"
+                )
+            factors[task] = whole // (micro * world_size)
+        if len(set(factors.values())) > 1:
+            raise ValueError(
+                f"data.global_batch asks for {factors} micro-steps per step; each micro-step holds all tasks, so the ratio "
+                "of the global batch must be that of data.micro_batch"
+            )
+        return next(iter(factors.values()))
+
+
+class MixedDataModule(pl.LightningDataModule):
+    """Feeds a stage. Its state is the position of each stream, committed when a step has been taken, never on fetch."""
+
+    def __init__(
+        self, config: DataConfig, model: ModelConfig, tokenizer: TextTokenizer, *, tasks: Sequence[Task], seed: int
+    ) -> None:
+        """Open the shards of ``tasks``.
+
+        Raises:
+            FileNotFoundError: a task has no manifest.
+            ValueError: shards are damaged.
+        """
+        super().__init__()
+        self.config = config
+        self.seed = seed
+        self.samples: dict[Task, T2ISamples | MMUSamples] = {}
+        for task in (task for task in TASKS if task in tasks):
+            shards = ShardSet.open(Path(getattr(config, task)))
+            if task == "mmu":
+                self.samples[task] = MMUSamples(shards, tokenizer, model, config.template)
+            else:
+                self.samples[task] = T2ISamples(shards, tokenizer, model, seed)
+        self.positions: dict[Task, int] = dict.fromkeys(self.samples, 0)
+        self.plan = self._plan(rank=0, world_size=1)
+
+    def setup(self, stage: str) -> None:
+        """Take rank and world size from the trainer."""
+        if self.trainer is not None:
+            self.plan = self._plan(self.trainer.global_rank, self.trainer.world_size)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Micro-batches from the committed position on, without end."""
+        workers = self.config.num_workers
+        return DataLoader(
+            MixedDataset(self.samples),
+            batch_size=None,  # the sampler yields whole micro-batches
+            sampler=_PlanSampler(self),
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=2 if workers else None,
+            worker_init_fn=_one_thread if workers else None,
+        )
+
+    def commit(self) -> None:
+        """One optimizer step has been taken: what it consumed will not come again."""
+        self.positions = self.plan.advance(self.positions)
+
+    def fingerprints(self) -> dict[str, str]:
+        """What identifies the data of each task."""
+        return {task: samples.shards.fingerprint for task, samples in self.samples.items()}
+
+    def epochs(self) -> dict[str, float]:
+        """How often each stream has been gone through."""
+        return {task: self.positions[task] / len(samples.shards) for task, samples in self.samples.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """A hundred bytes, the same on every rank, whatever the number of ranks and workers."""
+        return {"version": 1, "seed": self.seed, "fingerprints": self.fingerprints(), "positions": dict(self.positions)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken.
+
+        Raises:
+            ValueError: it was taken with another seed, other tasks or other data.
+        """
+        mine, theirs = self.fingerprints(), state_dict["fingerprints"]
+        if mine != theirs and not self.config.accept_changed:
+            raise ValueError(
+                f"the data changed since the checkpoint: fingerprints then {theirs}, now {mine}. Restore the shards, or set "
+                "data.accept_changed=true to go on at the same positions of the new data"
+            )
+        if state_dict["seed"] != self.seed:
+            raise ValueError(f"the checkpoint's data order has seed {state_dict['seed']}, this run has seed={self.seed}")
+        self.positions = {task: state_dict["positions"][task] for task in self.samples}
+
+    def _plan(self, rank: int, world_size: int) -> StepPlan:
+        streams = {task: Stream(task, len(samples.shards), self.seed) for task, samples in self.samples.items()}
+        micro = {task: int(getattr(self.config.micro_batch, task)) for task in self.samples}
+        return StepPlan(streams, micro, self.config.accumulation(list(self.samples), world_size), world_size, rank)
+
+
+class _PlanSampler(Sampler[list[SampleKey]]):
+    """Keys of this rank's micro-steps. Positions are read when iteration starts, so a state loaded late still counts."""
+
+    def __init__(self, module: MixedDataModule) -> None:
+        self.module = module
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        plan, positions = self.module.plan, dict(self.module.positions)
+        while True:
+            for j in range(plan.accumulation):
+                yield plan.micro_step(positions, j)
+            positions = plan.advance(positions)
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)

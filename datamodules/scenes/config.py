@@ -1,0 +1,47 @@
+"""How many scenes to draw, and what to ask about them."""
+
+from dataclasses import dataclass
+
+from datamodules.scenes.draw import MAX_OBJECTS
+
+MAX_TURNS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesConfig:
+    """The embedded data set; the defaults are sized for a demo."""
+
+    images: int = 3000
+    """Training images."""
+    val_images: int = 256
+    seed: int = 0
+    min_objects: int = 1
+    max_objects: int = MAX_OBJECTS
+    conversations: int = 2
+    """Question-and-answer samples per training image."""
+    turns: int = 3
+    """Questions per sample."""
+    caption_share: float = 0.2
+    """Share of the training images with one more sample that asks for a description."""
+    gqa_questions: int = 4
+    """GQA-style questions per validation image."""
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        found = [
+            f"{key}={getattr(self, key)} must be at least 1"
+            for key in ("images", "val_images", "conversations", "gqa_questions")
+            if getattr(self, key) < 1
+        ]
+        if not 1 <= self.min_objects <= self.max_objects <= MAX_OBJECTS:
+            found.append(
+                f"min_objects={self.min_objects} and max_objects={self.max_objects} must satisfy "
+                f"1 <= min_objects <= max_objects <= {MAX_OBJECTS}"
+            )
+        if not 1 <= self.turns <= MAX_TURNS:
+            found.append(
+                f"turns={self.turns} must lie in [1, {MAX_TURNS}]: longer conversations are mostly cut in training"
+            )
+        if not 0 <= self.caption_share <= 1:
+            found.append(f"caption_share={self.caption_share} must lie in [0, 1]")
+        return found

@@ -1,0 +1,219 @@
+"""Checkpoint folders and what later stages take from them.
+
+A checkpoint is a folder ``step-000000020`` that holds ``state.ckpt`` (plain tensors and plain data) and, written last,
+``manifest.json`` with each file's size and SHA-256. It appears by one rename, so a folder without a fitting manifest
+was damaged afterwards.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+STATE = "state.ckpt"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message says which one, why, and what to do."""
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after ``step`` optimizer steps."""
+    return f"step-{step:09d}"
+
+
+def commit(temporary: Path, final: Path, step: int) -> None:
+    """Seal the files in ``temporary`` with a manifest and make them appear as ``final``, all or nothing."""
+    files = {
+        str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(temporary.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files}
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for path in [*(temporary / name for name in files), temporary / MANIFEST]:
+        _fsync(path)
+    _fsync(temporary)
+    if final.exists():  # an older attempt's, behind the state that this run resumed from
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    _fsync(final.parent)
+
+
+def problem(folder: Path) -> str | None:
+    """Why the checkpoint ``folder`` is not whole, or None if it is."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        version, files = manifest["format_version"], manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is missing or unreadable"
+    if version != FORMAT_VERSION:
+        return f"format version {version} is not {FORMAT_VERSION}, the one this code reads"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes, the manifest says {expected['bytes']}"
+        if sha256(path) != expected["sha256"]:
+            return f"{name} was altered: its SHA-256 is not the manifest's"
+    return None
+
+
+def latest_valid(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint in the folder ``checkpoints``; ``warn`` is told of each newer one passed over.
+
+    Raises:
+        CheckpointError: there are checkpoints but none of them is whole.
+    """
+    folders = sorted(checkpoints.glob("step-*"), reverse=True)
+    found = []
+    for folder in folders:
+        if (why := problem(folder)) is None:
+            return folder
+        found.append(f"{folder.name}: {why}")
+        warn(f"checkpoint {folder} is passed over: {why}")
+    if folders:
+        raise CheckpointError(
+            f"no checkpoint in {checkpoints} is whole ({'; '.join(found)}). Restore one, or move the run folder away to start anew."
+        )
+    return None
+
+
+def find_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
+    """The checkpoint that ``path`` means: a checkpoint folder, or a run folder's latest.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if path.name.startswith("step-"):
+        why = problem(path) if path.is_dir() else "there is no such folder"
+        if why is None:
+            return path
+        raise CheckpointError(f"checkpoint {path} cannot be used: {why}; name another one")
+    found = latest_valid(path / "checkpoints", warn)
+    if found is None:
+        raise CheckpointError(f"{path} holds no checkpoint (checkpoints/step-*); train that run first, or name another folder")
+    return found
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The state of a checkpoint, on the CPU; nothing but plain tensors and data is unpickled."""
+    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    return state
+
+
+def model_weights(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The model's own parameters out of a checkpoint's state."""
+    return {name.removeprefix("model."): value for name, value in state["state_dict"].items()}
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What an earlier stage left: its weights, and which of them it trained."""
+
+    origin: str
+    weights: dict[str, Tensor]
+    trained: frozenset[str]
+
+    @classmethod
+    def read(cls, path: Path, warn: Callable[[str], None]) -> "StageResult":
+        """From a checkpoint folder or a run folder."""
+        state = read_state(find_checkpoint(path, warn))
+        return cls(str(path), model_weights(state), frozenset(state["stage"]["trained"]))
+
+
+@dataclass
+class LoadReport:
+    """What `load_results` did: parameters by where they came from, those kept as initialised, and those not wanted."""
+
+    loaded: dict[str, list[str]] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The report as text."""
+        lines = [f"{len(names)} parameters from {origin}" for origin, names in self.loaded.items()]
+        for title, names in (("kept as initialised", self.kept), ("unexpected, not loaded", self.unexpected)):
+            if names:
+                lines.append(f"{len(names)} {title}: {_shortened(names)}")
+        return lines
+
+
+def load_results(model: nn.Module, results: Sequence[StageResult]) -> LoadReport:
+    """Load stage results into ``model``: each parameter from the stage that trained it.
+
+    Raises:
+        CheckpointError: two stages trained the same parameter, an untrained one differs between them, or a shape does not fit.
+    """
+    report = LoadReport()
+    own = model.state_dict()
+    for name, current in own.items():
+        holders = [result for result in results if name in result.weights]
+        if not holders:
+            report.kept.append(name)
+            continue
+        source = _source(name, holders)
+        value = source.weights[name]
+        if value.shape != current.shape:
+            raise CheckpointError(
+                f"{name} is {tuple(value.shape)} in {source.origin} but {tuple(current.shape)} in this model; "
+                "the two configurations must have the same model section"
+            )
+        current.copy_(value)
+        report.loaded.setdefault(source.origin, []).append(name)
+    report.unexpected = sorted({name for result in results for name in result.weights} - own.keys())
+    return report
+
+
+def _source(name: str, holders: Sequence[StageResult]) -> StageResult:
+    trainers = [result for result in holders if name in result.trained]
+    if len(trainers) > 1:
+        raise CheckpointError(
+            f"{name} was trained both in {trainers[0].origin} and in {trainers[1].origin}; only one can be kept. "
+            "Start from one of them, or freeze it in one stage (stage.freeze)"
+        )
+    source = (trainers or holders)[0]
+    if not trainers:
+        for other in holders[1:]:
+            if not torch.equal(other.weights[name], source.weights[name]):
+                raise CheckpointError(
+                    f"{name} was trained in neither {source.origin} nor {other.origin}, yet differs between them: they "
+                    "started from different weights (model.init_seed, init_from)"
+                )
+    return source
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_old(checkpoints: Path, keep_last: int) -> None:
+    """Delete all but the newest ``keep_last`` checkpoints; the manifest goes first, so a half-deleted one is never used."""
+    for folder in sorted(checkpoints.glob("step-*"))[:-keep_last]:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
+def _shortened(names: Iterable[str], most: int = 4) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

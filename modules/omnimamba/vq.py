@@ -1,0 +1,222 @@
+"""Image tokenizers: pictures to a fixed number of codes and back.
+
+`PatchKMeans` is the stand-in of tiny configurations; `load_image_tokenizer` picks the class by the file's ``kind``.
+Shapes: B images, H = W pixels, n codes per image, K codebook entries, D pixel values of one patch, P patches.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from modules.omnimamba.kmeans import fit_centres, nearest
+
+MAX_CODEBOOK = 2**16
+"""Codes are stored as uint16."""
+
+
+class ImageTokenizer(Protocol):
+    """What the pipeline needs of an image tokenizer."""
+
+    @property
+    def name(self) -> str:
+        """Its kind, as written in its file."""
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of different codes."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the pictures, in pixels."""
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Number of codes of one picture."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of what determines the codes: kind, sizes, weights."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) to int64 (B, n)."""
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """int64 (B, n) to uint8 (B, 3, H, W)."""
+
+
+class PatchKMeans(nn.Module):
+    """A codebook of pixel patches: each non-overlapping patch, in row-major order, becomes its nearest entry.
+
+    Distances are exact (see `modules.omnimamba.kmeans`): the codes of an image depend on nothing but the image and the
+    codebook. Of equally near entries the first counts.
+    """
+
+    name = "patch_kmeans"
+    codebook: Tensor
+
+    def __init__(self, codebook: Tensor, *, image_size: int, patch_size: int) -> None:
+        """Take ``codebook``, uint8 (K, 3 * patch_size**2).
+
+        Raises:
+            ValueError: sizes that do not fit together.
+        """
+        super().__init__()
+        _check_sizes(codebook.shape[0], image_size, patch_size)
+        if codebook.dtype != torch.uint8 or codebook.ndim != 2 or codebook.shape[1] != 3 * patch_size**2:
+            raise ValueError(
+                f"a patch_kmeans codebook is uint8 of shape (codes, {3 * patch_size**2}) for patch_size={patch_size}, "
+                f"not {codebook.dtype} of shape {tuple(codebook.shape)}"
+            )
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.register_buffer("codebook", codebook)
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of entries, K."""
+        return self.codebook.shape[0]
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Patches per picture, n."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of kind, sizes and codebook."""
+        header = f"{self.name}/{self.image_size}/{self.patch_size}/".encode()
+        return hashlib.sha256(header + self.codebook.cpu().numpy().tobytes()).hexdigest()
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes of ``images``: uint8 (B, 3, H, W) to int64 (B, n), on the codebook's device.
+
+        Raises:
+            ValueError: images of another size or type.
+        """
+        _check_images(images, self.image_size)
+        patches_PD = _patches(images.to(self.codebook.device), self.patch_size)
+        codes, _ = nearest(patches_PD, self.codebook)
+        return codes.view(len(images), self.tokens_per_image)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Pictures of ``codes``: int64 (B, n) to uint8 (B, 3, H, W).
+
+        Raises:
+            ValueError: a wrong number of codes, or a code outside the codebook.
+        """
+        if codes.ndim != 2 or codes.shape[1] != self.tokens_per_image:
+            raise ValueError(f"an image has {self.tokens_per_image} codes; got codes of shape {tuple(codes.shape)}")
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebook_size:
+            raise ValueError(
+                f"codes run from {int(codes.min())} to {int(codes.max())} but the codebook has {self.codebook_size} "
+                "entries; were they made with another tokenizer?"
+            )
+        side, size = self.image_size // self.patch_size, self.patch_size
+        patches = self.codebook[codes.to(self.codebook.device)].view(-1, side, side, 3, size, size)
+        return patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, self.image_size, self.image_size)
+
+    @classmethod
+    @torch.no_grad()
+    def fit(
+        cls,
+        images: Tensor,
+        *,
+        codebook_size: int,
+        patch_size: int,
+        seed: int,
+        iterations: int = 12,
+        max_patches: int = 32_768,
+    ) -> "PatchKMeans":
+        """Fit a codebook to ``images``, uint8 (N, 3, H, W), by k-means (see `fit_centres`).
+
+        The result is a function of the arguments, whatever the machine.
+
+        Raises:
+            ValueError: sizes that do not fit together, or fewer different patches than codes.
+        """
+        _check_sizes(codebook_size, images.shape[-1], patch_size)
+        _check_images(images, images.shape[-1])
+        centres_KD = fit_centres(
+            _patches(images, patch_size),
+            count=codebook_size,
+            seed=seed,
+            iterations=iterations,
+            max_patches=max_patches,
+        )
+        return cls(centres_KD, image_size=images.shape[-1], patch_size=patch_size)
+
+    def save(self, path: Path) -> None:
+        """Write the codebook to ``path`` as safetensors, with kind and sizes in the metadata."""
+        metadata = {"kind": self.name, "image_size": str(self.image_size), "patch_size": str(self.patch_size)}
+        path.write_bytes(save({"codebook": self.codebook.cpu().contiguous()}, metadata=metadata))
+
+    @classmethod
+    def load(cls, path: Path) -> "PatchKMeans":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not a patch_kmeans file.
+        """
+        metadata = _metadata(path)
+        if metadata["kind"] != cls.name:
+            raise ValueError(f"image tokenizer {path} is of kind {metadata['kind']!r}, not {cls.name!r}")
+        sizes = {key: int(metadata[key]) for key in ("image_size", "patch_size")}
+        return cls(load_file(str(path))["codebook"], **sizes)
+
+
+def load_image_tokenizer(path: str | Path) -> ImageTokenizer:
+    """Load the image tokenizer in ``path``, of whichever kind it says it is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no safetensors file, names no kind, or names one we do not know.
+    """
+    kinds = {PatchKMeans.name: PatchKMeans.load}
+    kind = _metadata(Path(path))["kind"]
+    if kind not in kinds:
+        raise ValueError(f"image tokenizer {path} is of kind {kind!r}; known kinds: {', '.join(kinds)}")
+    return kinds[kind](Path(path))
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"image tokenizer {path} does not exist. Name a tokenizer file "
+            "(`python -m pipelines.prepare scenes` fits one for the embedded data)."
+        )
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"image tokenizer {path} is not a readable safetensors file: {error}") from error
+    if "kind" not in metadata:
+        raise ValueError(f"image tokenizer {path} does not say its kind in the safetensors metadata; was it made here?")
+    return metadata
+
+
+def _check_sizes(codebook_size: int, image_size: int, patch_size: int) -> None:
+    if not 1 <= codebook_size <= MAX_CODEBOOK:
+        raise ValueError(f"codebook_size={codebook_size} must lie in [1, {MAX_CODEBOOK}]: codes are stored as uint16")
+    if patch_size < 1 or image_size % patch_size:
+        raise ValueError(f"patch_size={patch_size} does not divide image_size={image_size}; choose one that does")
+
+
+def _check_images(images: Tensor, size: int) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, size, size):
+        raise ValueError(
+            f"images must be uint8 of shape (B, 3, {size}, {size}), not {images.dtype} of shape {tuple(images.shape)}"
+        )
+
+
+def _patches(images: Tensor, size: int) -> Tensor:
+    """uint8 (B, 3, H, W) to uint8 (P, D): row-major patches, channels first inside."""
+    windows = images.unfold(2, size, size).unfold(3, size, size)
+    return windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * size * size)

@@ -1,0 +1,109 @@
+"""The training stages: LightningModules that differ in a few declared values (paper, section 3.4 and Fig. 4)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from modules.objectives import LossWeights, task_losses, total_loss
+from modules.omnimamba.adapters import TASKS, Task
+from modules.omnimamba.model import Batch, OmniMamba
+from modules.optim import OptimConfig, build_optimizer
+from modules.seeds import keyed_seed
+from modules.trainable import TrainableReport, set_trainable
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """Which stage, and what a run changes about it."""
+
+    name: Literal["mmu_pretrain", "t2i_pretrain", "unified_finetune"]
+    also_train: tuple[str, ...] = ()
+    """Patterns of parameters trained beyond the paper's set, for a run that starts from nothing."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of parameters left out of the paper's set, for example text_embedding.* in T2I pre-training."""
+    loss_weights: LossWeights = field(default_factory=LossWeights)
+
+
+class StageModule(pl.LightningModule):
+    """One stage of training. A subclass declares ``tasks`` and ``trainable``; nothing else differs.
+
+    ``training_step`` returns the loss and, under ``losses``, each task's own.
+    """
+
+    tasks: ClassVar[tuple[Task, ...]]
+    trainable: ClassVar[tuple[str, ...]]
+
+    def __init__(self, model: OmniMamba, config: StageConfig, optim: OptimConfig, *, max_steps: int, seed: int) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.optim = optim
+        self.max_steps = max_steps
+        self.seed = seed
+        self.report: TrainableReport = set_trainable(
+            model, self.trainable, also_train=config.also_train, freeze=config.freeze
+        )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Key the step's randomness (LoRA dropout) by seed, step and rank: nothing to save, nothing to restore."""
+        micro = batch_idx % self.trainer.accumulate_grad_batches
+        torch.manual_seed(keyed_seed(self.seed, "step", self.trainer.global_step, micro, self.global_rank))
+
+    def training_step(self, batch: Mapping[Task, Mapping[str, Tensor]], batch_idx: int) -> dict[str, Any]:
+        """One forward pass for all tasks of the micro-batch."""
+        inputs: Batch = {task: batch[task] for task in TASKS if task in self.tasks}
+        losses = task_losses(self.model(inputs))
+        loss = total_loss(losses, self.config.loss_weights)
+        return {"loss": loss, "losses": {task: value.detach() for task, value in losses.items()}}
+
+    def configure_optimizers(self) -> tuple[list[torch.optim.AdamW], list[dict[str, LambdaLR | str]]]:
+        """AdamW and its schedule, stepped once per optimizer step."""
+        optimizer, schedule = build_optimizer(self.model, self.optim, self.max_steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name what this stage trained, so that a later stage can tell its results from its starting point."""
+        checkpoint["stage"] = {"name": self.config.name, "trained": list(self.report.names)}
+
+
+class MMUPretrain(StageModule):
+    """Stage 1, understanding: the projector and the MMU adapters learn to read images."""
+
+    tasks = ("mmu",)
+    trainable = ("projector.*", "backbone.*.lora_?.mmu.*")
+
+
+class T2IPretrain(StageModule):
+    """Stage 1, generation: image vocabulary, caption projection, positions and the T2I adapters.
+
+    The text embedding is trained too, as in the released code; ``stage.freeze: [text_embedding.*]`` leaves it alone.
+    """
+
+    tasks = ("t2i",)
+    trainable = (
+        "image_table.*",
+        "image_mlp.*",
+        "caption_projection.*",
+        "t2i_positions",
+        "text_embedding.*",
+        "backbone.*.lora_?.t2i.*",
+    )
+
+
+class UnifiedFinetune(StageModule):
+    """Stage 2: everything but the frozen encoders, on both tasks in every step."""
+
+    tasks = ("mmu", "t2i")
+    trainable = ("*",)
+
+
+STAGES: dict[str, type[StageModule]] = {
+    "mmu_pretrain": MMUPretrain,
+    "t2i_pretrain": T2IPretrain,
+    "unified_finetune": UnifiedFinetune,
+}

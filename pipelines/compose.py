@@ -1,0 +1,200 @@
+"""Builds the parts of a run out of its configuration."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+
+from callbacks.checkpointing import Checkpointing
+from callbacks.evaluation import EvaluationCallback, EvaluationContext, build_measures
+from callbacks.samples_log import SampleLog
+from callbacks.steps import CommitPosition
+from callbacks.throughput import Show, Throughput
+from callbacks.tracking import Tracker
+from datamodules.mixed import MixedDataModule
+from modules.checkpoints import StageResult, find_checkpoint, load_results, model_weights, read_state
+from modules.omnimamba.config import ModelConfig
+from modules.omnimamba.initialise import initialise
+from modules.omnimamba.model import OmniMamba
+from modules.omnimamba.tokenizer import TextTokenizer
+from modules.omnimamba.vq import ImageTokenizer, load_image_tokenizer
+from modules.stages import STAGES, StageModule
+from pipelines.config import HardwareConfig, RunConfig, load
+from pipelines.console import say, warn
+from pipelines.overrides import ConfigError
+from pipelines.prepare import prepare_scenes
+from pipelines.runfolder import CONFIG
+
+
+def check_hardware(config: HardwareConfig) -> None:
+    """Refuse hardware that this machine does not have, before anything else is done.
+
+    Raises:
+        ConfigError: GPUs are asked for and too few are there.
+    """
+    if config.accelerator == "gpu" and torch.cuda.device_count() < config.devices:
+        raise ConfigError(
+            f"hardware.accelerator=gpu with hardware.devices={config.devices}, but this machine shows "
+            f"{torch.cuda.device_count()} GPUs; use hardware.accelerator=cpu or a machine that has them"
+        )
+
+
+def make_embedded_data(config: RunConfig) -> None:
+    """Draw and prepare the scenes that the configuration asks for, if they are not there yet."""
+    if config.scenes is not None:
+        prepare_scenes(config.scenes)
+
+
+def build_tokenizer(model: ModelConfig) -> TextTokenizer:
+    """The text tokenizer.
+
+    Raises:
+        ConfigError: it has more ids than the model has embedding rows.
+    """
+    tokenizer = TextTokenizer(model.tokenizer)
+    if len(tokenizer) > model.vocab_size:
+        raise ConfigError(
+            f"{model.tokenizer} has {len(tokenizer)} ids with the special tokens, but model.vocab_size={model.vocab_size}; "
+            f"set it to {-(-len(tokenizer) // 16) * 16}"
+        )
+    return tokenizer
+
+
+def build_vq(model: ModelConfig) -> ImageTokenizer | None:
+    """The VQ tokenizer, if one is named.
+
+    Raises:
+        ConfigError: its codes are not those of the model.
+    """
+    if not model.vq:
+        return None
+    vq = load_image_tokenizer(Path(model.vq))
+    for key, have, want in (
+        ("image_vocab", model.image_vocab, vq.codebook_size),
+        ("image_tokens", model.image_tokens, vq.tokens_per_image),
+    ):
+        if have != want:
+            raise ConfigError(f"model.{key}={have}, but the VQ tokenizer {model.vq} has {want}; they must be equal")
+    return vq
+
+
+def build_model(config: RunConfig, *, report: Callable[[str], None]) -> OmniMamba:
+    """The model with its initial weights: by seed and name, then those of earlier stages."""
+    model = OmniMamba(config.model)
+    initialise(model, config.model.init_seed)
+    if config.init_from:
+        results = [StageResult.read(Path(path), warn) for path in config.init_from]
+        for line in load_results(model, results).lines():
+            report(line)
+    return model
+
+
+def build_stage(config: RunConfig, model: OmniMamba) -> StageModule:
+    """The stage's LightningModule."""
+    stage = STAGES[config.stage.name]
+    return stage(model, config.stage, config.optim, max_steps=config.trainer.max_steps, seed=config.seed)
+
+
+def build_data(config: RunConfig, tokenizer: TextTokenizer) -> MixedDataModule:
+    """The data module of the stage's tasks."""
+    tasks = STAGES[config.stage.name].tasks
+    return MixedDataModule(config.data, config.model, tokenizer, tasks=tasks, seed=config.seed)
+
+
+def build_callbacks(
+    config: RunConfig,
+    tracker: Tracker,
+    tokenizer: TextTokenizer,
+    vq: ImageTokenizer | None,
+    show: Show,
+) -> list[pl.Callback]:
+    """What watches the run, in the order that matters: commit, log, evaluate, and save what all of them left."""
+
+    def context(trainer: pl.Trainer, module: pl.LightningModule) -> EvaluationContext:
+        assert isinstance(module, StageModule)
+        return EvaluationContext(
+            model=module.model,
+            tokenizer=tokenizer,
+            vq=vq,
+            template=config.data.template,
+            device=module.model.device,
+            step=trainer.global_step,
+            folder=config.folder,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            batch_size=config.evaluation.batch_size,
+        )
+
+    callbacks: list[pl.Callback] = [CommitPosition()]
+    callbacks.append(Throughput(tracker, config.model, config.trainer.log_every_n_steps, show))
+    if config.data.log_samples:
+        callbacks.append(SampleLog(config.folder, tracker.attempt))
+    callbacks.append(Checkpointing(config.checkpoint, config.folder / "checkpoints"))
+    callbacks += [
+        EvaluationCallback(measure, tracker, config.evaluation, context) for measure in build_measures(config.evaluation)
+    ]
+    return callbacks
+
+
+def build_trainer(config: RunConfig, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
+    """Lightning's Trainer, told to leave data order, logging, saving and Slurm to this project."""
+    hardware = config.hardware
+    ranks = hardware.devices * hardware.nodes
+    return pl.Trainer(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        num_nodes=hardware.nodes,
+        strategy="ddp" if ranks > 1 else "auto",
+        max_steps=config.trainer.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=config.data.accumulation(STAGES[config.stage.name].tasks, ranks),
+        gradient_clip_val=config.optim.clip_grad_norm or None,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A model out of a run folder, ready to be asked."""
+
+    config: RunConfig
+    model: OmniMamba
+    tokenizer: TextTokenizer
+    vq: ImageTokenizer | None
+    step: int
+    folder: Path
+
+
+def load_trained(run: Path, overrides: Sequence[str] = ()) -> Trained:
+    """The model of a run folder's latest checkpoint, in eval mode.
+
+    Raises:
+        ConfigError: ``run`` is no run folder, or an override does not fit.
+        CheckpointError: it has no whole checkpoint.
+    """
+    if not (run / CONFIG).is_file():
+        raise ConfigError(f"{run} is no run folder: it has no {CONFIG}. Name one that pipelines.train made")
+    config = load(run / CONFIG, overrides)
+    config = replace(config, run=replace(config.run, dir=str(run)))
+    check_hardware(config.hardware)
+    state = read_state(find_checkpoint(run, warn))
+    model = OmniMamba(config.model)
+    model.load_state_dict(model_weights(state))
+    device = torch.device("cuda" if config.hardware.accelerator == "gpu" else "cpu")
+    return Trained(
+        config=config,
+        model=model.to(device).eval(),
+        tokenizer=build_tokenizer(config.model),
+        vq=build_vq(config.model),
+        step=int(state["global_step"]),
+        folder=run,
+    )

@@ -1,0 +1,147 @@
+"""The root of the typed configuration, and how it is read and written."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+
+from callbacks.checkpointing import CheckpointConfig
+from callbacks.evaluation import EvaluationConfig
+from callbacks.tracking import TrackingConfig
+from datamodules.mixed import DataConfig
+from modules.omnimamba.adapters import TASKS
+from modules.omnimamba.config import ModelConfig
+from modules.optim import OptimConfig
+from modules.stages import STAGES, StageConfig
+from pipelines.overrides import ConfigError, build, dotlist, read_yaml
+from pipelines.prepare import PrepareScenesConfig
+
+__all__ = ["ConfigError", "HardwareConfig", "RunConfig", "RunFolderConfig", "TrainerConfig", "as_dict", "differences", "load"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolderConfig:
+    """Where the run lives, and what a resume may change."""
+
+    dir: str = ""
+    """The run folder; empty: runs/<name>."""
+    allow_changed: tuple[str, ...] = ()
+    """Keys that may differ from the run folder's config.yaml on a resume, beyond those that always may."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How long to train and how often to log."""
+
+    max_steps: int
+    log_every_n_steps: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareConfig:
+    """What to run on. The batch scripts set devices and nodes from what Slurm granted."""
+
+    accelerator: Literal["cpu", "gpu"] = "cpu"
+    devices: int = 1
+    """Devices of each node: GPUs, or processes on a CPU."""
+    nodes: int = 1
+    threads: int = 0
+    """CPU threads of each process; 0 leaves it to torch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that defines a run. One YAML file per run under configs/; every key can be overridden."""
+
+    name: str
+    seed: int = 0
+    """Seed of the data order and of all randomness in training; initial weights have model.init_seed."""
+    stage: StageConfig
+    init_from: tuple[str, ...] = ()
+    """Run or checkpoint folders of earlier stages, whose weights this run starts from."""
+    trainer: TrainerConfig
+    run: RunFolderConfig = field(default_factory=RunFolderConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    scenes: PrepareScenesConfig | None = None
+    """Embedded data to make, if it is not there yet, before anything is read."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.run.dir or f"runs/{self.name}")
+
+    def problems(self) -> list[str]:
+        """Broken rules of all sections, each with the way out."""
+        found = self.model.problems() + self.optim.problems() + self.checkpoint.problems() + self.evaluation.problems()
+        for key, value in (
+            ("trainer.max_steps", self.trainer.max_steps),
+            ("trainer.log_every_n_steps", self.trainer.log_every_n_steps),
+            ("hardware.devices", self.hardware.devices),
+            ("hardware.nodes", self.hardware.nodes),
+        ):
+            if value < 1:
+                found.append(f"{key}={value} must be at least 1")
+        if not self.model.tokenizer:
+            found.append("model.tokenizer is empty; name a local tokenizer.json")
+        return found + self._data_problems()
+
+    def _data_problems(self) -> list[str]:
+        found = []
+        tasks = STAGES[self.stage.name].tasks
+        for task in TASKS:
+            count = getattr(self.data.micro_batch, task)
+            if task in tasks and count < 1:
+                found.append(f"stage {self.stage.name} trains {task}, but data.micro_batch.{task}={count}; it must be at least 1")
+            if task in tasks and not getattr(self.data, task):
+                found.append(f"stage {self.stage.name} trains {task}, but data.{task} is empty; name a shard manifest")
+        if "mmu" in tasks and self.model.vision.kind == "features":
+            found.append("model.vision.kind=features cannot train MMU: the shards hold images; choose an encoder")
+        try:
+            self.data.accumulation(tasks, self.hardware.devices * self.hardware.nodes)
+        except ValueError as error:
+            found.append(str(error))
+        except ZeroDivisionError:  # reported above as an empty micro-batch
+            pass
+        return found
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a YAML file (and what it includes) with ``key=value`` overrides, checked.
+
+    Raises:
+        ConfigError: anything about it is wrong; the message names key, value, rule and way out.
+    """
+    values = OmegaConf.merge(read_yaml(path), dotlist(overrides))
+    return build(RunConfig, values, source=str(path))  # type: ignore[arg-type]
+
+
+def as_dict(config: RunConfig) -> dict[str, Any]:
+    """The configuration as plain data, as it is written to config.yaml."""
+    plain = OmegaConf.to_container(OmegaConf.create(asdict(config)))
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+FREE_ON_RESUME = ("run", "checkpoint", "evaluation", "tracking", "hardware", "trainer.log_every_n_steps", "data.num_workers",
+                  "data.log_samples", "data.accept_changed", "model.vq")  # fmt: skip
+"""Keys that a resumed run may change: they alter neither the weights nor what they are trained on."""
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Leaves in which two configurations differ, as {dotted key: (old, new)}."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in {**old, **new}:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found |= differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found[prefix + key] = (a, b)
+    return found

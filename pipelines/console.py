@@ -1,0 +1,30 @@
+"""How the verbs speak: results on standard output, warnings on standard error, errors with exit code 2."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError)
+"""What a user can mend: shown as a message. Anything else is a fault of the program and keeps its traceback."""
+
+
+def say(text: str = "") -> None:
+    """A line for the user."""
+    print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """A line that must not be overlooked."""
+    print(f"WARNING: {text}", file=sys.stderr, flush=True)
+
+
+def run_verb(main: Callable[[], None]) -> NoReturn:
+    """Run a verb; what a user can mend ends as a message and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        main()
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    sys.exit(0)

@@ -1,0 +1,160 @@
+"""Evaluate the latest checkpoint of a run, by the measures of its configuration.
+
+    python -m pipelines.evaluate RUN [--tasks pope gqa fid samples] [--score-only | --fresh] [key=value ...]
+
+Examples:
+    python -m pipelines.evaluate runs/demo_unified
+    python -m pipelines.evaluate runs/demo_unified --tasks pope gqa
+    python -m pipelines.evaluate runs/demo_unified --tasks fid --fresh evaluation.fid.temperature=0.9
+    python -m pipelines.evaluate runs/demo_unified --score-only
+
+Predictions go to RUN/records/<step>/<measure>/, results to RUN/records/<step>/results.json. An evaluation that was cut
+short goes on where it was; --score-only scores the predictions that lie there once more.
+"""
+
+import argparse
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.console import run_verb, say
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from callbacks.measure import EvaluationContext, Measure, Result
+    from pipelines.compose import Trained
+    from pipelines.config import RunConfig
+
+
+def main() -> None:
+    """Parse the command line, evaluate and print the results."""
+    arguments, overrides = _parse()
+    # Late: --help answers at once
+    from rich.console import Console
+
+    from callbacks.evaluation import build_measures, run_measure
+    from pipelines.compose import load_trained
+
+    config = run_config(arguments.run, overrides)
+    measures = choose(build_measures(config.evaluation), arguments.tasks)
+    context = context_of(load_trained(arguments.run, overrides))
+    for measure in measures:
+        measure.check(context)
+    results: dict[str, Result] = {}
+    for measure in measures:
+        if arguments.fresh:
+            shutil.rmtree(context.records / measure.name, ignore_errors=True)
+        say(f"{measure.name}: {len(measure.sample_ids())} samples")
+        result = run_measure(measure, context, generate=not arguments.score_only)
+        assert result is not None  # this process is rank 0
+        results[measure.name] = result
+    title = f"{context.folder} at step {context.step}"
+    Console().print(result_table(results, title=title, details=arguments.details))
+    say(f"results: {context.records / 'results.json'}")
+
+
+def run_config(run: Path, overrides: Sequence[str] = ()) -> "RunConfig":
+    """The configuration in a run folder, with overrides: what can be checked before the model is loaded.
+
+    Raises:
+        ConfigError: ``run`` is no run folder, or an override does not fit.
+    """
+    from pipelines.config import load
+    from pipelines.overrides import ConfigError
+    from pipelines.runfolder import CONFIG
+
+    if not (run / CONFIG).is_file():
+        raise ConfigError(f"{run} is no run folder: it has no {CONFIG}. Name one that pipelines.train made")
+    return load(run / CONFIG, overrides)
+
+
+def context_of(trained: "Trained") -> "EvaluationContext":
+    """A loaded model as measures take it, in one process."""
+    from callbacks.measure import EvaluationContext
+
+    return EvaluationContext(
+        model=trained.model,
+        tokenizer=trained.tokenizer,
+        vq=trained.vq,
+        template=trained.config.data.template,
+        device=trained.model.device,
+        step=trained.step,
+        folder=trained.folder,
+        batch_size=trained.config.evaluation.batch_size,
+    )
+
+
+def choose(measures: "Sequence[Measure]", tasks: Sequence[str] | None) -> "list[Measure]":
+    """The measures of ``tasks``, all of them for None.
+
+    Raises:
+        ValueError: a task is unknown or not configured, or none is.
+    """
+    from callbacks.evaluation import TASKS
+
+    configured = {measure.task: measure for measure in measures}
+    for task in tasks or ():
+        if task not in TASKS:
+            raise ValueError(f"unknown task {task!r}; known are {', '.join(TASKS)}")
+        if task not in configured:
+            raise ValueError(
+                f"task {task} is not configured in this run (it has {', '.join(configured) or 'none'}); "
+                f"set evaluation.{task}.* on the command line"
+            )
+    if not configured:
+        raise ValueError("this run has no evaluation configured; set evaluation.pope.folder=... and the like")
+    return [measure for task, measure in configured.items() if tasks is None or task in tasks]
+
+
+def result_table(results: "Mapping[str, Result]", *, title: str, details: bool = False) -> "Table":
+    """A row for each metric: value, standard error, trivial baseline, number of samples."""
+    from rich.table import Table
+
+    table = Table("measure", "metric", title=title)
+    for column in ("value", "± std err", "trivial baseline", "N"):
+        table.add_column(column, justify="right")
+    for name, result in results.items():
+        metrics = {key: value for key, value in result.metrics.items() if details or "/" not in key}
+        for key, value in metrics.items():
+            error, baseline = result.standard_errors.get(key), result.baselines.get(key)
+            table.add_row(name, key, f"{value:.4f}", _number(error), _number(baseline), str(result.protocol["n"]))
+        if not metrics:
+            table.add_row(name, "-", "-", "-", "-", str(result.protocol["n"]))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _parse() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    parser.add_argument("--tasks", nargs="+", help="pope, gqa, fid, samples; all that are configured if left out")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--score-only", action="store_true", help="generate nothing, score the records that lie there")
+    how.add_argument("--fresh", action="store_true", help="delete this step's records of the tasks first")
+    parser.add_argument("--details", action="store_true", help="also show the metrics of single splits and types")
+    arguments, rest = parser.parse_known_args()
+    # key=value words may stand anywhere, behind --tasks as well
+    overrides = split_overrides(parser, rest)
+    if arguments.tasks is not None:
+        overrides += [word for word in arguments.tasks if "=" in word]
+        arguments.tasks = [word for word in arguments.tasks if "=" not in word] or None
+    return arguments, overrides
+
+
+def split_overrides(parser: argparse.ArgumentParser, rest: Sequence[str]) -> list[str]:
+    """The words that ``parser`` did not know, if they all are key=value; otherwise it ends with its usage."""
+    for word in rest:
+        if word.startswith("-") or "=" not in word:
+            parser.error(f"unrecognized argument: {word}")
+    return list(rest)
+
+
+if __name__ == "__main__":
+    run_verb(main)

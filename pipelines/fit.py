@@ -1,0 +1,77 @@
+"""Training as a few builds and a fit."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from callbacks.tracking import Tracker
+from modules.checkpoints import STATE
+from pipelines.compose import (
+    build_callbacks,
+    build_data,
+    build_model,
+    build_stage,
+    build_tokenizer,
+    build_trainer,
+    build_vq,
+    check_hardware,
+    make_embedded_data,
+)
+from pipelines.config import RunConfig, as_dict
+from pipelines.console import say
+from pipelines.progress import TrainingProgress
+from pipelines.runfolder import COMPLETE, open_run
+
+
+def fit(config: RunConfig) -> Path:
+    """Train what ``config`` describes, from its beginning or from its latest checkpoint; returns the run folder.
+
+    Raises:
+        ConfigError, CheckpointError, FileNotFoundError: something is wrong that shows before training starts.
+        DataError: a sample cannot be used.
+    """
+    leader = getattr(rank_zero_only, "rank", 0) == 0
+    report = say if leader else _silent
+    check_hardware(config.hardware)
+    run = open_run(config)
+    if run.complete:
+        report(f"{run.path} is complete ({COMPLETE}); nothing to do")
+        return run.path
+    config = run.config
+    if config.hardware.threads:
+        torch.set_num_threads(config.hardware.threads)
+    make_embedded_data(config)
+    tokenizer, vq = build_tokenizer(config.model), build_vq(config.model)
+    data = build_data(config, tokenizer)
+    stage = build_stage(config, build_model(config, report=report))
+    for line in [f"{config.name}: stage {config.stage.name}, run folder {run.path}", *stage.report.lines()]:
+        report(line)
+    if run.checkpoint is not None:
+        report(f"resuming from {run.checkpoint}")
+    run_id = run.begin(data.fingerprints()) if leader else ""
+    tracker = Tracker(run.path, config.tracking, name=config.name, run_id=run_id, settings=as_dict(config), write=leader)
+    progress = TrainingProgress(config.name, config.trainer.max_steps)
+    trainer = build_trainer(config, build_callbacks(config, tracker, tokenizer, vq, progress.show))
+    try:
+        with warnings.catch_warnings():
+            # Each worker decodes a few images; Lightning would have as many workers as there are cores.
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*you called `self.log.*")
+            trainer.fit(
+                stage, datamodule=data, ckpt_path=run.checkpoint and run.checkpoint / STATE, weights_only=bool(run.checkpoint)
+            )
+        if trainer.global_step < config.trainer.max_steps:
+            raise RuntimeError(f"training ended at step {trainer.global_step} of {config.trainer.max_steps} without an error")
+        if trainer.is_global_zero:
+            run.finish(trainer.global_step)
+    finally:
+        progress.close()
+        tracker.close()
+    report(f"{config.name}: complete at step {trainer.global_step}; everything is in {run.path}")
+    return run.path
+
+
+def _silent(_text: str) -> None:
+    pass

@@ -1,0 +1,147 @@
+"""The run folder: whose it is, whether to start, resume or leave it alone, and what is written into it."""
+
+import json
+import os
+import platform
+import secrets
+import subprocess
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from callbacks.tracking import METRICS
+from datamodules.mixed import Counts
+from modules.checkpoints import latest_valid
+from modules.omnimamba.adapters import TASKS
+from pipelines.config import FREE_ON_RESUME, RunConfig, as_dict, differences
+from pipelines.console import warn
+from pipelines.overrides import ConfigError, read_yaml
+
+CONFIG, PROVENANCE, COMPLETE = "config.yaml", "provenance.json", "COMPLETE"
+PACKAGES = ("torch", "lightning", "mamba-ssm", "causal-conv1d", "deepspeed", "wandb", "webdataset", "datasets", "peft",
+            "omegaconf", "numpy", "pillow", "tokenizers", "safetensors")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """An opened run folder: its configuration as it will be run, and the checkpoint to resume from, if any."""
+
+    path: Path
+    config: RunConfig
+    checkpoint: Path | None
+    complete: bool
+
+    def begin(self, fingerprints: dict[str, str]) -> str:
+        """Write config.yaml and provenance.json; the W&B run id, the same in every attempt. Rank 0 alone calls this."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(as_dict(self.config))))
+        known = _read_json(self.path / PROVENANCE)
+        run_id: str = known.get("wandb_run_id") or secrets.token_hex(8)
+        facts = {"wandb_run_id": run_id, "data": fingerprints, **provenance()}
+        facts["attempts"] = [*known.get("attempts", []), {"time": round(time.time(), 3), "resumed": _name(self.checkpoint)}]
+        _write(self.path / PROVENANCE, json.dumps(facts, indent=1))
+        return run_id
+
+    def finish(self, step: int) -> None:
+        """Mark the run as done. Rank 0 alone calls this."""
+        _write(self.path / COMPLETE, f"{step}\n")
+
+
+def open_run(config: RunConfig) -> RunFolder:
+    """Decide what to do with the configuration's run folder; nothing is written yet.
+
+    Raises:
+        ConfigError: the folder belongs to something else, or to another configuration.
+        CheckpointError: it has checkpoints, but none of them is whole.
+    """
+    path = config.folder
+    if not path.exists() or not any(path.iterdir()):
+        return RunFolder(path, _settled(config), None, complete=False)
+    if not (path / CONFIG).is_file():
+        raise ConfigError(
+            f"run folder {path} holds files but no {CONFIG}: it is not a run of this project, and nothing is overwritten. "
+            "Choose another run.dir"
+        )
+    stored = OmegaConf.to_container(read_yaml(path / CONFIG))
+    assert isinstance(stored, dict)
+    config = _settled(config, stored)
+    _refuse_changes(config, {str(key): value for key, value in stored.items()})
+    complete = (path / COMPLETE).is_file()
+    checkpoint = latest_valid(path / "checkpoints", warn)
+    if checkpoint is None and not complete and (path / METRICS).is_file():
+        warn(f"{path} has no checkpoint yet: the run starts again from its beginning; {METRICS} is kept and appended to")
+    return RunFolder(path, config, checkpoint, complete)
+
+
+def _settled(config: RunConfig, stored: Any = None) -> RunConfig:
+    """With the global batch spelt out, so that a resume on another number of ranks keeps it."""
+    whole = config.data.global_batch
+    if whole is None and stored is not None:
+        whole = Counts(**stored["data"]["global_batch"])
+    if whole is None:
+        ranks = config.hardware.devices * config.hardware.nodes
+        whole = Counts(**{task: getattr(config.data.micro_batch, task) * ranks for task in TASKS})
+    settled = replace(config, data=replace(config.data, global_batch=whole))
+    if problems := settled.problems():
+        raise ConfigError(f"{config.folder}:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    return settled
+
+
+def _refuse_changes(config: RunConfig, stored: dict[str, Any]) -> None:
+    free = (*FREE_ON_RESUME, *config.run.allow_changed)
+    changed = {
+        key: values
+        for key, values in differences(stored, as_dict(config)).items()
+        if not any(key == name or key.startswith(name + ".") for name in free)
+    }
+    if changed:
+        lines = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())
+        raise ConfigError(
+            f"run folder {config.folder} belongs to another configuration:\n{lines}\n"
+            f"Choose another run.dir, or go on with the change by run.allow_changed=[{','.join(changed)}]"
+        )
+
+
+def provenance() -> dict[str, Any]:
+    """Code, packages and machine of this attempt."""
+    return {"code": code_version(), "packages": _versions(), "python": platform.python_version(), "machine": platform.platform(),
+            "cpu_cores": os.cpu_count()}  # fmt: skip
+
+
+def code_version() -> str:
+    """The git commit of the code, with "+changes" if the tree has some; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("+changes" if dirty.strip() else "")
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _name(path: Path | None) -> str | None:
+    return path.name if path else None

@@ -1,0 +1,36 @@
+"""Train one stage.
+
+    python -m pipelines.train CONFIG.yaml [key=value ...]
+
+Examples:
+    python -m pipelines.train configs/smoke_unified.yaml
+    python -m pipelines.train configs/smoke_unified.yaml run.dir=/scratch/me/smoke trainer.max_steps=20
+    python -m pipelines.train runs/smoke_unified/config.yaml       # the same run again: it resumes, or is complete
+
+A run folder with a checkpoint is resumed; one with COMPLETE is left alone.
+"""
+
+import argparse
+from pathlib import Path
+
+from pipelines.console import run_verb
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path, help="a YAML file, for example one of configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, for example trainer.max_steps=20")
+    arguments = parser.parse_args()
+
+    # Late: --help answers at once
+    from pipelines.config import load
+    from pipelines.fit import fit
+
+    fit(load(arguments.config, arguments.overrides))
+
+
+if __name__ == "__main__":
+    run_verb(main)

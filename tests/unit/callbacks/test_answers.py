@@ -1,0 +1,212 @@
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from callbacks.answers import QuestionsConfig, answer, table_rows
+from callbacks.gqa import Gqa, GqaConfig
+from callbacks.measure import EvaluationContext, run_measure
+from callbacks.pope import Pope, PopeConfig
+from datamodules.benchmarks.questions import Question
+from datamodules.encode import encode_question
+
+Make = Callable[..., EvaluationContext]
+
+
+def pope(benchmark: Path, **changes: object) -> Pope:
+    values = {"folder": str(benchmark / "pope/coco"), "images": str(benchmark / "images"), "data": "scenes"}
+    return Pope(PopeConfig(**(values | {"max_new_tokens": 5} | changes)))  # type: ignore[arg-type]
+
+
+def gqa(benchmark: Path) -> Gqa:
+    return Gqa(
+        GqaConfig(
+            questions=str(benchmark / "gqa_questions.json"),
+            images=str(benchmark / "images"),
+            data="scenes",
+            max_new_tokens=8,
+        )
+    )
+
+
+def speak(
+    monkeypatch: pytest.MonkeyPatch, context: EvaluationContext, answers: dict[str, str], seen: list[int]
+) -> None:
+    """Let the model answer by the question that the prompt holds, whatever its weights."""
+
+    def generate_text(
+        images: torch.Tensor, prompt_ids: torch.Tensor, *, max_new_tokens: int, end_id: int
+    ) -> torch.Tensor:
+        assert images.dtype == torch.uint8
+        assert images.shape == (len(prompt_ids), 3, 16, 16)
+        seen.append(len(prompt_ids))
+        rows = []
+        for row in prompt_ids.tolist():
+            prompt = context.tokenizer.decode(row)
+            [text] = [text for key, text in answers.items() if key in prompt]
+            rows.append([*context.tokenizer.encode(text), end_id][:max_new_tokens])
+        longest = max(map(len, rows))
+        return torch.tensor([row + [end_id] * (longest - len(row)) for row in rows])
+
+    monkeypatch.setattr(context.model, "generate_text", generate_text)
+
+
+def by_question(questions: dict[str, Question]) -> dict[str, str]:
+    return {question.question: question.answer.capitalize() + "." for question in questions.values()}
+
+
+def test_pope_oracle_scores_all_points_beside_always_yes(
+    benchmark: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, measure = make_context(), pope(benchmark)
+    speak(monkeypatch, context, by_question(measure.questions), seen := [])
+    result = run_measure(measure, context)
+    assert result is not None
+    assert result.metrics["f1_macro"] == result.metrics["acc_macro"] == 1
+    assert result.metrics["unparsed_ratio"] == 0
+    assert result.standard_errors["f1_macro"] == 0
+    assert result.baselines["acc_macro"] == 0.5
+    assert result.protocol["n"] == 36
+    assert result.protocol["splits"] == {"random": 12, "popular": 12, "adversarial": 12}
+    assert set(result.protocol["files"]) == {f"coco_pope_{s}.json" for s in ("random", "popular", "adversarial")}
+    lengths = Counter(
+        len(encode_question(context.tokenizer, question.question, context.template))
+        for question in measure.questions.values()
+    )
+    assert len(lengths) > 1
+    # full batches of four for every length, and a rest
+    assert sorted(seen) == sorted(min(4, n - start) for n in lengths.values() for start in range(0, n, 4))
+
+
+def test_pope_trivial_answer_scores_its_baseline(
+    benchmark: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, measure = make_context(), pope(benchmark)
+    speak(monkeypatch, context, {"thing": "Yes"}, [])
+    result = run_measure(measure, context)
+    assert result is not None
+    assert result.metrics == result.baselines
+
+
+def test_gqa_oracle_and_trivial_answer(benchmark: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, measure = make_context(), gqa(benchmark)
+    speak(monkeypatch, context, {"What colour": "Blue."}, [])
+    result = run_measure(measure, context)
+    assert result is not None
+    # six colours, each once: one fixed answer is right once
+    assert result.metrics["accuracy"] == result.baselines["accuracy"] == pytest.approx(1 / 6)
+    oracle = [record | {"raw": record["gold"].upper() + "."} for record in measure.records(context)]
+    assert measure.assess(context, oracle).metrics["accuracy"] == 1
+
+
+def test_records_hold_what_was_asked_and_said(
+    benchmark: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, measure = make_context(), pope(benchmark, limit=1)
+    speak(monkeypatch, context, {"thing": "Yes"}, [])
+    measure.generate(context)
+    assert measure.records(context)[0] == {
+        "sample_id": "random/0",
+        "split": "random",
+        "image": "0.jpg",
+        "question": "Is there a red thing?",
+        "prompt": "In: Is there a red thing?\nAnswer the question using a single word or phrase.\nOut: ",
+        "raw": "Yes",
+        "gold": "yes",
+        "n_new_tokens": len(context.tokenizer.encode("Yes")),
+        "truncated": False,
+    }
+
+
+def test_real_model_answers_alike_in_any_batch_and_on_any_number_of_ranks(
+    benchmark: Path, make_context: Make, tmp_path: Path
+) -> None:
+    found = []
+    for batch_size, world_size in ((1, 1), (5, 1), (3, 2)):
+        folder = tmp_path / f"{batch_size}-{world_size}"
+        measure = pope(benchmark, limit=3)
+        for rank in range(world_size):
+            context = make_context(folder=folder, batch_size=batch_size, rank=rank, world_size=world_size)
+            with torch.no_grad():
+                measure.generate(context)
+        found.append(measure.records(context))
+    assert found[0] == found[1] == found[2]
+    # the untrained model does not end its answers
+    assert all(record["truncated"] == (record["n_new_tokens"] == 5) for record in found[0])
+
+
+def test_answers_end_before_the_first_end_token(
+    benchmark: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = make_context()
+    end = context.tokenizer.end_of_text
+    no = context.tokenizer.encode("No")
+    rows = torch.tensor([[*no, end, *no], [*no, *no, no[0]], [end] * (2 * len(no) + 1)])
+    monkeypatch.setattr(context.model, "generate_text", lambda *_, **__: rows)
+    prompt = encode_question(context.tokenizer, "?", context.template)
+    answers = answer(context, [benchmark / "images/0.jpg"] * 3, [prompt] * 3, 7)
+    assert answers[0] == ("No", len(no), False)
+    assert answers[1][1:] == (2 * len(no) + 1, True)
+    assert answers[2] == ("", 0, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"data": "official"}, "pope"),
+        ({"data": "official", "limit": 300}, "pope_mini"),
+        ({"data": "scenes"}, "pope_style"),
+        ({"data": "scenes", "limit": 300}, "pope_style"),
+    ],
+)
+def test_only_the_official_questions_have_the_official_name(
+    benchmark: Path, changes: dict[str, object], name: str
+) -> None:
+    assert pope(benchmark, **changes).name == name
+
+
+def test_check_finds_missing_files(tmp_path: Path, benchmark: Path, make_context: Make) -> None:
+    with pytest.raises(FileNotFoundError, match=r"coco_pope_random.json does not exist"):
+        pope(benchmark, folder=str(tmp_path)).check(make_context())
+
+
+def test_table_has_fixed_rows_and_errors_and_pictures(
+    benchmark: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, measure = make_context(), pope(benchmark)
+    speak(monkeypatch, context, {"thing": "Yes"}, [])
+    measure.generate(context)
+    logged: list[tuple[object, ...]] = []
+
+    class Log:
+        def log_table(self, *given: object) -> None:
+            logged.append(given)
+
+    measure.publish(context, measure.records(context), Log())  # type: ignore[arg-type]
+    [(step, key, columns, rows)] = logged
+    assert (step, key) == (20, "eval/pope_style/answers")
+    assert len(rows) == 36  # type: ignore[arg-type]
+    first = dict(zip(columns, rows[0], strict=True))  # type: ignore[call-overload,index]
+    assert (first["raw"], first["gold"], first["correct"]) == ("Yes", "yes", True)
+    assert first["image"].size == (20, 16)
+
+
+def test_table_rows_are_half_fixed_and_half_errors() -> None:
+    records = [{"sample_id": str(i)} for i in range(1000)]
+    for offset in (0, 1):
+        correct = [i % 3 != offset for i in range(1000)]
+        rows = [int(record["sample_id"]) for record in table_rows(records, correct)]
+        assert rows[:25] == list(range(0, 1000, 40))
+        assert len(set(rows)) == len(rows) == 50
+        assert all(not correct[i] for i in rows[25:])
+    assert len(table_rows(records, [True] * 1000)) == 25
+    assert table_rows(records[:3], [True] * 3) == records[:3]
+
+
+def test_problems() -> None:
+    assert QuestionsConfig(images="x").problems() == []
+    [limit, tokens] = QuestionsConfig(images="x", limit=0, max_new_tokens=0).problems()
+    assert limit == "limit=0 must be at least 1; null takes all questions"
+    assert tokens == "max_new_tokens=0 must be at least 1"

@@ -1,0 +1,235 @@
+import logging
+import random
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from callbacks.evaluation import (
+    EvaluationCallback,
+    EvaluationConfig,
+    EvaluationContext,
+    FidConfig,
+    GqaConfig,
+    PopeConfig,
+    SamplesConfig,
+    build_measures,
+)
+from callbacks.measure import Measure, Result
+from callbacks.records import Record
+
+Make = Callable[..., EvaluationContext]
+
+
+class Probe(Measure):
+    """One sample; notes when it is generated, and disturbs whatever training could notice."""
+
+    task: ClassVar[str] = "probe"
+    name = "probe_style"  # type: ignore[assignment]
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.steps = error, list[int]()
+
+    def check(self, context: EvaluationContext) -> None:
+        if isinstance(self.error, FileNotFoundError):
+            raise self.error
+
+    def sample_ids(self) -> Sequence[str]:
+        return ["one"]
+
+    def protocol(self, context: EvaluationContext) -> dict[str, Any]:
+        return {}
+
+    def produce(self, context: EvaluationContext, ids: Sequence[str]) -> Iterator[list[Record]]:
+        if ids:
+            self.steps.append(context.step)
+        torch.rand(7), random.random(), np.random.rand()
+        if self.error is not None:
+            raise self.error
+        yield [{"sample_id": sample, "split": "all", "prompt": ""} for sample in ids]
+
+    def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
+        return Result(metrics={"n": 1.0}, standard_errors={}, baselines={}, protocol=self.traced(context, records))
+
+
+class Log:
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, Mapping[str, float]]] = []
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.rows.append((step, metrics))
+
+
+class Noise(Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.full((4,), index / 100)
+
+
+class Dropped(pl.LightningModule):
+    """Dropout makes the loss depend on the mode and on torch's random state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.losses: list[float] = []
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss = (self.net(batch) - 1).square().mean()
+        self.losses.append(float(loss.detach()))
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def train(
+    folder: Path,
+    make_context: Make,
+    callbacks: Sequence[tuple[Probe, EvaluationConfig]] = (),
+    *,
+    max_steps: int = 6,
+    accumulate: int = 1,
+    ckpt_path: Path | None = None,
+    extra: Sequence[pl.Callback] = (),
+) -> tuple[Dropped, Log, pl.Trainer]:
+    module, log = Dropped(), Log()
+
+    def context(trainer: pl.Trainer, given: pl.LightningModule) -> EvaluationContext:
+        assert given is module
+        return make_context(step=trainer.global_step, model=module.net, folder=folder)
+
+    watchers = [EvaluationCallback(probe, log, config, context) for probe, config in callbacks]  # type: ignore[arg-type]
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=max_steps,
+        accumulate_grad_batches=accumulate,
+        callbacks=[*watchers, *extra],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, DataLoader(Noise(), batch_size=2), ckpt_path=ckpt_path, weights_only=bool(ckpt_path))
+    return module, log, trainer
+
+
+def test_training_is_bit_identical_with_and_without_evaluation(tmp_path: Path, make_context: Make) -> None:
+    plain, _, _ = train(tmp_path / "a", make_context)
+    probe = Probe()
+    watched, log, _ = train(tmp_path / "b", make_context, [(probe, EvaluationConfig(every_n_steps=1, at_start=True))])
+    assert probe.steps == [0, 1, 2, 3, 4, 5, 6]
+    assert watched.losses == plain.losses
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
+    assert log.rows == [(step, {"eval/probe_style/n": 1.0}) for step in range(7)]
+
+
+def test_a_failed_evaluation_is_logged_and_training_goes_on_as_without(
+    tmp_path: Path, make_context: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, _, _ = train(tmp_path / "a", make_context)
+    probe = Probe(RuntimeError("out of memory"))
+    with caplog.at_level(logging.ERROR):
+        watched, log, _ = train(tmp_path / "b", make_context, [(probe, EvaluationConfig(every_n_steps=3))])
+    assert watched.losses == plain.losses
+    assert log.rows == [(3, {"eval/probe_style/error": 1}), (6, {"eval/probe_style/error": 1})]
+    assert "EVALUATION FAILED: probe_style at step 3 is left out, training goes on" in caplog.text
+    assert "out of memory" in caplog.text
+
+
+def test_fail_fast_stops_training(tmp_path: Path, make_context: Make) -> None:
+    probe = Probe(RuntimeError("out of memory"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(tmp_path, make_context, [(probe, EvaluationConfig(every_n_steps=4, fail_fast=True))])
+
+
+def test_missing_files_stop_before_training_starts(tmp_path: Path, make_context: Make) -> None:
+    probe = Probe(FileNotFoundError("no questions"))
+    with pytest.raises(FileNotFoundError, match="no questions"):
+        train(tmp_path, make_context, [(probe, EvaluationConfig())])
+    assert probe.steps == []
+
+
+def test_evaluates_at_optimizer_steps_and_once_each(tmp_path: Path, make_context: Make) -> None:
+    often, end, never = Probe(), Probe(), Probe()
+    often.name, end.name = "often", "end"  # type: ignore[method-assign]
+    module, _, _ = train(
+        tmp_path,
+        make_context,
+        [
+            (often, EvaluationConfig(every_n_steps=2)),
+            (end, EvaluationConfig()),
+            (never, EvaluationConfig(at_end=False)),
+        ],
+        accumulate=3,
+    )
+    assert len(module.losses) == 18
+    assert (often.steps, end.steps, never.steps) == ([2, 4, 6], [6], [])
+
+
+class StopAt(pl.Callback):
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == 4
+
+
+def test_a_run_that_stops_short_and_resumes_evaluates_every_step_once(tmp_path: Path, make_context: Make) -> None:
+    config = EvaluationConfig(every_n_steps=2, at_start=True)
+    first = Probe()
+    _, _, trainer = train(tmp_path, make_context, [(first, config)], extra=[StopAt()])
+    trainer.save_checkpoint(tmp_path / "state.ckpt")
+    assert first.steps == [0, 2, 4]
+    second = Probe()
+    _, log, _ = train(tmp_path, make_context, [(second, config)], ckpt_path=tmp_path / "state.ckpt")
+    assert second.steps == [6]
+    assert [step for step, _ in log.rows] == [6]
+    # an evaluation that a kill cut short is made up for
+    shutil.rmtree(tmp_path / "records" / "step-000000004")
+    third = Probe()
+    train(tmp_path, make_context, [(third, config)], ckpt_path=tmp_path / "state.ckpt")
+    assert third.steps == [4]
+
+
+def test_the_end_of_a_run_cut_short_is_not_the_end(tmp_path: Path, make_context: Make) -> None:
+    probe = Probe()
+    train(tmp_path, make_context, [(probe, EvaluationConfig())], extra=[StopAt()])
+    assert probe.steps == []
+
+
+def test_build_measures() -> None:
+    assert build_measures(EvaluationConfig()) == []
+    config = EvaluationConfig(
+        pope=PopeConfig(folder="p", images="i", data="scenes"),
+        gqa=GqaConfig(questions="q", images="i"),
+        fid=FidConfig(captions="c", images="i", n=256),
+        samples=SamplesConfig(prompts=("a",)),
+    )
+    measures = build_measures(config)
+    assert [measure.task for measure in measures] == ["pope", "gqa", "fid", "samples"]
+    assert [measure.name for measure in measures] == ["pope_style", "gqa", "fd_pool", "samples"]
+
+
+def test_problems_name_their_section() -> None:
+    config = EvaluationConfig(
+        every_n_steps=-1,
+        batch_size=0,
+        pope=PopeConfig(folder="p", images="i", limit=0),
+        fid=FidConfig(captions="c", images="i", n=1),
+    )
+    assert config.problems() == [
+        "evaluation.every_n_steps=-1 must be 0 (only at start or end) or more",
+        "evaluation.batch_size=0 must be at least 1",
+        "evaluation.pope: limit=0 must be at least 1; null takes all questions",
+        "evaluation.fid: n=1 must be at least 2: one picture has no covariance",
+    ]
+    assert EvaluationConfig().problems() == []

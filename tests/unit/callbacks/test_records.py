@@ -1,0 +1,69 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from callbacks.records import RecordBook, read_results, step_name, write_result
+
+
+def record(sample: str) -> dict[str, str]:
+    return {"sample_id": sample, "split": "s", "prompt": "é?\n"}
+
+
+def test_step_name_sorts() -> None:
+    assert step_name(20) == "step-000000020"
+
+
+def test_all_ranks_are_read(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        book = RecordBook(tmp_path / "m", rank)
+        book.open({"suffix": "x"})
+        book.append([record(f"{rank}a")])
+        book.append([record(f"{rank}b")])
+    assert RecordBook(tmp_path / "m", 0).read() == {key: record(key) for key in ("0a", "0b", "1a", "1b")}
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["protocol.json", "rank0.jsonl", "rank1.jsonl"]
+
+
+def test_a_half_written_last_line_is_no_record_and_is_cut_off(tmp_path: Path) -> None:
+    book = RecordBook(tmp_path / "m")
+    book.open({})
+    book.append([record("a"), record("b")])
+    whole = book.path.read_bytes()
+    book.path.write_bytes(whole + whole[:10])
+    assert book.read().keys() == {"a", "b"}
+    book.open({})
+    assert book.path.read_bytes() == whole
+    # complete but for its newline: cannot be told from half a line
+    book.path.write_bytes(whole[:-1])
+    book.open({})
+    assert book.read().keys() == {"a"}
+
+
+def test_records_of_another_protocol_are_refused(tmp_path: Path) -> None:
+    RecordBook(tmp_path / "m").open({"suffix": "x", "limit": 3})
+    RecordBook(tmp_path / "m", 1).open({"limit": 3, "suffix": "x"})
+    with pytest.raises(ValueError, match=r"another protocol \(suffix: 'x' there, 'y' now\).*--fresh"):
+        RecordBook(tmp_path / "m").open({"suffix": "y", "limit": 3})
+    with pytest.raises(ValueError, match=r"limit: 3 there, None now"):
+        RecordBook(tmp_path / "m").require_protocol({"suffix": "x"})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"), [("{", "line 1 of .*rank0.jsonl is no record"), ("[]", "has no sample_id")]
+)
+def test_broken_lines(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "rank0.jsonl").write_text(f"{line}\n{json.dumps(record('a'))}\n")
+    with pytest.raises(ValueError, match=message):
+        RecordBook(tmp_path).read()
+
+
+def test_results_of_other_measures_stay(tmp_path: Path) -> None:
+    assert read_results(tmp_path / "step") == {}
+    write_result(tmp_path / "step", "pope", {"metrics": {"f1": 1.0}})
+    write_result(tmp_path / "step", "gqa", {"metrics": {"accuracy": 0.5}})
+    write_result(tmp_path / "step", "pope", {"metrics": {"f1": 0.25}})
+    assert read_results(tmp_path / "step") == {
+        "pope": {"metrics": {"f1": 0.25}},
+        "gqa": {"metrics": {"accuracy": 0.5}},
+    }
+    assert [path.name for path in (tmp_path / "step").iterdir()] == ["results.json"]

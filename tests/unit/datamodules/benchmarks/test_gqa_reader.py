@@ -1,0 +1,67 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datamodules.benchmarks.gqa import read_gqa
+
+RECORD: dict[str, Any] = {
+    "question": "Which room is it?",
+    "imageId": "n1",
+    "answer": "bedroom",
+    "isBalanced": True,
+    "types": {"structural": "query", "semantic": "global", "detailed": "place"},
+    "groups": {"global": "room", "local": "02q-room"},
+    "semantic": [{"operation": "select", "argument": "scene", "dependencies": []}],
+}
+
+
+def write(folder: Path, records: Any) -> Path:
+    (folder / "n1.jpg").write_bytes(b"")
+    path = folder / "testdev_balanced_questions.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def test_reads_the_balanced_questions(tmp_path: Path) -> None:
+    path = write(tmp_path, {"201": RECORD, "202": RECORD | {"isBalanced": False}, "203": RECORD})
+    questions = read_gqa(path, tmp_path, official=False)
+    assert [q.sample_id for q in questions] == ["testdev_balanced/201", "testdev_balanced/203"]
+    assert questions[0].image == tmp_path / "n1.jpg"
+    assert (questions[0].question, questions[0].answer) == ("Which room is it?", "bedroom")
+    assert questions[0].meta == RECORD
+    assert len(read_gqa(path, tmp_path, official=False, limit=1)) == 1
+
+
+def test_official_data_must_be_complete(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"testdev_balanced_questions.json holds 1 balanced questions, expected 12578"):
+        read_gqa(write(tmp_path, {"201": RECORD}), tmp_path, official=True)
+    whole = {str(i): RECORD for i in range(12_578)}
+    assert len(read_gqa(write(tmp_path, whole), tmp_path, official=True)) == 12_578
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([RECORD], "must map question ids to records, found list"),
+        ({"7": {"question": "?"}}, "question 7 of .* lacks imageId, answer, isBalanced"),
+        ({"7": RECORD | {"types": {}}}, "types of question 7 of .* lacks structural, semantic"),
+        ({"7": RECORD | {"groups": {}}}, "groups of question 7 of .* lacks global"),
+        ({"7": RECORD | {"isBalanced": False}}, "holds no balanced question"),
+    ],
+)
+def test_broken_files(tmp_path: Path, records: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_gqa(write(tmp_path, records), tmp_path, official=False)
+
+
+def test_files_that_are_missing_or_no_json(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"benchmark file .*none.json does not exist"):
+        read_gqa(tmp_path / "none.json", tmp_path, official=False)
+    path = write(tmp_path, {"7": RECORD | {"imageId": "n2"}})
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 images .* first is .*n2.jpg"):
+        read_gqa(path, tmp_path, official=False)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="is not valid JSON"):
+        read_gqa(path, tmp_path, official=False)

@@ -1,0 +1,99 @@
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datamodules.benchmarks.pope import read_pope
+
+LINE = {"question_id": 1, "image": "a.jpg", "text": "Is there a dog in the image?", "label": "yes"}
+
+
+def lines(count: int) -> list[dict[str, Any]]:
+    return [LINE | {"question_id": i + 1, "label": "no" if i % 2 else "yes"} for i in range(count)]
+
+
+def write(folder: Path, **splits: Sequence[Any]) -> None:
+    (folder / "a.jpg").write_bytes(b"")
+    for split in ("random", "popular", "adversarial"):
+        content = "".join(f"{json.dumps(line)}\n" for line in splits.get(split, lines(2)))
+        (folder / f"coco_pope_{split}.json").write_text(content)
+
+
+def test_reads_the_three_files(tmp_path: Path) -> None:
+    write(tmp_path)
+    questions = read_pope(tmp_path, tmp_path, official=False)
+    assert [q.sample_id for q in questions] == [
+        f"{split}/{number}" for split in ("random", "popular", "adversarial") for number in (1, 2)
+    ]
+    first = questions[0]
+    assert (first.task, first.split, first.question, first.answer) == ("pope", "random", LINE["text"], "yes")
+    assert first.image == tmp_path / "a.jpg"
+
+
+@pytest.mark.parametrize("count", [3000, 2910])
+def test_both_official_versions_of_random(tmp_path: Path, count: int) -> None:
+    write(tmp_path, random=lines(count), popular=lines(3000), adversarial=lines(3000))
+    assert len(read_pope(tmp_path, tmp_path, official=True)) == count + 6000
+
+
+def test_limit_is_per_split_and_after_the_count(tmp_path: Path) -> None:
+    write(tmp_path, random=lines(3000), popular=lines(3000), adversarial=lines(3000))
+    assert [q.sample_id for q in read_pope(tmp_path, tmp_path, official=True, limit=1)] == [
+        "random/1",
+        "popular/1",
+        "adversarial/1",
+    ]
+
+
+def test_official_data_must_be_complete(tmp_path: Path) -> None:
+    write(tmp_path, random=lines(2999))
+    with pytest.raises(ValueError, match=r"coco_pope_random.json holds 2999 questions, expected 3000 or 2910.*scenes"):
+        read_pope(tmp_path, tmp_path, official=True)
+    write(tmp_path, random=lines(2910), popular=lines(2910))
+    with pytest.raises(ValueError, match=r"coco_pope_popular.json holds 2910 questions, expected 3000\."):
+        read_pope(tmp_path, tmp_path, official=True)
+
+
+def test_missing_question_file(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "coco_pope_popular.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"benchmark file .*coco_pope_popular.json does not exist"):
+        read_pope(tmp_path, tmp_path, official=False)
+
+
+def test_missing_image(tmp_path: Path) -> None:
+    write(tmp_path, random=[LINE, LINE | {"question_id": 2, "image": "b.jpg"}])
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of 2 images that .*coco_pope_random.json names .* first is .*b.jpg"
+    ):
+        read_pope(tmp_path, tmp_path, official=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (LINE | {"label": "Yes"}, r"line 2 of .*random.json has the label 'Yes'"),
+        ({"question_id": 2, "text": "?"}, r"line 2 of .*random.json lacks image, label"),
+        ([1], r"line 2 of .*random.json must be a JSON object, found list"),
+        (LINE, r"line 2 of .*random.json repeats question random/1"),
+    ],
+)
+def test_broken_lines(tmp_path: Path, line: Any, message: str) -> None:
+    write(tmp_path, random=[LINE, line])
+    with pytest.raises(ValueError, match=message):
+        read_pope(tmp_path, tmp_path, official=False)
+
+
+def test_a_line_that_is_no_json(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "coco_pope_random.json").write_text('{"question_id": 1,\n')
+    with pytest.raises(ValueError, match=r"line 1 of .*random.json is not valid JSON"):
+        read_pope(tmp_path, tmp_path, official=False)
+
+
+def test_an_empty_file(tmp_path: Path) -> None:
+    write(tmp_path, random=[])
+    with pytest.raises(ValueError, match=r"random.json holds no question"):
+        read_pope(tmp_path, tmp_path, official=False)

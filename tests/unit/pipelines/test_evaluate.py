@@ -1,0 +1,100 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines import evaluate
+from pipelines.console import run_verb
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        run_verb(evaluate.main)
+    return int(end.value.code or 0)
+
+
+def results(run: Path) -> dict[str, dict[str, dict[str, float]]]:
+    found: dict[str, dict[str, dict[str, float]]] = json.loads(
+        (run / "records/step-000000020/results.json").read_text()
+    )
+    return found
+
+
+def test_all_configured_measures_and_then_scoring_alone(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, run_folder) == 0
+    first = results(run_folder)
+    assert set(first) == {"pope_style", "gqa_style", "fd_pool", "samples"}
+    assert set(first["fd_pool"]["metrics"]) == {"fd_2", "rfd_2"}
+    assert (run_folder / "samples/step-000000020/000.png").is_file()
+    shown = capsys.readouterr().out
+    for word in ("pope_style", "f1_macro", "± std err", "trivial baseline", "results.json"):
+        assert word in shown
+    assert "random/f1" not in shown
+
+    records = sorted(run_folder.glob("records/*/*/rank0.jsonl"))
+    written = [path.stat().st_mtime_ns for path in records]
+    (run_folder / "records/step-000000020/results.json").unlink()
+    assert call(monkeypatch, run_folder, "--score-only", "--details", "--tasks", "pope", "gqa", "fid", "samples") == 0
+    assert results(run_folder) == first
+    assert [path.stat().st_mtime_ns for path in records] == written
+    assert "random/f1" in capsys.readouterr().out
+
+
+def test_overrides_and_records_of_another_protocol(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, run_folder, "--tasks", "gqa") == 0
+    assert set(results(run_folder)) == {"gqa_style"}
+    override = "evaluation.gqa.limit=3"
+    assert call(monkeypatch, run_folder, "--tasks", "gqa", override) == 2
+    assert "limit: 2 there, 3 now" in capsys.readouterr().err
+    assert call(monkeypatch, run_folder, override, "--fresh", "--tasks", "gqa") == 0
+    assert results(run_folder)["gqa_style"]["protocol"]["n"] == 3
+
+
+def test_errors_are_messages_and_exit_code_2(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, message in (
+        ([run_folder / "nowhere"], "is no run folder: it has no config.yaml"),
+        ([run_folder, "--tasks", "mme"], "unknown task 'mme'; known are pope, gqa, fid, samples"),
+        (
+            [run_folder, "--tasks", "fid", "evaluation.fid=null"],
+            "task fid is not configured in this run (it has pope, gqa, samples)",
+        ),
+        (
+            [run_folder, *(f"evaluation.{t}=null" for t in ("pope", "gqa", "fid", "samples"))],
+            "no evaluation configured",
+        ),
+        ([run_folder, "evaluation.batch_size=0"], "evaluation.batch_size=0 must be at least 1"),
+        ([run_folder, "--score-only", "--tasks", "pope"], "holds 0 records for 6 samples of pope_style"),
+        ([run_folder, "--score-only", "--fresh"], "not allowed with argument"),
+        ([run_folder, "--taks", "pope"], "unrecognized argument: --taks"),
+        ([run_folder, "--tasks", "fid", "model.vq=''"], "model.vq is empty"),
+    ):
+        assert call(monkeypatch, *words) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_without_a_checkpoint(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_folder / "checkpoints/step-000000020").rename(run_folder / "kept")
+    assert call(monkeypatch, run_folder) == 2
+    assert "holds no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "generate"])
+def test_help_answers_at_once(verb: str) -> None:
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", f"pipelines.{verb}", "--help"], capture_output=True, text=True, check=True
+    )
+    assert time.monotonic() - started < 1
+    assert "Examples:" in done.stdout
