@@ -32,6 +32,7 @@ class Throughput(pl.Callback):
         self._seconds = 0.0
         self._started = 0.0
         self._grad_norm: Tensor | None = None
+        self._lr = 0.0
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock of this micro-step, unless it runs since the last one ended."""
@@ -41,7 +42,8 @@ class Throughput(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """The gradient norm before clipping."""
+        """The gradient norm before clipping, and the learning rate of this step."""
+        self._lr = optimizer.param_groups[0]["lr"]
         if (trainer.global_step + 1) % self.every == 0:
             gradients = [p.grad for p in module.parameters() if p.grad is not None]
             self._grad_norm = torch.nn.utils.get_total_norm(gradients)
@@ -67,7 +69,7 @@ class Throughput(pl.Callback):
         metrics = {f"train/{name}": value for name, value in zip(names, values.tolist(), strict=True)}
         now = time.perf_counter()
         self._seconds += now - self._started
-        metrics["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        metrics["train/lr"] = self._lr
         if self._grad_norm is not None:
             metrics["train/grad_norm"] = self._grad_norm.item()
         metrics["train/tokens_per_s"] = self._tokens / self._seconds

@@ -8,7 +8,7 @@ import logging
 import netrc
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -58,23 +58,28 @@ class Tracker:
         row = {"step": step, "time": round(time.time(), 3), "attempt": self.attempt, **metrics}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        self._mirror({**{k: v for k, v in metrics.items() if v is not None}, "step": step, "attempt": self.attempt})
+        self._mirror(step, lambda: {name: value for name, value in metrics.items() if value is not None})
 
     def log_images(self, step: int, key: str, images: Sequence[Image.Image], captions: Sequence[str]) -> None:
         """Log pictures with their captions under ``key``."""
-        if self._wandb is not None:
+
+        def row() -> dict[str, Any]:
             import wandb
 
-            pictures = [wandb.Image(image, caption=caption) for image, caption in zip(images, captions, strict=True)]
-            self._mirror({key: pictures, "step": step})
+            return {key: [wandb.Image(image, caption=text) for image, text in zip(images, captions, strict=True)]}
+
+        self._mirror(step, row)
 
     def log_table(self, step: int, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log a table; a cell may be a PIL image."""
-        if self._wandb is not None:
+
+        def row() -> dict[str, Any]:
             import wandb
 
             cells = [[wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row] for row in rows]
-            self._mirror({key: wandb.Table(columns=list(columns), data=cells), "step": step})
+            return {key: wandb.Table(columns=list(columns), data=cells)}
+
+        self._mirror(step, row)
 
     def close(self) -> None:
         """Flush and end the W&B run."""
@@ -82,8 +87,11 @@ class Tracker:
             self._file.close()
             self._file = None
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
-            self._wandb = None
+            run, self._wandb = self._wandb, None
+            try:
+                run.finish()
+            except Exception as error:  # noqa: BLE001  # as above
+                log.warning("W&B could not end its run (%s); the metrics are in %s", error, self.folder / METRICS)
 
     def _start_wandb(self, config: TrackingConfig, name: str, run_id: str, settings: dict[str, Any]) -> None:
         import wandb
@@ -110,11 +118,12 @@ class Tracker:
             log.warning("W&B cannot be reached (%s); metrics go to %s alone", error, self.folder / METRICS)
             self._wandb = None
 
-    def _mirror(self, row: dict[str, Any]) -> None:
+    def _mirror(self, step: int, row: Callable[[], dict[str, Any]]) -> None:
+        """Log what ``row`` makes to W&B; it is made here, so that a failure to make it stops nothing either."""
         if self._wandb is None:
             return
         try:
-            self._wandb.log(row)
+            self._wandb.log({**row(), "step": step, "attempt": self.attempt})
         except Exception as error:  # noqa: BLE001  # as above
             log.warning("W&B failed (%s); metrics go on in %s alone", error, self.folder / METRICS)
             self._wandb = None

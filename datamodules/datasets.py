@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.encode import PromptTemplate, encode_caption, encode_conversation
+from datamodules.images import squeeze, to_tensor
 from datamodules.plan import SampleKey
 from datamodules.shards import ShardSet
 from modules.omnimamba.adapters import Task
@@ -90,25 +91,13 @@ class MMUSamples:
 
     def _image(self, payload: bytes, index: int) -> Tensor:
         try:
-            return read_image(io.BytesIO(payload), self.model.vision.image_size)
+            with Image.open(io.BytesIO(payload)) as image:
+                return to_tensor(squeeze(image.convert("RGB"), self.model.vision.image_size))
         except (OSError, UnidentifiedImageError) as error:
             raise DataError(
                 f"{self.shards.key(index)}: its image does not decode ({error}); the checksum is right, so it was stored "
                 "like this: prepare the data again without it"
             ) from error
-
-
-def read_image(file: io.BytesIO | str, size: int) -> Tensor:
-    """An image file as uint8 (3, size, size): RGB, resized by bicubic interpolation without keeping the aspect.
-
-    Raises:
-        OSError: the file is missing or no image.
-    """
-    with Image.open(file) as image:
-        pixels = image.convert("RGB")
-        if pixels.size != (size, size):
-            pixels = pixels.resize((size, size), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
 
 
 class MixedDataset(Dataset[Any]):

@@ -56,7 +56,7 @@ class DataConfig:
         """
         if self.global_batch is None:
             return 1
-        factors = {}
+        factors: dict[str, int] = {}
         for task in tasks:
             whole, micro = getattr(self.global_batch, task), getattr(self.micro_batch, task)
             if whole < 1 or whole % (micro * world_size):
@@ -70,7 +70,7 @@ class DataConfig:
                 f"data.global_batch asks for {factors} micro-steps per step; each micro-step holds all tasks, so the ratio "
                 "of the global batch must be that of data.micro_batch"
             )
-        return next(iter(factors.values()))
+        return factors[tasks[0]]
 
 
 class MixedDataModule(pl.LightningDataModule):

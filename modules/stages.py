@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from modules.objectives import LossWeights, task_losses, total_loss
 from modules.omnimamba.adapters import TASKS, Task
@@ -61,10 +61,10 @@ class StageModule(pl.LightningModule):
         loss = total_loss(losses, self.config.loss_weights)
         return {"loss": loss, "losses": {task: value.detach() for task, value in losses.items()}}
 
-    def configure_optimizers(self) -> tuple[list[torch.optim.AdamW], list[dict[str, LambdaLR | str]]]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its schedule, stepped once per optimizer step."""
         optimizer, schedule = build_optimizer(self.model, self.optim, self.max_steps)
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name what this stage trained, so that a later stage can tell its results from its starting point."""

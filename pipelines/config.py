@@ -1,5 +1,6 @@
 """The root of the typed configuration, and how it is read and written."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -125,9 +126,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def as_dict(config: RunConfig) -> dict[str, Any]:
     """The configuration as plain data, as it is written to config.yaml."""
-    plain = OmegaConf.to_container(OmegaConf.create(asdict(config)))
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))  # tuples become lists, as YAML has them
+    return plain
 
 
 FREE_ON_RESUME = ("run", "checkpoint", "evaluation", "tracking", "hardware", "trainer.log_every_n_steps", "data.num_workers",

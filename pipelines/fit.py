@@ -1,10 +1,11 @@
 """Training as a few builds and a fit."""
 
+import logging
 import warnings
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.tracking import Tracker
 from modules.checkpoints import STATE
@@ -32,6 +33,7 @@ def fit(config: RunConfig) -> Path:
         ConfigError, CheckpointError, FileNotFoundError: something is wrong that shows before training starts.
         DataError: a sample cannot be used.
     """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the run speaks for itself
     leader = getattr(rank_zero_only, "rank", 0) == 0
     report = say if leader else _silent
     check_hardware(config.hardware)
@@ -58,7 +60,7 @@ def fit(config: RunConfig) -> Path:
         with warnings.catch_warnings():
             # Each worker decodes a few images; Lightning would have as many workers as there are cores.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*you called `self.log.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and this torch
             trainer.fit(
                 stage, datamodule=data, ckpt_path=run.checkpoint and run.checkpoint / STATE, weights_only=bool(run.checkpoint)
             )

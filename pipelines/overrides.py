@@ -63,10 +63,14 @@ def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
         includes = [includes]
     merged = OmegaConf.create({})
     for name in includes:
-        merged = OmegaConf.merge(merged, read_yaml(path.parent / name, (*_seen, path)))
-    result = OmegaConf.merge(merged, own)
-    assert isinstance(result, DictConfig)
-    return result
+        merged = _merge(merged, read_yaml(path.parent / name, (*_seen, path)))
+    return _merge(merged, own)
+
+
+def _merge(below: DictConfig, above: DictConfig) -> DictConfig:
+    merged = OmegaConf.merge(below, above)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def build(cls: type[Config], values: DictConfig, source: str) -> Config:

@@ -117,7 +117,7 @@ def _compare_task(
         logits = model.logits(task, inputs)
     model.zero_grad()
     loss = task_losses(model({task: inputs}))[task]
-    loss.backward()
+    torch.autograd.backward(loss)
     rows = [
         (f"{task}.logits", _error(logits, recorded[f"{task}.logits"]), LOGITS_AND_LOSSES),
         (f"{task}.loss", _error(loss, recorded[f"{task}.loss"]), LOGITS_AND_LOSSES),

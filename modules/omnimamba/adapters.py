@@ -45,7 +45,7 @@ class TaskLoraLinear(nn.Linear):
             return y
         low_rank = [
             self.lora_B[task](self.lora_A[task](F.dropout(piece, self.lora.dropout, self.training)))
-            for task, piece in zip(TASKS, x_BLD.split(segments, dim=1), strict=True)
+            for task, piece in zip(TASKS, torch.split(x_BLD, list(segments), dim=1), strict=True)
         ]
         return y + self.lora.scale * torch.cat(low_rank, dim=1)
 

@@ -77,13 +77,14 @@ class Mamba2Mixer(nn.Module):
 
     def _project(self, u_BLD: Tensor, segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
         inner, state = self.config.d_inner, self.config.d_state
-        z, xBC, dt = self.in_proj(u_BLD, segments).split([inner, inner + 2 * state, self.config.n_heads], dim=-1)
+        sizes = [inner, inner + 2 * state, self.config.n_heads]
+        z, xBC, dt = torch.split(self.in_proj(u_BLD, segments), sizes, dim=-1)
         return z, xBC, F.softplus(dt.float() + self.dt_bias)
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inner, state = self.config.d_inner, self.config.d_state
-        x, B, C = xBC.split([inner, state, state], dim=-1)
-        return x.unflatten(-1, (self.config.n_heads, self.config.headdim)), B, C
+        x, B, C = torch.split(xBC, [inner, state, state], dim=-1)
+        return x.view(*x.shape[:-1], self.config.n_heads, self.config.headdim), B, C
 
     def _output(self, y_BLHP: Tensor, z_BLE: Tensor) -> Tensor:
         y: Tensor = self.out_proj(self.norm(y_BLHP.flatten(-2) * F.silu(z_BLE)))

@@ -35,11 +35,16 @@ class TextTokenizer:
         if self._tokenizer.token_to_id(END_OF_TEXT) is None:
             raise ValueError(f"tokenizer {path} has no {END_OF_TEXT} token; answers could never end. Add it to the file.")
         self._tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-        ids: dict[str, int] = {token: self._tokenizer.token_to_id(token) for token in (*SPECIAL_TOKENS, END_OF_TEXT)}
+        ids = {token: self._id(token) for token in (*SPECIAL_TOKENS, END_OF_TEXT)}
         self.pad, self.soi, self.eoi = ids[PAD], ids["<|soi|>"], ids["<|eoi|>"]
         self.sot, self.eot = ids["<|sot|>"], ids["<|eot|>"]
         self.t2i, self.mmu = ids["<|t2i|>"], ids["<|mmu|>"]
         self.end_of_text = ids[END_OF_TEXT]
+
+    def _id(self, token: str) -> int:
+        found = self._tokenizer.token_to_id(token)
+        assert found is not None
+        return int(found)
 
     def __len__(self) -> int:
         """Number of ids, special tokens included."""
