@@ -1,4 +1,4 @@
-"""Writes the keys of every micro-step taken to ``RUN/samples.jsonl``: what the model was trained on, sample by sample."""
+"""Writes the keys of every micro-step taken to ``RUN/samples.jsonl``: what the model was trained on."""
 
 import json
 from pathlib import Path

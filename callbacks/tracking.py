@@ -38,7 +38,9 @@ class Tracker:
     A failure of Weights & Biases is reported once and then ignored; the local file goes on.
     """
 
-    def __init__(self, folder: Path, config: TrackingConfig, *, name: str, run_id: str, settings: dict[str, Any], write: bool):
+    def __init__(
+        self, folder: Path, config: TrackingConfig, *, name: str, run_id: str, settings: dict[str, Any], write: bool
+    ):
         self.folder = folder
         self.attempt = 1
         self._file: IO[str] | None = None

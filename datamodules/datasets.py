@@ -63,7 +63,9 @@ class T2ISamples:
 class MMUSamples:
     """Images and conversations of one shard set."""
 
-    def __init__(self, shards: ShardSet, tokenizer: TextTokenizer, model: ModelConfig, template: PromptTemplate) -> None:
+    def __init__(
+        self, shards: ShardSet, tokenizer: TextTokenizer, model: ModelConfig, template: PromptTemplate
+    ) -> None:
         self.shards, self.tokenizer, self.model, self.template = shards, tokenizer, model, template
 
     def fetch(self, keys: Sequence[SampleKey]) -> dict[str, Tensor]:
@@ -95,8 +97,8 @@ class MMUSamples:
                 return to_tensor(squeeze(image.convert("RGB"), self.model.vision.image_size))
         except (OSError, UnidentifiedImageError) as error:
             raise DataError(
-                f"{self.shards.key(index)}: its image does not decode ({error}); the checksum is right, so it was stored "
-                "like this: prepare the data again without it"
+                f"{self.shards.key(index)}: its image does not decode ({error}); the checksum is right, so it "
+                "was stored like this: prepare the data again without it"
             ) from error
 
 

@@ -40,7 +40,7 @@ class DataConfig:
     micro_batch: Counts = field(default_factory=lambda: Counts(mmu=3, t2i=48))
     """Samples per task in each micro-batch of each rank: the mixing ratio."""
     global_batch: Counts | None = None
-    """Samples per task in one optimizer step over all ranks; gradients are accumulated to reach it. None: one micro-batch a rank."""
+    """Samples per task in one optimizer step over all ranks, reached by accumulation. None: one micro-batch a rank."""
     template: PromptTemplate = field(default_factory=PromptTemplate)
     num_workers: int = 0
     log_samples: bool = False
@@ -52,7 +52,7 @@ class DataConfig:
         """Micro-batches per optimizer step.
 
         Raises:
-            ValueError: the global batch is not a multiple of the micro-batch over all ranks, or not the same one for each task.
+            ValueError: the global batch is not a multiple of the micro-batch over all ranks, the same for each task.
         """
         if self.global_batch is None:
             return 1
@@ -61,14 +61,14 @@ class DataConfig:
             whole, micro = getattr(self.global_batch, task), getattr(self.micro_batch, task)
             if whole < 1 or whole % (micro * world_size):
                 raise ValueError(
-                    f"data.global_batch.{task}={whole} is not a multiple of data.micro_batch.{task}={micro} on {world_size} "
-                    f"ranks ({micro * world_size} a micro-step); choose one that is, or another number of ranks"
+                    f"data.global_batch.{task}={whole} is not a multiple of data.micro_batch.{task}={micro} on "
+                    f"{world_size} ranks ({micro * world_size} a micro-step); choose one that is, or other ranks"
                 )
             factors[task] = whole // (micro * world_size)
         if len(set(factors.values())) > 1:
             raise ValueError(
-                f"data.global_batch asks for {factors} micro-steps per step; each micro-step holds all tasks, so the ratio "
-                "of the global batch must be that of data.micro_batch"
+                f"data.global_batch asks for {factors} micro-steps per step; each micro-step holds all tasks, so "
+                "the ratio of the global batch must be that of data.micro_batch"
             )
         return factors[tasks[0]]
 
@@ -142,11 +142,13 @@ class MixedDataModule(pl.LightningDataModule):
         mine, theirs = self.fingerprints(), state_dict["fingerprints"]
         if mine != theirs and not self.config.accept_changed:
             raise ValueError(
-                f"the data changed since the checkpoint: fingerprints then {theirs}, now {mine}. Restore the shards, or set "
-                "data.accept_changed=true to go on at the same positions of the new data"
+                f"the data changed since the checkpoint: fingerprints then {theirs}, now {mine}. Restore the shards, "
+                "or set data.accept_changed=true to go on at the same positions of the new data"
             )
         if state_dict["seed"] != self.seed:
-            raise ValueError(f"the checkpoint's data order has seed {state_dict['seed']}, this run has seed={self.seed}")
+            raise ValueError(
+                f"the checkpoint's data order has seed {state_dict['seed']}, this run has seed={self.seed}"
+            )
         self.positions = {task: state_dict["positions"][task] for task in self.samples}
 
     def _plan(self, rank: int, world_size: int) -> StepPlan:
@@ -156,7 +158,7 @@ class MixedDataModule(pl.LightningDataModule):
 
 
 class _PlanSampler(Sampler[list[SampleKey]]):
-    """Keys of this rank's micro-steps. Positions are read when iteration starts, so a state loaded late still counts."""
+    """Keys of this rank's micro-steps; positions are read when iteration starts, so a state loaded late counts."""
 
     def __init__(self, module: MixedDataModule) -> None:
         self.module = module

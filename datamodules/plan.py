@@ -36,7 +36,9 @@ class Stream:
     def at(self, position: int, count: int) -> list[SampleKey]:
         """The ``count`` samples from ``position`` on."""
         places = (divmod(p, self.size) for p in range(position, position + count))
-        return [SampleKey(self.task, epoch, int(_order(self.size, self.seed, self.task, epoch)[i])) for epoch, i in places]
+        return [
+            SampleKey(self.task, epoch, int(_order(self.size, self.seed, self.task, epoch)[i])) for epoch, i in places
+        ]
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class StepPlan:
 
 @lru_cache(maxsize=4)
 def _order(size: int, seed: int, task: Task, epoch: int) -> npt.NDArray[np.int64]:
-    """A permutation by sorting hashes. An own hash, because libraries do not promise their generators across versions."""
+    """A permutation by sorting hashes: an own hash, because libraries change their generators between versions."""
     key = np.uint64(keyed_seed(seed, "order", task, epoch))
     return np.argsort(_splitmix64(np.arange(size, dtype=np.uint64) ^ key), kind="stable")
 

@@ -84,7 +84,8 @@ def latest_valid(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
         warn(f"checkpoint {folder} is passed over: {why}")
     if folders:
         raise CheckpointError(
-            f"no checkpoint in {checkpoints} is whole ({'; '.join(found)}). Restore one, or move the run folder away to start anew."
+            f"no checkpoint in {checkpoints} is whole ({'; '.join(found)}). Restore one, or move the "
+            "run folder away to start anew."
         )
     return None
 
@@ -102,7 +103,9 @@ def find_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
         raise CheckpointError(f"checkpoint {path} cannot be used: {why}; name another one")
     found = latest_valid(path / "checkpoints", warn)
     if found is None:
-        raise CheckpointError(f"{path} holds no checkpoint (checkpoints/step-*); train that run first, or name another folder")
+        raise CheckpointError(
+            f"{path} holds no checkpoint (checkpoints/step-*); train that run first, or name another folder"
+        )
     return found
 
 
@@ -153,7 +156,7 @@ def load_results(model: nn.Module, results: Sequence[StageResult]) -> LoadReport
     """Load stage results into ``model``: each parameter from the stage that trained it.
 
     Raises:
-        CheckpointError: two stages trained the same parameter, an untrained one differs between them, or a shape does not fit.
+        CheckpointError: two stages trained the same parameter, an untrained one differs, or a shape does not fit.
     """
     report = LoadReport()
     own = model.state_dict()
@@ -200,7 +203,7 @@ def sha256(path: Path) -> str:
 
 
 def remove_old(checkpoints: Path, keep_last: int) -> None:
-    """Delete all but the newest ``keep_last`` checkpoints; the manifest goes first, so a half-deleted one is never used."""
+    """Delete all but the newest ``keep_last``; the manifest goes first, so a half-deleted one is never used."""
     for folder in sorted(checkpoints.glob("step-*"))[:-keep_last]:
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)

@@ -27,9 +27,11 @@ class OptimConfig:
         found = []
         if self.lr <= 0:
             found.append(f"optim.lr={self.lr} must be above 0; the paper uses 1e-3 (MMU), 8e-4 (T2I), 1e-4 (unified)")
-        for name in ("weight_decay", "warmup_steps", "clip_grad_norm"):
-            if getattr(self, name) < 0:
-                found.append(f"optim.{name}={getattr(self, name)} must be 0 or more; 0 turns it off")
+        found += [
+            f"optim.{name}={getattr(self, name)} must be 0 or more; 0 turns it off"
+            for name in ("weight_decay", "warmup_steps", "clip_grad_norm")
+            if getattr(self, name) < 0
+        ]
         if not 0 <= self.min_lr_ratio <= 1:
             found.append(f"optim.min_lr_ratio={self.min_lr_ratio} must lie in [0, 1]; the released value is 0.01")
         return found
@@ -43,10 +45,8 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.dim() >= 2 and not name.endswith("_positions")
 
 
-def build_optimizer(
-    model: nn.Module, config: OptimConfig, max_steps: int
-) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """AdamW over the trainable parameters of ``model`` in two named groups, and its schedule, stepped per optimizer step."""
+def build_optimizer(model: nn.Module, config: OptimConfig, max_steps: int) -> tuple[torch.optim.AdamW, LambdaLR]:
+    """AdamW over what ``model`` trains, in two named groups, and its schedule, stepped per optimizer step."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"name": "decay", "params": [p for n, p in trained if decays(n, p)], "weight_decay": config.weight_decay},

@@ -70,7 +70,9 @@ def set_trainable(
     if not trained:
         raise ValueError("nothing is left to train: stage.freeze takes all that the stage declares; narrow it")
     order = [part for part, _ in PARTS if part in rows]
-    return TrainableReport(tuple(trained), tuple((part, rows[part][0], rows[part][1], bool(rows[part][2])) for part in order))
+    return TrainableReport(
+        tuple(trained), tuple((part, rows[part][0], rows[part][1], bool(rows[part][2])) for part in order)
+    )
 
 
 def _fits(name: str, patterns: Iterable[str]) -> bool:

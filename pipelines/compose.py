@@ -22,7 +22,7 @@ from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer, load_image_tokenizer
 from modules.stages import STAGES, StageModule
 from pipelines.config import HardwareConfig, RunConfig, load
-from pipelines.console import say, warn
+from pipelines.console import warn
 from pipelines.overrides import ConfigError
 from pipelines.prepare import prepare_scenes
 from pipelines.runfolder import CONFIG
@@ -36,8 +36,8 @@ def check_hardware(config: HardwareConfig) -> None:
     """
     if config.accelerator == "gpu" and torch.cuda.device_count() < config.devices:
         raise ConfigError(
-            f"hardware.accelerator=gpu with hardware.devices={config.devices}, but this machine shows "
-            f"{torch.cuda.device_count()} GPUs; use hardware.accelerator=cpu or a machine that has them"
+            f"hardware.accelerator=gpu with hardware.devices={config.devices}, but this machine "
+            f"shows {torch.cuda.device_count()} GPUs; use hardware.accelerator=cpu or a machine that has them"
         )
 
 
@@ -56,8 +56,8 @@ def build_tokenizer(model: ModelConfig) -> TextTokenizer:
     tokenizer = TextTokenizer(model.tokenizer)
     if len(tokenizer) > model.vocab_size:
         raise ConfigError(
-            f"{model.tokenizer} has {len(tokenizer)} ids with the special tokens, but model.vocab_size={model.vocab_size}; "
-            f"set it to {-(-len(tokenizer) // 16) * 16}"
+            f"{model.tokenizer} has {len(tokenizer)} ids with the special tokens, but model.vocab_size="
+            f"{model.vocab_size}; set it to {-(-len(tokenizer) // 16) * 16}"
         )
     return tokenizer
 
@@ -133,7 +133,8 @@ def build_callbacks(
         callbacks.append(SampleLog(config.folder, tracker.attempt))
     callbacks.append(Checkpointing(config.checkpoint, config.folder / "checkpoints"))
     callbacks += [
-        EvaluationCallback(measure, tracker, config.evaluation, context) for measure in build_measures(config.evaluation)
+        EvaluationCallback(measure, tracker, config.evaluation, context)
+        for measure in build_measures(config.evaluation)
     ]
     return callbacks
 

@@ -19,7 +19,16 @@ from modules.stages import STAGES, StageConfig
 from pipelines.overrides import ConfigError, build, dotlist, read_yaml
 from pipelines.prepare import PrepareScenesConfig
 
-__all__ = ["ConfigError", "HardwareConfig", "RunConfig", "RunFolderConfig", "TrainerConfig", "as_dict", "differences", "load"]
+__all__ = [
+    "ConfigError",
+    "HardwareConfig",
+    "RunConfig",
+    "RunFolderConfig",
+    "TrainerConfig",
+    "as_dict",
+    "differences",
+    "load",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +109,9 @@ class RunConfig:
         for task in TASKS:
             count = getattr(self.data.micro_batch, task)
             if task in tasks and count < 1:
-                found.append(f"stage {self.stage.name} trains {task}, but data.micro_batch.{task}={count}; it must be at least 1")
+                found.append(
+                    f"stage {self.stage.name} trains {task}, but data.micro_batch.{task}={count}; it must be at least 1"
+                )
             if task in tasks and not getattr(self.data, task):
                 found.append(f"stage {self.stage.name} trains {task}, but data.{task} is empty; name a shard manifest")
         if "mmu" in tasks and self.model.vision.kind == "features":
@@ -130,8 +141,18 @@ def as_dict(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
-FREE_ON_RESUME = ("run", "checkpoint", "evaluation", "tracking", "hardware", "trainer.log_every_n_steps", "data.num_workers",
-                  "data.log_samples", "data.accept_changed", "model.vq")  # fmt: skip
+FREE_ON_RESUME = (
+    "run",
+    "checkpoint",
+    "evaluation",
+    "tracking",
+    "hardware",
+    "trainer.log_every_n_steps",
+    "data.num_workers",
+    "data.log_samples",
+    "data.accept_changed",
+    "model.vq",
+)
 """Keys that a resumed run may change: they alter neither the weights nor what they are trained on."""
 
 

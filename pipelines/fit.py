@@ -53,7 +53,9 @@ def fit(config: RunConfig) -> Path:
     if run.checkpoint is not None:
         report(f"resuming from {run.checkpoint}")
     run_id = run.begin(data.fingerprints()) if leader else ""
-    tracker = Tracker(run.path, config.tracking, name=config.name, run_id=run_id, settings=as_dict(config), write=leader)
+    tracker = Tracker(
+        run.path, config.tracking, name=config.name, run_id=run_id, settings=as_dict(config), write=leader
+    )
     progress = TrainingProgress(config.name, config.trainer.max_steps)
     trainer = build_trainer(config, build_callbacks(config, tracker, tokenizer, vq, progress.show))
     try:
@@ -62,10 +64,15 @@ def fit(config: RunConfig) -> Path:
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and this torch
             trainer.fit(
-                stage, datamodule=data, ckpt_path=run.checkpoint and run.checkpoint / STATE, weights_only=bool(run.checkpoint)
+                stage,
+                datamodule=data,
+                ckpt_path=run.checkpoint and run.checkpoint / STATE,
+                weights_only=bool(run.checkpoint),
             )
         if trainer.global_step < config.trainer.max_steps:
-            raise RuntimeError(f"training ended at step {trainer.global_step} of {config.trainer.max_steps} without an error")
+            raise RuntimeError(
+                f"training ended at step {trainer.global_step} of {config.trainer.max_steps} without an error"
+            )
         if trainer.is_global_zero:
             run.finish(trainer.global_step)
     finally:

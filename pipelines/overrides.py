@@ -51,7 +51,9 @@ def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
         raise ConfigError(f"{path} includes itself by way of {_seen[-1]}; break the circle of include entries")
     if not path.is_file():
         by = f" (included by {_seen[-1]})" if _seen else ""
-        raise ConfigError(f"configuration file {path} does not exist{by}; configs/ holds the ones that come with the project")
+        raise ConfigError(
+            f"configuration file {path} does not exist{by}; configs/ holds the ones that come with the project"
+        )
     try:
         own = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException) as error:

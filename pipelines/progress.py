@@ -25,7 +25,9 @@ class TrainingProgress:
 
     def show(self, step: int, metrics: dict[str, float]) -> None:
         """Report ``metrics`` of ``step``."""
-        losses = "  ".join(f"{k.removeprefix('train/')} {v:.3f}" for k, v in metrics.items() if k.startswith("train/loss"))
+        losses = "  ".join(
+            f"{k.removeprefix('train/')} {v:.3f}" for k, v in metrics.items() if k.startswith("train/loss")
+        )
         text = f"{losses}  {metrics['train/tokens_per_s']:,.0f} tokens/s"
         if self._console.is_terminal:
             self._move(step, text)
@@ -46,7 +48,13 @@ class TrainingProgress:
 
     def _move(self, step: int, text: str) -> None:
         if self._bar is None:
-            columns = (TextColumn(self.name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+            columns = (
+                TextColumn(self.name),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=self._console)
             self._task = self._bar.add_task(self.name, total=self.max_steps, completed=step, text=text)
             self._bar.start()

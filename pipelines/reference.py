@@ -66,10 +66,16 @@ def compare_with_reference(file: Path) -> Comparison:
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
     stem = file.with_suffix("")
-    paths = [file, stem.with_name(stem.name + "_weights.safetensors"), stem.with_name(stem.name + "_tensors.safetensors")]
+    paths = [
+        file,
+        stem.with_name(stem.name + "_weights.safetensors"),
+        stem.with_name(stem.name + "_tensors.safetensors"),
+    ]
     for path in paths:
         if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist; a reference is STEM.json with STEM_weights and STEM_tensors beside it")
+            raise FileNotFoundError(
+                f"{path} does not exist; a reference is STEM.json with STEM_weights and STEM_tensors beside it"
+            )
     return json.loads(file.read_text()), load_file(paths[1]), load_file(paths[2])
 
 
@@ -135,9 +141,7 @@ def _compare_ids(model: OmniMamba, recorded: Mapping[str, Tensor]) -> list[tuple
     image_ids = model.generate_image_ids(recorded["t2i.caption_ids"], uniforms=None)
     answer = recorded["mmu.greedy_text_ids"]
     prompt = recorded["mmu.input_ids"][:, : 4 + recorded["mmu.labels"].shape[1] // 3]
-    text_ids = model.continue_text(
-        recorded["mmu.vision_features"], prompt, max_new_tokens=answer.shape[1], end_id=None
-    )
+    text_ids = model.continue_text(recorded["mmu.vision_features"], prompt, max_new_tokens=answer.shape[1], end_id=None)
     return [
         ("t2i.greedy_image_ids", float(not torch.equal(image_ids, recorded["t2i.greedy_image_ids"])), 0.0),
         ("mmu.greedy_text_ids", float(not torch.equal(text_ids, answer)), 0.0),

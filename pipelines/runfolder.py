@@ -42,7 +42,10 @@ class RunFolder:
         known = _read_json(self.path / PROVENANCE)
         run_id: str = known.get("wandb_run_id") or secrets.token_hex(8)
         facts = {"wandb_run_id": run_id, "data": fingerprints, **provenance()}
-        facts["attempts"] = [*known.get("attempts", []), {"time": round(time.time(), 3), "resumed": _name(self.checkpoint)}]
+        facts["attempts"] = [
+            *known.get("attempts", []),
+            {"time": round(time.time(), 3), "resumed": _name(self.checkpoint)},
+        ]
         _write(self.path / PROVENANCE, json.dumps(facts, indent=1))
         return run_id
 
@@ -63,8 +66,8 @@ def open_run(config: RunConfig) -> RunFolder:
         return RunFolder(path, _settled(config), None, complete=False)
     if not (path / CONFIG).is_file():
         raise ConfigError(
-            f"run folder {path} holds files but no {CONFIG}: it is not a run of this project, and nothing is overwritten. "
-            "Choose another run.dir"
+            f"run folder {path} holds files but no {CONFIG}: it is not a run of this project, and nothing is "
+            "overwritten. Choose another run.dir"
         )
     stored = OmegaConf.to_container(read_yaml(path / CONFIG))
     assert isinstance(stored, dict)
@@ -73,7 +76,9 @@ def open_run(config: RunConfig) -> RunFolder:
     complete = (path / COMPLETE).is_file()
     checkpoint = latest_valid(path / "checkpoints", warn)
     if checkpoint is None and not complete and (path / METRICS).is_file():
-        warn(f"{path} has no checkpoint yet: the run starts again from its beginning; {METRICS} is kept and appended to")
+        warn(
+            f"{path} has no checkpoint yet: the run starts again from its beginning; {METRICS} is kept and appended to"
+        )
     return RunFolder(path, config, checkpoint, complete)
 
 
@@ -108,16 +113,25 @@ def _refuse_changes(config: RunConfig, stored: dict[str, Any]) -> None:
 
 def provenance() -> dict[str, Any]:
     """Code, packages and machine of this attempt."""
-    return {"code": code_version(), "packages": _versions(), "python": platform.python_version(), "machine": platform.platform(),
-            "cpu_cores": os.cpu_count()}  # fmt: skip
+    return {
+        "code": code_version(),
+        "packages": _versions(),
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "cpu_cores": os.cpu_count(),
+    }
 
 
 def code_version() -> str:
     """The git commit of the code, with "+changes" if the tree has some; "unknown" outside a checkout."""
     here = Path(__file__).parent
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True).stdout
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return commit + ("+changes" if dirty.strip() else "")

@@ -55,5 +55,6 @@ class TaskLoraLinear(nn.Linear):
         if self.lora is None:
             return self.weight.detach().clone()
         weight_A, weight_B = self.lora_A[task].weight, self.lora_B[task].weight
-        assert isinstance(weight_A, Tensor) and isinstance(weight_B, Tensor)
+        assert isinstance(weight_A, Tensor)
+        assert isinstance(weight_B, Tensor)
         return self.weight + self.lora.scale * (weight_B @ weight_A)

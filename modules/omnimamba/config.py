@@ -116,7 +116,7 @@ class ModelConfig:
         found = self.vision.problems()
         if self.d_inner % self.headdim:
             found.append(
-                f"model.headdim={self.headdim} does not divide expand*d_model={self.d_inner}; choose a head size that does"
+                f"model.headdim={self.headdim} does not divide expand*d_model={self.d_inner}; choose one that does"
             )
         if self.vocab_size % 16:
             found.append(f"model.vocab_size={self.vocab_size} is not a multiple of 16; round it up")
@@ -130,11 +130,23 @@ class ModelConfig:
                 f"an MMU sequence has {self.mmu_length} positions (patches + mmu_text_length + 4) but "
                 f"model.mmu_positions={self.mmu_positions}; raise it to at least {self.mmu_length}"
             )
-        for name in ("d_model", "n_layer", "d_state", "d_conv", "expand", "headdim", "chunk_size", "image_tokens", "caption_length"):
+        for name in (
+            "d_model",
+            "n_layer",
+            "d_state",
+            "d_conv",
+            "expand",
+            "headdim",
+            "chunk_size",
+            "image_tokens",
+            "caption_length",
+        ):
             if getattr(self, name) < 1:
                 found.append(f"model.{name}={getattr(self, name)} must be at least 1")
         if self.adapters.rank < 1:
-            found.append(f"model.adapters.rank={self.adapters.rank} must be at least 1; model.lora=none turns adapters off")
+            found.append(
+                f"model.adapters.rank={self.adapters.rank} must be at least 1; model.lora=none turns adapters off"
+            )
         if not 0 <= self.adapters.dropout < 1:
             found.append(f"model.adapters.dropout={self.adapters.dropout} must lie in [0, 1)")
         return found

@@ -9,7 +9,11 @@ class Mlp(nn.Sequential):
 
     def __init__(self, width_in: int, hidden: int, width_out: int) -> None:
         super().__init__(
-            nn.Linear(width_in, hidden), nn.GELU(), nn.Linear(hidden, width_out), nn.GELU(), nn.Linear(width_out, width_out)
+            nn.Linear(width_in, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, width_out),
+            nn.GELU(),
+            nn.Linear(width_out, width_out),
         )
 
 

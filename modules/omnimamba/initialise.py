@@ -1,4 +1,4 @@
-"""Initial values: each parameter's is a function of (seed, its name), whatever else the model holds and on any device."""
+"""Initial values: each parameter's is a function of (seed, its name), whatever else the model holds."""
 
 import math
 

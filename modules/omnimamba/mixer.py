@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
 
 @dataclass
 class MixerState:
-    """What a mixer remembers of a sequence: the last W-1 convolution inputs (B, W-1, E+2N) and the SSM state (B, H, P, N)."""
+    """What a mixer remembers of a sequence: the last convolution inputs (B, W-1, E+2N), the SSM state (B, H, P, N)."""
 
     conv: Tensor
     ssm: Tensor

@@ -176,7 +176,9 @@ class OmniMamba(nn.Module):
         return x
 
     def _image(self, codes: Tensor) -> Tensor:
-        rows = self.text_embedding(codes + self.config.vocab_size) if self.image_table is None else self.image_table(codes)
+        rows = (
+            self.text_embedding(codes + self.config.vocab_size) if self.image_table is None else self.image_table(codes)
+        )
         x: Tensor = self.image_mlp(rows)
         return x
 
@@ -196,4 +198,6 @@ class OmniMamba(nn.Module):
     def _check_room(self, name: str, needed: int) -> None:
         have = len(getattr(self, name))
         if needed > have:
-            raise ValueError(f"a sequence of {needed} positions exceeds model.{name}={have}; shorten the text or raise it")
+            raise ValueError(
+                f"a sequence of {needed} positions exceeds model.{name}={have}; shorten the text or raise it"
+            )

@@ -30,5 +30,7 @@ def choose(
         probabilities = probabilities.masked_fill(before >= top_p, 0.0)
     cumulative = probabilities.cumsum(-1)
     targets = uniforms_B.double() * cumulative[:, -1]
-    rank = torch.searchsorted(cumulative, targets[:, None], right=True).clamp(max=(probabilities > 0).sum(-1, keepdim=True) - 1)
+    rank = torch.searchsorted(cumulative, targets[:, None], right=True).clamp(
+        max=(probabilities > 0).sum(-1, keepdim=True) - 1
+    )
     return ids.gather(-1, rank)[:, 0]

@@ -1,4 +1,4 @@
-"""The text tokenizer: a local ``tokenizer.json`` plus the model's ten special tokens (specs: model, "Language model")."""
+"""The text tokenizer: a local ``tokenizer.json`` plus the published model's ten special tokens."""
 
 from pathlib import Path
 
@@ -28,12 +28,12 @@ class TextTokenizer:
         if not path.is_file():
             raise FileNotFoundError(
                 f"tokenizer file {path} does not exist. Name a local tokenizer.json "
-                "(GPT-NeoX's for the 1.3B model; `python -m pipelines.prepare scenes` trains one for the embedded data)."
+                "(GPT-NeoX's for the 1.3B model; `python -m pipelines.prepare scenes` trains one for its data)."
             )
         self.path = path
         self._tokenizer = Tokenizer.from_file(str(path))
         if self._tokenizer.token_to_id(END_OF_TEXT) is None:
-            raise ValueError(f"tokenizer {path} has no {END_OF_TEXT} token; answers could never end. Add it to the file.")
+            raise ValueError(f"tokenizer {path} has no {END_OF_TEXT} token, which ends every answer; add it")
         self._tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
         ids = {token: self._id(token) for token in (*SPECIAL_TOKENS, END_OF_TEXT)}
         self.pad, self.soi, self.eoi = ids[PAD], ids["<|soi|>"], ids["<|eoi|>"]

@@ -24,8 +24,8 @@ class PatchVision(nn.Module):
         size = self.config.image_size
         if images.shape[1:] != (3, size, size):
             raise ValueError(
-                f"images of shape {tuple(images.shape[1:])} given, model.vision.image_size={size} needs (3, {size}, {size}); "
-                "resize them when they are read"
+                f"images of shape {tuple(images.shape[1:])} given, model.vision.image_size={size} needs "
+                f"(3, {size}, {size}); resize them when they are read"
             )
         pixels = images.float()
         mean, std = pixels.mean((2, 3), keepdim=True), pixels.std((1, 2, 3), keepdim=True)
@@ -43,7 +43,7 @@ class GivenFeatures(nn.Module):
             ValueError: always; it says what to do.
         """
         raise ValueError(
-            "model.vision.kind=features has no encoder to look at images with; give features, or choose another model.vision.kind"
+            "model.vision.kind=features has no encoder to look at images with; give features, or choose another kind"
         )
 
 

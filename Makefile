@@ -1,0 +1,39 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer: they set up .venv themselves, once.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format setup
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: $(READY) ## train all three stages on embedded data, evaluate, show a table and a picture sheet
+	$(PY) -m pipelines.demo
+
+test: $(READY) ## run the tests
+	$(PY) -m pytest -m "not slow"
+
+test-slow: $(READY) ## run the long forms of the tests too
+	$(PY) -m pytest
+
+lint: $(READY) ## ruff, mypy --strict, import-linter
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(READY) ## let ruff mend what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+setup: $(READY) ## make .venv with the pinned CPU dependencies
+
+$(READY): pyproject.toml constraints-cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: %s is Python %d.%d; this project needs 3.11 or newer: make PYTHON=/path/to/python3.11" % (sys.executable, *sys.version_info[:2]))'
+	@echo "setting up $(VENV) (1.8 GB, about two minutes, once)"
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt --editable ".[dev]"
+	@touch $@

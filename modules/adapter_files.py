@@ -1,0 +1,81 @@
+"""Task adapters as peft adapter folders: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+Only the file format is peft's; at run time our own layer computes both adapters
+(docs/decisions/0003-own-lora-layer.md).
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from modules.omnimamba.adapters import Task
+from modules.omnimamba.model import OmniMamba
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+TARGET = "in_proj"
+_PREFIX = "base_model.model."
+
+
+def save_adapter(model: OmniMamba, task: Task, folder: Path) -> None:
+    """Write ``task``'s adapter so that peft loads it onto a model with ``lora: none``.
+
+    Raises:
+        ValueError: the model has no adapters.
+        FileExistsError: the folder holds an adapter already.
+    """
+    from peft import LoraConfig
+
+    if model.config.lora == "none":
+        raise ValueError("model.lora=none has no adapters to save")
+    if (folder / WEIGHTS).exists():
+        raise FileExistsError(f"{folder / WEIGHTS} exists; choose another folder, nothing is overwritten")
+    lora = model.config.adapters
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=[TARGET])
+    folder.mkdir(parents=True, exist_ok=True)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    save_file(
+        {_PREFIX + name.replace(f".{task}.", "."): value.contiguous() for name, value in _own(model, task).items()},
+        folder / WEIGHTS,
+    )
+
+
+@torch.no_grad()
+def load_adapter(model: OmniMamba, task: Task, folder: Path) -> None:
+    """Load a peft adapter as ``task``'s.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter.
+        ValueError: rank, scale or the set of layers is not the model's.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} does not exist; an adapter folder holds {CONFIG} and {WEIGHTS}")
+    stored = json.loads((folder / CONFIG).read_text())
+    lora = model.config.adapters
+    if (stored["r"], stored["lora_alpha"]) != (lora.rank, lora.alpha):
+        raise ValueError(
+            f"adapter {folder} has r={stored['r']} and lora_alpha={stored['lora_alpha']}, the model has "
+            f"model.adapters.rank={lora.rank} and alpha={lora.alpha}; set the model's to the adapter's"
+        )
+    own = _own(model, task)
+    given = {name.removeprefix(_PREFIX): value for name, value in load_file(folder / WEIGHTS).items()}
+    wanted = {name.replace(f".{task}.", "."): parameter for name, parameter in own.items()}
+    if given.keys() != wanted.keys():
+        odd = sorted(given.keys() ^ wanted.keys())
+        raise ValueError(f"adapter {folder} and the model differ in {len(odd)} layers, for example {odd[0]}")
+    for name, parameter in wanted.items():
+        if given[name].shape != parameter.shape:
+            raise ValueError(f"{name} is {tuple(given[name].shape)} in {folder}, {tuple(parameter.shape)} in the model")
+        parameter.copy_(given[name])
+
+
+def _own(model: OmniMamba, task: Task) -> dict[str, Tensor]:
+    return {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if f"lora_A.{task}." in name or f"lora_B.{task}." in name
+    }

@@ -1,0 +1,152 @@
+"""Run the main job on embedded data: prepare, train all three stages, evaluate, and show what was learnt.
+
+    python -m pipelines.demo [key=value ...]          (make demo)
+
+The overrides go to all three runs, runs/demo_mmu, runs/demo_t2i and runs/demo_unified. Runs that are complete are not
+trained again; delete their folders to start over. Ends with exit code 1 if the model did not learn.
+"""
+
+import argparse
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.console import run_verb, say
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from rich.table import Table
+
+STAGES = ("demo_mmu", "demo_t2i", "demo_unified")
+SHEET_CAPTIONS = 6
+MEASURES = (
+    ("pope_style", "acc_macro", "presence, POPE style: accuracy", "always yes"),
+    ("gqa_style", "accuracy", "all questions, GQA style: accuracy", "most frequent answer"),
+    ("gqa_style", "open", "attributes and counts (open): accuracy", "most frequent answer"),
+    ("gqa_style", "binary", "yes/no and choices (binary): accuracy", "most frequent answer"),
+)
+
+
+def main() -> None:
+    """Parse the command line and run the demo."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides for all three runs")
+    arguments = parser.parse_args()
+    # Late: --help answers at once
+    from rich.console import Console
+
+    from callbacks.tracking import read_metrics
+    from pipelines.config import load
+    from pipelines.fit import fit
+
+    started = time.monotonic()
+    runs = [fit(load(Path(f"configs/{name}.yaml"), arguments.overrides)) for name in STAGES]
+    mmu, t2i, unified = runs
+    say()
+    for run in runs:
+        losses = {key for row in read_metrics(run) for key in row if key.startswith("train/loss_")}
+        for key in sorted(losses):
+            values = [row[key] for row in read_metrics(run) if key in row]
+            say(f"{run.name}: {key} {values[0]:.2f} -> {values[-1]:.2f}")
+    Console(width=120).print(_table(mmu, t2i, unified))
+    sheet = unified / "sheet.png"
+    _sheet(unified).save(sheet)
+    say(f"picture sheet: {sheet} (rows: real, through the VQ tokenizer, generated from the caption)")
+    say(f"demo done in {time.monotonic() - started:.0f} s; ask it yourself:")
+    say(f'  python -m pipelines.generate {unified} text2image "a large red circle"')
+    say(f'  python -m pipelines.generate {unified} describe IMAGE "Is there a red circle in the image?" --short')
+    failures = _failures(t2i, unified)
+    for failure in failures:
+        say(f"DID NOT LEARN: {failure}")
+    if failures:
+        sys.exit(1)
+
+
+def _results(run: Path, *, first: bool = False) -> dict[str, Any]:
+    """Results of the run's first or last evaluated step, by measure."""
+    from callbacks.records import read_results
+
+    return read_results(sorted((run / "records").glob("step-*"))[0 if first else -1])
+
+
+def _fd_name(results: dict[str, Any]) -> str:
+    return next(name for name in results["fd_pool"]["metrics"] if name.startswith("fd_"))
+
+
+def _table(mmu: Path, t2i: Path, unified: Path) -> "Table":
+    """Each measure before training, after stage 2, and what a trivial answer gets."""
+    from rich.table import Table
+
+    table = Table("measure", title="What the demo learnt")
+    for column in ("untrained", "stage 2", "± std err", "trivial baseline"):
+        table.add_column(column, justify="right")
+    untrained, after = _results(mmu, first=True), _results(unified)
+    for measure, metric, title, baseline in MEASURES:
+        result = after[measure]
+        before, value = untrained[measure]["metrics"][metric], result["metrics"][metric]
+        error, trivial = result["standard_errors"][metric], result["baselines"][metric]
+        table.add_row(title, f"{before:.3f}", f"{value:.3f}", f"{error:.3f}", f"{trivial:.3f} ({baseline})")
+    drawn, undrawn = after["fd_pool"], _results(t2i, first=True)["fd_pool"]
+    name = _fd_name(after)
+    ceiling = drawn["metrics"]["r" + name]
+    table.add_row(
+        f"pictures: Fréchet distance {name}, lower is better",
+        f"{undrawn['metrics'][name]:.3f}",
+        f"{drawn['metrics'][name]:.3f}",
+        "-",
+        f"{drawn['baselines'][name]:.3f} (random codes); {ceiling:.3f} at best",
+    )
+    return table
+
+
+def _failures(t2i: Path, unified: Path) -> list[str]:
+    """What stayed within three standard errors of its trivial baseline, or drew no better than untrained."""
+    found = []
+    after = _results(unified)
+    for measure, metric, title, baseline in MEASURES:
+        result = after[measure]
+        value, trivial = result["metrics"][metric], result["baselines"][metric]
+        if value < trivial + 3 * result["standard_errors"][metric]:
+            found.append(f"{title} {value:.3f} is not above {trivial:.3f} ({baseline}) by three standard errors")
+    name = _fd_name(after)
+    drawn, undrawn = after["fd_pool"]["metrics"][name], _results(t2i, first=True)["fd_pool"]["metrics"][name]
+    if drawn > 0.5 * undrawn:
+        found.append(f"{name} {drawn:.3f} is not below half of the untrained model's {undrawn:.3f}")
+    return found
+
+
+def _sheet(run: Path) -> "Image.Image":
+    """Captions over real pictures, their VQ reconstructions, and pictures generated from the captions."""
+    from PIL import Image, ImageDraw
+
+    from callbacks.pictures import draw, require_vq
+    from datamodules.benchmarks.coco import CaptionSet
+    from datamodules.images import centre_crop, read_image, to_image, to_tensor
+    from pipelines.compose import load_trained
+    from pipelines.evaluate import context_of, run_config
+
+    context = context_of(load_trained(run))
+    fid, vq = run_config(run).evaluation.fid, require_vq(context)
+    assert fid is not None
+    pairs = CaptionSet.read(Path(fid.captions), Path(fid.images)).choose(SHEET_CAPTIONS, fid.seed)
+    real = [centre_crop(read_image(pair.image), vq.image_size) for pair in pairs]
+    rebuilt = [to_image(vq.decode(vq.encode(to_tensor(image)[None]))[0]) for image in real]
+    codes = draw(context, [pair.caption for pair in pairs], range(len(pairs)), fid)
+    drawn = [to_image(image) for image in vq.decode(codes)]
+    side, margin, text = 160, 8, 56
+    sheet = Image.new("RGB", (len(pairs) * (side + margin) + margin, 3 * (side + margin) + text), "white")
+    brush = ImageDraw.Draw(sheet)
+    for column, (pair, *images) in enumerate(zip(pairs, real, rebuilt, drawn, strict=True)):
+        left = margin + column * (side + margin)
+        brush.multiline_text((left, margin), textwrap.fill(pair.caption, 26), fill="black")
+        for row, image in enumerate(images):
+            sheet.paste(image.resize((side, side), Image.Resampling.NEAREST), (left, text + row * (side + margin)))
+    return sheet
+
+
+if __name__ == "__main__":
+    run_verb(main)

@@ -1,0 +1,214 @@
+"""The whole model: one row serves both tasks, generation agrees with training, each part gets its gradient."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from modules.objectives import task_losses
+from modules.omnimamba.adapters import TASKS
+from modules.omnimamba.config import ModelConfig
+from modules.omnimamba.model import OmniMamba
+
+from .conftest import TINY, batch_of, build
+
+
+def test_both_tasks_in_one_row_equal_each_alone(model: OmniMamba) -> None:
+    batch = batch_of()
+    together = model(batch)
+    for task in TASKS:
+        alone = model({task: batch[task]})[task]
+        torch.testing.assert_close(together[task].logits, alone.logits)
+        assert torch.equal(together[task].labels, alone.labels)
+
+
+def test_batch_of_one_equals_batch_of_many(model: OmniMamba) -> None:
+    batch = batch_of(mmu=3)
+    for task in TASKS:
+        many = model.logits(task, batch[task])
+        for row in range(3):
+            one = model.logits(task, {name: value[row : row + 1] for name, value in batch[task].items()})
+            torch.testing.assert_close(one[0], many[row])
+
+
+def test_labels_are_predicted_from_the_position_before(model: OmniMamba) -> None:
+    batch = batch_of()
+    out = model(batch)
+    text = model.logits("mmu", batch["mmu"])[:, -TINY.mmu_text_length - 1 : -1]
+    chosen = batch["mmu"]["labels"] != -100
+    torch.testing.assert_close(out["mmu"].logits, text[chosen])
+    assert torch.equal(out["mmu"].labels, batch["mmu"]["labels"][chosen])
+    # position caption_length + 3 holds soi, from which the first image token is predicted
+    image = model.logits("t2i", batch["t2i"])[:, TINY.caption_length + 3 :][:, : TINY.image_tokens]
+    torch.testing.assert_close(out["t2i"].logits, image.flatten(0, 1))
+
+
+def test_the_answer_to_a_label_is_not_seen(model: OmniMamba) -> None:
+    """Changing a token changes no logits before it."""
+    batch = batch_of()["t2i"]
+    before = model.logits("t2i", batch)
+    changed = {**batch, "image_ids": batch["image_ids"].clone()}
+    changed["image_ids"][:, 3] = (changed["image_ids"][:, 3] + 1) % TINY.image_vocab
+    after = model.logits("t2i", changed)
+    place = TINY.caption_length + 4 + 3
+    torch.testing.assert_close(after[:, :place], before[:, :place])
+    assert not torch.allclose(after[:, place], before[:, place])
+
+
+@pytest.mark.parametrize("vocabularies", ["decoupled", "shared"])
+def test_greedy_image_tokens_equal_teacher_forcing(vocabularies: str) -> None:
+    config = replace(TINY, vocabularies=vocabularies)
+    model, batch = build(config), batch_of(config)["t2i"]
+    ids = model.generate_image_ids(batch["caption_ids"], uniforms=None)
+    logits = model.logits("t2i", {**batch, "image_ids": ids})
+    rows = slice(config.vocab_size, None) if vocabularies == "shared" else slice(None)
+    start = config.caption_length + 3
+    assert torch.equal(logits[:, start : start + config.image_tokens, rows].argmax(-1), ids)
+    one = model.generate_image_ids(batch["caption_ids"][1:2], uniforms=None)
+    assert torch.equal(one[0], ids[1])
+
+
+def test_greedy_answers_equal_teacher_forcing(model: OmniMamba) -> None:
+    batch = batch_of()["mmu"]
+    prompt = batch["input_ids"][:, :7]
+    ids = model.continue_text(batch["features"], prompt, max_new_tokens=4, end_id=None)
+    logits = model.logits("mmu", {"features": batch["features"], "input_ids": torch.cat([prompt, ids], dim=1)})
+    assert torch.equal(logits[:, -5:-1].argmax(-1), ids)
+
+
+def test_a_row_is_filled_with_the_end_token_behind_its_first(model: OmniMamba) -> None:
+    batch = batch_of(mmu=6)["mmu"]
+    free = model.continue_text(batch["features"], batch["input_ids"], max_new_tokens=8, end_id=None)
+    end = int(free[0, 2])
+    ended = model.continue_text(batch["features"], batch["input_ids"], max_new_tokens=8, end_id=end)
+    for open_row, row in zip(free.tolist(), ended.tolist(), strict=True):
+        place = open_row.index(end) if end in open_row else len(open_row)
+        assert row[:place] == open_row[:place][: len(row)]
+        assert set(row[place:]) <= {end}
+
+
+def test_sampling_does_not_depend_on_the_batch(model: OmniMamba) -> None:
+    captions = batch_of()["t2i"]["caption_ids"]
+    draws = torch.rand(3, TINY.image_tokens, generator=torch.Generator().manual_seed(0))
+    many = model.generate_image_ids(captions, uniforms=draws, temperature=1.3, top_k=10)
+    for row in range(3):
+        one = model.generate_image_ids(
+            captions[row : row + 1], uniforms=draws[row : row + 1], temperature=1.3, top_k=10
+        )
+        assert torch.equal(one[0], many[row])
+
+
+def test_gradients_reach_exactly_the_parts_of_a_task(model: OmniMamba) -> None:
+    batch = batch_of()
+    losses = task_losses(model(batch))
+    only = {"mmu": ("projector.", "mmu_positions"), "t2i": ("image_", "caption_projection.", "t2i_positions")}
+    for task, other in (("mmu", "t2i"), ("t2i", "mmu")):
+        model.zero_grad()
+        losses[task].backward(retain_graph=True)
+        for name, parameter in model.named_parameters():
+            # sums of decays run over sequence boundaries within a chunk and cancel to rounding: 1e-13 is nothing
+            touched = parameter.grad is not None and bool(parameter.grad.abs().max() > 1e-9)
+            foreign = f".{other}." in name or name.startswith(only[other])
+            assert touched == (not foreign), f"{task} loss and {name}"
+
+
+def test_one_backward_of_both_gives_the_sum_of_each() -> None:
+    """Also the adapters': the pitfall of switching one active adapter between two forward passes."""
+    model, batch = build(), batch_of()
+    names = [name for name, _ in model.named_parameters()]
+    parameters = list(model.parameters())
+    losses = task_losses(model(batch))
+    both = torch.autograd.grad(losses["mmu"] + losses["t2i"], parameters)
+    for name, parameter, gradient in zip(names, parameters, both, strict=True):
+        apart = torch.zeros_like(parameter)
+        for task in TASKS:
+            (part,) = torch.autograd.grad(task_losses(model({task: batch[task]}))[task], parameter, allow_unused=True)
+            apart += part if part is not None else 0
+        torch.testing.assert_close(gradient, apart, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_adapters_of_a_task_without_positions_still_get_a_gradient(model: OmniMamba) -> None:
+    """Zero, but there: DDP and ZeRO wait for it."""
+    task_losses(model({"mmu": batch_of()["mmu"]}))["mmu"].backward()
+    gradients = [p.grad for name, p in model.named_parameters() if ".t2i." in name]
+    assert gradients and all(g is not None and not g.any() for g in gradients)
+
+
+def test_shared_vocabularies_use_one_table() -> None:
+    config = replace(TINY, vocabularies="shared")
+    model, batch = build(config), batch_of(config)
+    out = model(batch)
+    assert out["t2i"].logits.shape[-1] == out["mmu"].logits.shape[-1] == TINY.vocab_size + TINY.image_vocab
+    assert torch.equal(out["t2i"].labels, batch["t2i"]["image_ids"].flatten() + TINY.vocab_size)
+    assert not any(name.startswith("image_table") for name, _ in model.named_parameters())
+
+
+def test_without_lora_there_are_no_adapters() -> None:
+    model = build(replace(TINY, lora="none"))
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    assert task_losses(model(batch_of()))["t2i"].isfinite()
+
+
+def test_loss_is_the_mean_over_each_tasks_own_labels(model: OmniMamba) -> None:
+    batch = batch_of()
+    losses = task_losses(model(batch))
+    logits = model.logits("mmu", batch["mmu"])[:, -TINY.mmu_text_length - 1 : -1].float()
+    expected = F.cross_entropy(logits.transpose(1, 2), batch["mmu"]["labels"], ignore_index=-100)
+    torch.testing.assert_close(losses["mmu"], expected)
+
+
+def test_a_sequence_longer_than_its_positions_is_refused(model: OmniMamba) -> None:
+    batch = batch_of()["mmu"]
+    with pytest.raises(ValueError, match=r"positions exceeds model\.mmu_positions=40"):
+        model.continue_text(batch["features"], batch["input_ids"], max_new_tokens=30, end_id=None)
+
+
+def test_images_of_another_size_are_refused(model: OmniMamba) -> None:
+    batch = batch_of()["mmu"]
+    with pytest.raises(ValueError, match=r"model\.vision\.image_size=8 needs \(3, 8, 8\)"):
+        model.generate_text(
+            torch.zeros(1, 3, 9, 9, dtype=torch.uint8), batch["input_ids"][:1], max_new_tokens=1, end_id=0
+        )
+
+
+def test_a_model_for_given_features_has_no_encoder() -> None:
+    vision = replace(TINY.vision, kind="features", given_patches=4, given_width=48)
+    model = build(replace(TINY, vision=vision))
+    with pytest.raises(ValueError, match=r"model\.vision\.kind=features has no encoder"):
+        model.vision(torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"headdim": 7}, "headdim=7 does not divide"),
+        ({"vocab_size": 33}, "vocab_size=33 is not a multiple of 16"),
+        ({"t2i_positions": 10}, r"a T2I sequence has 16 positions .* raise it to at least 16"),
+        ({"mmu_positions": 10}, r"an MMU sequence has 15 positions .* raise it to at least 15"),
+        ({"d_state": 0}, "d_state=0 must be at least 1"),
+        ({"adapters": replace(TINY.adapters, rank=0)}, "rank=0 must be at least 1"),
+        ({"adapters": replace(TINY.adapters, dropout=1.0)}, r"dropout=1\.0 must lie in \[0, 1\)"),
+        ({"vision": replace(TINY.vision, patch_size=3)}, "patch_size=3 does not divide"),
+    ],
+)
+def test_broken_rules_of_the_configuration(change: dict[str, object], message: str) -> None:
+    import re
+
+    assert any(re.search(message, problem) for problem in replace(TINY, **change).problems())
+
+
+def test_the_published_sizes_are_the_defaults() -> None:
+    """Parameter shapes of the published 1.3B checkpoint (specs: model)."""
+    with torch.device("meta"):
+        model = OmniMamba(
+            replace(ModelConfig(), vision=replace(TINY.vision, kind="features", given_patches=729, given_width=2176))
+        )
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert shapes["text_embedding.weight"] == (50288, 2048)
+    assert shapes["backbone.layers.47.mixer.in_proj.weight"] == (8512, 2048)
+    assert shapes["backbone.layers.0.mixer.in_proj.lora_B.t2i.weight"] == (8512, 8)
+    assert shapes["projector.0.weight"] == (8704, 2176)
+    assert shapes["t2i_positions"] == (329, 2048)
+    language_model = sum(p.numel() for name, p in model.named_parameters() if name.startswith(("backbone", "text")))
+    assert 1.3e9 < language_model < 1.4e9
