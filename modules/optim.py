@@ -25,13 +25,17 @@ class OptimConfig:
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
         found = []
-        if self.lr <= 0:
+        if not self.lr > 0:  # nor not-a-number
             found.append(f"optim.lr={self.lr} must be above 0; the paper uses 1e-3 (MMU), 8e-4 (T2I), 1e-4 (unified)")
         found += [
             f"optim.{name}={getattr(self, name)} must be 0 or more; 0 turns it off"
             for name in ("weight_decay", "warmup_steps", "clip_grad_norm")
             if getattr(self, name) < 0
         ]
+        if not all(0 <= beta < 1 for beta in self.betas):
+            found.append(f"optim.betas={list(self.betas)} must lie in [0, 1); the paper uses [0.9, 0.95]")
+        if not self.eps > 0:
+            found.append(f"optim.eps={self.eps} must be above 0; the usual value is 1e-8")
         if not 0 <= self.min_lr_ratio <= 1:
             found.append(f"optim.min_lr_ratio={self.min_lr_ratio} must lie in [0, 1]; the released value is 0.01")
         return found

@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
-
 from callbacks.checkpointing import CheckpointConfig
 from callbacks.evaluation import EvaluationConfig
 from callbacks.tracking import TrackingConfig
@@ -16,7 +14,7 @@ from modules.omnimamba.adapters import TASKS
 from modules.omnimamba.config import ModelConfig
 from modules.optim import OptimConfig
 from modules.stages import STAGES, StageConfig
-from pipelines.overrides import ConfigError, build, dotlist, read_yaml
+from pipelines.overrides import ConfigError, build, dotlist, merge, read_yaml
 from pipelines.prepare import PrepareScenesConfig
 
 __all__ = [
@@ -131,8 +129,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: anything about it is wrong; the message names key, value, rule and way out.
     """
-    values = OmegaConf.merge(read_yaml(path), dotlist(overrides))
-    return build(RunConfig, values, source=str(path))  # type: ignore[arg-type]
+    values = merge(read_yaml(path), dotlist(overrides), source="the command line")
+    return build(RunConfig, values, source=str(path))
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:

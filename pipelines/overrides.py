@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -56,21 +56,35 @@ def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
         )
     try:
         own = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    except OSError as error:  # also OmegaConf's answer to a file that holds one bare value
+        raise ConfigError(f"{path} cannot be read or holds no keys and values: {error}") from error
     if not isinstance(own, DictConfig):
         raise ConfigError(f"{path} must hold keys and values at its top level")
-    includes = own.pop("include", [])
-    if isinstance(includes, str):
-        includes = [includes]
     merged = OmegaConf.create({})
-    for name in includes:
-        merged = _merge(merged, read_yaml(path.parent / name, (*_seen, path)))
-    return _merge(merged, own)
+    for name in _includes(own.pop("include", []), path):
+        merged = merge(merged, read_yaml(path.parent / name, (*_seen, path)), source=str(path))
+    return merge(merged, own, source=str(path))
 
 
-def _merge(below: DictConfig, above: DictConfig) -> DictConfig:
-    merged = OmegaConf.merge(below, above)
+def _includes(value: Any, path: Path) -> list[str]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | ListConfig) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path}: include={value} must be a file name or a list of them, such as [model/tiny.yaml]")
+    return list(names)
+
+
+def merge(below: DictConfig, above: DictConfig, source: str) -> DictConfig:
+    """``below`` with what ``above`` says otherwise; ``source`` names the latter in errors.
+
+    Raises:
+        ConfigError: one has a list where the other has keys.
+    """
+    try:
+        merged = OmegaConf.merge(below, above)
+    except TypeError as error:
+        raise ConfigError(f"{source}: {_section(below, above)}: a list cannot take the place of keys") from error
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -82,9 +96,9 @@ def build(cls: type[Config], values: DictConfig, source: str) -> Config:
         ConfigError: as `parse_overrides`.
     """
     try:
-        config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
+        config: Any = OmegaConf.to_object(merge(OmegaConf.structured(cls), values, source))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{source}: {_explain(error, values)}") from error
+        raise ConfigError(f"{source}: {_explain(error, values, cls)}") from error
     problems = config.problems() if hasattr(config, "problems") else []
     if problems:
         raise ConfigError(f"{source}:\n" + "\n".join(f"  - {problem}" for problem in problems))
@@ -92,13 +106,25 @@ def build(cls: type[Config], values: DictConfig, source: str) -> Config:
     return result
 
 
-def _explain(error: OmegaConfBaseException, values: DictConfig) -> str:
-    key = getattr(error, "full_key", None)
+def _explain(error: OmegaConfBaseException, values: DictConfig, cls: type) -> str:
+    key = getattr(error, "full_key", None) or _section(OmegaConf.structured(cls), values)
     reason = str(error).splitlines()[0]
     if not key:
         return reason
     if "missing mandatory value" in reason.lower():
         return f"{key} has no value and needs one; set it in the YAML file or add {key}=... to the command"
     value = OmegaConf.select(values, key, throw_on_resolution_failure=False)
+    if "is not a TupleConfig" in reason:
+        return f"{key} (given: {value!r}) takes a list: {key}=[{value}]"
     shown = "" if value is None else f" (given: {value!r})"
     return f"{key}{shown}: {reason}"
+
+
+def _section(below: DictConfig, above: DictConfig) -> str | None:
+    """The top-level key of ``above`` that does not merge, for the errors of OmegaConf that name none."""
+    for key in map(str, above):
+        try:
+            OmegaConf.merge(below, OmegaConf.masked_copy(above, key))
+        except (OmegaConfBaseException, TypeError):
+            return key
+    return None

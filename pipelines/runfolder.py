@@ -85,8 +85,9 @@ def open_run(config: RunConfig) -> RunFolder:
 def _settled(config: RunConfig, stored: Any = None) -> RunConfig:
     """With the global batch spelt out, so that a resume on another number of ranks keeps it."""
     whole = config.data.global_batch
-    if whole is None and stored is not None:
-        whole = Counts(**stored["data"]["global_batch"])
+    known = ((stored or {}).get("data") or {}).get("global_batch")
+    if whole is None and known is not None:
+        whole = Counts(**known)
     if whole is None:
         ranks = config.hardware.devices * config.hardware.nodes
         whole = Counts(**{task: getattr(config.data.micro_batch, task) * ranks for task in TASKS})

@@ -45,12 +45,16 @@ class VisionConfig:
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
-        if self.kind == "patches" and self.image_size % self.patch_size:
-            return [
+        if self.kind == "features":
+            return []
+        sizes = {"image_size": self.image_size, "patch_size": self.patch_size}
+        found = [f"model.vision.{name}={size} must be at least 1" for name, size in sizes.items() if size < 1]
+        if not found and self.image_size % self.patch_size:
+            found = [
                 f"model.vision.patch_size={self.patch_size} does not divide model.vision.image_size={self.image_size}; "
                 "choose a patch size that does"
             ]
-        return []
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +117,9 @@ class ModelConfig:
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
-        found = self.vision.problems()
+        found = self.vision.problems() + self._size_problems()
+        if found:
+            return found  # the rules below calculate with these sizes
         if self.d_inner % self.headdim:
             found.append(
                 f"model.headdim={self.headdim} does not divide expand*d_model={self.d_inner}; choose one that does"
@@ -130,19 +136,6 @@ class ModelConfig:
                 f"an MMU sequence has {self.mmu_length} positions (patches + mmu_text_length + 4) but "
                 f"model.mmu_positions={self.mmu_positions}; raise it to at least {self.mmu_length}"
             )
-        for name in (
-            "d_model",
-            "n_layer",
-            "d_state",
-            "d_conv",
-            "expand",
-            "headdim",
-            "chunk_size",
-            "image_tokens",
-            "caption_length",
-        ):
-            if getattr(self, name) < 1:
-                found.append(f"model.{name}={getattr(self, name)} must be at least 1")
         if self.adapters.rank < 1:
             found.append(
                 f"model.adapters.rank={self.adapters.rank} must be at least 1; model.lora=none turns adapters off"
@@ -150,3 +143,11 @@ class ModelConfig:
         if not 0 <= self.adapters.dropout < 1:
             found.append(f"model.adapters.dropout={self.adapters.dropout} must lie in [0, 1)")
         return found
+
+    def _size_problems(self) -> list[str]:
+        names = ("d_model", "n_layer", "d_state", "d_conv", "expand", "headdim", "chunk_size", "image_tokens")
+        return [
+            f"model.{name}={getattr(self, name)} must be at least 1"
+            for name in (*names, "caption_length", "mmu_text_length")
+            if getattr(self, name) < 1
+        ]

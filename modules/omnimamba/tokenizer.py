@@ -34,7 +34,7 @@ class TextTokenizer:
         self._tokenizer = Tokenizer.from_file(str(path))
         if self._tokenizer.token_to_id(END_OF_TEXT) is None:
             raise ValueError(f"tokenizer {path} has no {END_OF_TEXT} token, which ends every answer; add it")
-        self._tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+        self._tokenizer.add_special_tokens([END_OF_TEXT, *SPECIAL_TOKENS])
         ids = {token: self._id(token) for token in (*SPECIAL_TOKENS, END_OF_TEXT)}
         self.pad, self.soi, self.eoi = ids[PAD], ids["<|soi|>"], ids["<|eoi|>"]
         self.sot, self.eot = ids["<|sot|>"], ids["<|eot|>"]

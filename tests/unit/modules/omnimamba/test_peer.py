@@ -44,5 +44,6 @@ def test_hidden_states_and_gradients_equal_the_peers() -> None:
     for name, parameter in peer.named_parameters():
         if name in names:
             expected, found = parameter.grad, parameters[names[name]].grad
-            assert expected is not None and found is not None
+            assert expected is not None
+            assert found is not None
             assert (found - expected).norm() <= 1e-4 * expected.norm() + 1e-6, name
