@@ -53,18 +53,19 @@ def problem(folder: Path) -> str | None:
     """Why the checkpoint ``folder`` is not whole, or None if it is."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        version, files = manifest["format_version"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        version = manifest["format_version"]
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is missing or unreadable"
     if version != FORMAT_VERSION:
         return f"format version {version} is not {FORMAT_VERSION}, the one this code reads"
-    for name, expected in files.items():
+    for name, (size, digest) in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes, the manifest says {expected['bytes']}"
-        if sha256(path) != expected["sha256"]:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, the manifest says {size}"
+        if sha256(path) != digest:
             return f"{name} was altered: its SHA-256 is not the manifest's"
     return None
 

@@ -15,6 +15,7 @@ from callbacks.throughput import Show, Throughput
 from callbacks.tracking import Tracker
 from datamodules.mixed import MixedDataModule
 from modules.checkpoints import StageResult, find_checkpoint, load_results, model_weights, read_state
+from modules.omnimamba import kernels
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
@@ -33,12 +34,15 @@ def check_hardware(config: HardwareConfig) -> None:
 
     Raises:
         ConfigError: GPUs are asked for and too few are there.
+        KernelsMissingError: their kernels are not installed.
     """
     if config.accelerator == "gpu" and torch.cuda.device_count() < config.devices:
         raise ConfigError(
             f"hardware.accelerator=gpu with hardware.devices={config.devices}, but this machine "
             f"shows {torch.cuda.device_count()} GPUs; use hardware.accelerator=cpu or a machine that has them"
         )
+    if config.accelerator == "gpu":
+        kernels.load()
 
 
 def make_embedded_data(config: RunConfig) -> None:

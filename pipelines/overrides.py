@@ -28,16 +28,17 @@ def dotlist(overrides: Sequence[str]) -> DictConfig:
     """``["a.b=1", ...]`` as a nested configuration.
 
     Raises:
-        ConfigError: a word is not of the form key=value, or its value is not valid YAML.
+        ConfigError: a word is not of the form key=value, its value is not valid YAML, or it contradicts an earlier one.
     """
+    values = OmegaConf.create({})
     for word in overrides:
         if "=" not in word.removeprefix("="):
             raise ConfigError(f"override '{word}' is not of the form key=value, for example trainer.max_steps=100")
         try:
-            OmegaConf.from_dotlist([word])
+            values.merge_with_dotlist([word])
         except (OmegaConfBaseException, YAMLError) as error:
             raise ConfigError(f"override '{word}' cannot be read: {error}. Quote values with special signs.") from error
-    return OmegaConf.from_dotlist(list(overrides))
+    return values
 
 
 def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modules.omnimamba import kernels
 from modules.omnimamba.adapters import Segments, TaskLoraLinear
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.ssd import causal_conv, ssd_chunked, ssd_step
@@ -56,9 +57,13 @@ class Mamba2Mixer(nn.Module):
     ) -> Tensor:
         """(B, L, D) to (B, L, D). ``state``, if given, is filled with what a later `step` needs."""
         z, xBC, dt = self._project(u_BLD, segments)
-        mixed = F.silu(causal_conv(xBC, self.conv1d.weight[:, 0], self._conv_bias(), seq_idx_BL))
+        if u_BLD.is_cuda:
+            mixed = kernels.conv_silu(xBC, self.conv1d.weight[:, 0], self._conv_bias(), seq_idx_BL)
+        else:
+            mixed = F.silu(causal_conv(xBC, self.conv1d.weight[:, 0], self._conv_bias(), seq_idx_BL))
         x, B, C = self._split(mixed)
-        y, last = ssd_chunked(x, dt, self._A(), B, C, self.config.chunk_size, seq_idx_BL)
+        scan = kernels.ssd if u_BLD.is_cuda else ssd_chunked
+        y, last = scan(x, dt, self._A(), B, C, self.config.chunk_size, seq_idx_BL)
         if state is not None:
             width = self.config.d_conv - 1
             state.conv = F.pad(xBC, (0, 0, width, 0))[:, -width:]

@@ -1,0 +1,273 @@
+"""Training through its real entry point: the run folder it leaves, kills, several processes, the chain of stages."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from callbacks.tracking import read_metrics
+from modules.checkpoints import find_checkpoint, model_weights, problem, read_state
+from modules.stages import STAGES
+from modules.trainable import set_trainable
+from pipelines.compose import build_model
+from pipelines.config import load
+from pipelines.prepare import prepare_scenes
+
+ROOT = Path(__file__).parents[2]
+UNIFIED = "configs/smoke_unified.yaml"
+STEPS, SAVED_EVERY = 12, 4
+NO_EVALUATION = [f"evaluation.{task}=null" for task in ("pope", "gqa", "fid", "samples")]
+TIMED = {"time", "attempt", "train/tokens_per_s"}
+"""What may differ between two runs of the same configuration."""
+
+Train = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that keep the 3:48 of a step but make it cheap; their data are made here, once."""
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    overrides = [
+        f"scenes.folder={folder}",
+        "scenes.images=80",
+        "scenes.val_images=4",
+        "scenes.patch_size=8",
+        "model.image_tokens=64",
+        "model.n_layer=1",
+        "tracking.wandb=disabled",
+    ]
+    config = load(ROOT / UNIFIED, overrides).scenes
+    assert config is not None
+    prepare_scenes(config, say=lambda _: None)
+    return overrides
+
+
+def command(config: str | Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "pipelines.train", str(config), *overrides]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture(scope="module")
+def train(small: list[str]) -> Train:
+    """Trains a configuration of the project with ``small`` and more overrides."""
+
+    def run(config: str, folder: Path, *more: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
+        words = command(config, *small, *NO_EVALUATION, f"run.dir={folder}", *more)
+        done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+LENGTH = [f"trainer.max_steps={STEPS}", f"checkpoint.every_n_steps={SAVED_EVERY}"]
+
+
+@pytest.fixture(scope="module")
+def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run; it alone is evaluated at its end."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    evaluation = ["evaluation.gqa=null", "evaluation.fid=null", "evaluation.samples=null", "evaluation.pope.limit=2"]
+    words = command(UNIFIED, *small, *evaluation, *LENGTH, f"run.dir={folder}")
+    done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[dict[str, Any]]:
+    """What was logged at each step, without what may differ from run to run."""
+    return [
+        {key: value for key, value in row.items() if key not in TIMED and not key.startswith("eval/")}
+        for row in read_metrics(folder)
+    ]
+
+
+def keys_of_steps(folder: Path) -> dict[int, dict[str, list[str]]]:
+    """Keys of each step's samples, in the order of micro-steps and ranks; the higher attempt counts."""
+    rows = lines(folder / "samples.jsonl")
+    last: dict[int, int] = {}
+    for row in rows:
+        last[row["step"]] = max(last.get(row["step"], 0), row["attempt"])
+    found: dict[int, dict[str, list[str]]] = {}
+    for row in rows:
+        if row["attempt"] == last[row["step"]]:
+            step = found.setdefault(row["step"], {"mmu": [], "t2i": []})
+            for task in step:
+                step[task] += row[task]
+    return found
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return model_weights(read_state(find_checkpoint(folder, pytest.fail)))
+
+
+def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_the_run_folder_holds_what_the_design_says(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        *("config.yaml", "metrics.jsonl", "samples.jsonl", "checkpoints", "records", "provenance.json", "COMPLETE"),
+    }
+    assert (finished / "COMPLETE").read_text() == f"{STEPS}\n"
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    assert max(files, key=lambda path: path.stat().st_mtime_ns).name == "COMPLETE"
+    checkpoints = sorted((finished / "checkpoints").iterdir())
+    assert [path.name for path in checkpoints] == ["step-000000008", "step-000000012"]
+    for path in checkpoints:
+        assert problem(path) is None
+    records = finished / "records" / f"step-{STEPS:09d}"
+    assert set(json.loads((records / "results.json").read_text())) >= {"pope_style"}
+    assert len(lines(records / "pope_style" / "rank0.jsonl")) == 6
+    facts = json.loads((finished / "provenance.json").read_text())
+    assert set(facts["data"]) == {"mmu", "t2i"}
+
+
+def test_every_step_is_logged_once_with_all_its_numbers(finished: Path) -> None:
+    rows = [row for row in lines(finished / "metrics.jsonl") if "train/loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    for row in rows:
+        assert row.keys() >= {"step", "time", "attempt", "train/loss", "train/loss_mmu", "train/loss_t2i", "train/lr"}
+        assert row["train/tokens_per_s"] > 0
+        assert row["train/grad_norm"] > 0
+        assert row["attempt"] == 1
+        assert row["train/loss"] == pytest.approx(row["train/loss_mmu"] + row["train/loss_t2i"], rel=1e-6)
+    assert rows[0]["train/lr"] == 1e-3
+    assert [row["train/lr"] for row in rows] == sorted((row["train/lr"] for row in rows), reverse=True)
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+    assert any("eval/pope_style/f1_macro" in row for row in lines(finished / "metrics.jsonl"))
+
+
+def test_every_micro_step_holds_the_papers_ratio(finished: Path) -> None:
+    rows = lines(finished / "samples.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    for row in rows:
+        assert (row["rank"], row["attempt"]) == (0, 1)
+        assert (len(row["mmu"]), len(row["t2i"])) == (3, 48)
+    first_epoch = [key for row in rows for key in row["t2i"]][:80]
+    assert len(set(first_epoch)) == 80  # each sample once an epoch
+
+
+def test_a_complete_run_is_left_alone(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    words = command(finished / "config.yaml")
+    done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"{finished} is complete (COMPLETE); nothing to do" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_training_again_from_nothing_gives_the_same_bits(finished: Path, train: Train, tmp_path: Path) -> None:
+    train(UNIFIED, tmp_path / "run", *LENGTH)  # not evaluated: evaluation changes nothing in training
+    assert losses(tmp_path / "run") == losses(finished)
+    assert keys_of_steps(tmp_path / "run") == keys_of_steps(finished)
+    assert_same_weights(weights(tmp_path / "run"), weights(finished))
+
+
+def kill_after(step: int, words: list[str], folder: Path) -> None:
+    process = subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 120
+        while not any(row["step"] >= step for row in read_metrics(folder)):
+            assert process.poll() is None, process.communicate()[1].decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    finished: Path, train: Train, small: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    words = command(UNIFIED, *small, *NO_EVALUATION, *LENGTH, f"run.dir={folder}")
+    kill_after(SAVED_EVERY + 1, words, folder)
+    assert not (folder / "COMPLETE").exists()
+    checkpoint = find_checkpoint(folder, pytest.fail)
+    tracked = json.loads((folder / "provenance.json").read_text())["wandb_run_id"]
+    done = train(UNIFIED, folder, *LENGTH)
+    assert f"resuming from {checkpoint}" in done.stdout
+    saved = int(checkpoint.name.removeprefix("step-"))
+    again = [row["step"] for row in lines(folder / "metrics.jsonl") if row["attempt"] == 2]
+    assert again == list(range(saved + 1, STEPS + 1))
+    assert losses(folder) == losses(finished)
+    assert keys_of_steps(folder) == keys_of_steps(finished)
+    assert_same_weights(weights(folder), weights(finished))
+    facts = json.loads((folder / "provenance.json").read_text())
+    assert facts["wandb_run_id"] == tracked
+    assert [attempt["resumed"] for attempt in facts["attempts"]] == [None, checkpoint.name]
+
+
+def test_two_processes_train_as_one_that_accumulates(train: Train, tmp_path: Path) -> None:
+    # Dropout masks are keyed by rank and micro-step, so only without them are the two the same sum.
+    common = ["trainer.max_steps=3", "model.adapters.dropout=0.0"]
+    done = train(UNIFIED, tmp_path / "two", *common, "hardware.devices=2")
+    assert "WARNING" not in done.stderr
+    assert done.stdout.count("complete at step 3") == 1  # one process speaks
+    train(UNIFIED, tmp_path / "one", *common, "data.global_batch={mmu: 6, t2i: 96}")
+    whole = load(tmp_path / "two" / "config.yaml").data.global_batch
+    assert whole is not None
+    assert (whole.mmu, whole.t2i) == (6, 96)
+    rows = lines(tmp_path / "two" / "samples.jsonl")
+    assert [(row["step"], row["rank"]) for row in rows] == [(step, rank) for step in (1, 2, 3) for rank in (0, 1)]
+    assert all((len(row["mmu"]), len(row["t2i"])) == (3, 48) for row in rows)
+    assert keys_of_steps(tmp_path / "two") == keys_of_steps(tmp_path / "one")
+    for two, one in zip(losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True):
+        assert two.keys() == one.keys()
+        for key in two:
+            # float32 sums of two gradients, in another order
+            assert two[key] == pytest.approx(one[key], rel=1e-4), key
+
+
+def test_the_unified_stage_starts_from_what_each_stage_trained(train: Train, tmp_path: Path) -> None:
+    for task in ("mmu", "t2i"):
+        train(f"configs/smoke_{task}.yaml", tmp_path / task, "trainer.max_steps=2")
+    both = f"init_from=[{tmp_path / 'mmu'}, {tmp_path / 't2i'}]"
+    # Too small a rate to move anything: what the run ends with is what it started from.
+    done = train(UNIFIED, tmp_path / "unified", both, "trainer.max_steps=1", "optim.lr=1.0e-12")
+    config = load(tmp_path / "unified" / "config.yaml")
+    fresh = build_model(load(tmp_path / "mmu" / "config.yaml"), report=pytest.fail)
+    initial = {name: value.clone() for name, value in fresh.state_dict().items()}
+    trained = {task: set(set_trainable(fresh, STAGES[f"{task}_pretrain"].trainable).names) for task in ("mmu", "t2i")}
+    assert config.init_from == (str(tmp_path / "mmu"), str(tmp_path / "t2i"))
+    assert f"{len(trained['t2i'])} parameters from {tmp_path / 't2i'}" in done.stdout
+    end = weights(tmp_path / "unified")
+    for task in ("mmu", "t2i"):
+        result = weights(tmp_path / task)
+        for name in trained[task]:
+            assert not torch.equal(result[name], initial[name]), name
+            torch.testing.assert_close(end[name], result[name], rtol=0, atol=1e-9)
+    for name in initial.keys() - trained["mmu"] - trained["t2i"]:
+        torch.testing.assert_close(end[name], initial[name], rtol=0, atol=1e-9)
+
+
+def test_what_a_user_can_mend_ends_as_a_message(finished: Path, train: Train, tmp_path: Path) -> None:
+    done = train(UNIFIED, tmp_path / "run", "trainer.max_step=3", code=2)
+    assert done.stderr.startswith("error: ")
+    assert "Did you mean: 'max_steps'?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    done = train(UNIFIED, finished, *LENGTH, "optim.lr=0.5", code=2)
+    assert f"error: run folder {finished} belongs to another configuration:\n  optim.lr: 0.001 there, 0.5 now" in (
+        done.stderr
+    )
+    assert "Traceback" not in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before

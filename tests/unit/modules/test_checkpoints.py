@@ -1,0 +1,247 @@
+"""Checkpoint folders are whole or passed over, and a later stage takes each parameter from whoever trained it."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modules.checkpoints import (
+    STATE,
+    CheckpointError,
+    StageResult,
+    checkpoint_name,
+    commit,
+    find_checkpoint,
+    latest_valid,
+    load_results,
+    model_weights,
+    problem,
+    read_state,
+    remove_old,
+)
+
+
+def save(checkpoints: Path, step: int, content: object = None) -> Path:
+    temporary = checkpoints / "temporary"
+    (temporary / "more").mkdir(parents=True)
+    torch.save({"global_step": step} if content is None else content, temporary / STATE)
+    (temporary / "more" / "note.txt").write_text(f"step {step}")
+    commit(temporary, checkpoints / checkpoint_name(step), step)
+    return checkpoints / checkpoint_name(step)
+
+
+def test_names_sort_by_step() -> None:
+    assert checkpoint_name(20) == "step-000000020"
+    assert sorted(map(checkpoint_name, (1000, 999, 10**8))) == list(map(checkpoint_name, (999, 1000, 10**8)))
+
+
+def test_a_committed_checkpoint_is_whole_and_lists_its_files(tmp_path: Path) -> None:
+    folder = save(tmp_path, 20)
+    assert problem(folder) is None
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["format_version"], manifest["step"]) == (1, 20)
+    assert sorted(manifest["files"]) == ["more/note.txt", "state.ckpt"]
+    assert manifest["files"]["more/note.txt"] == {"bytes": 7, "sha256": hashlib.sha256(b"step 20").hexdigest()}
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000020"]  # nothing temporary is left
+
+
+def test_a_step_that_is_saved_again_replaces_the_older_attempts(tmp_path: Path) -> None:
+    save(tmp_path, 20, {"attempt": 1})
+    assert read_state(save(tmp_path, 20, {"attempt": 2})) == {"attempt": 2}
+
+
+def truncate(folder: Path) -> None:
+    (folder / STATE).write_bytes((folder / STATE).read_bytes()[:-1])
+
+
+def flip(folder: Path) -> None:
+    content = bytearray((folder / STATE).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / STATE).write_bytes(content)
+
+
+def delete(folder: Path) -> None:
+    (folder / "more" / "note.txt").unlink()
+
+
+def unseal(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def garble(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"format_version": 1, "fil')
+
+
+def empty(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{}")
+
+
+def outdate(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2}))
+
+
+DAMAGE = [
+    (truncate, "state.ckpt has "),
+    (flip, "state.ckpt was altered: its SHA-256 is not the manifest's"),
+    (delete, "more/note.txt is missing"),
+    (unseal, "manifest.json is missing or unreadable"),
+    (garble, "manifest.json is missing or unreadable"),
+    (empty, "manifest.json is missing or unreadable"),
+    (outdate, "format version 2 is not 1"),
+]
+
+
+@pytest.mark.parametrize(("damage", "reason"), DAMAGE, ids=[damage.__name__ for damage, _ in DAMAGE])
+def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path: Path, damage: object, reason: str) -> None:
+    older, newer = save(tmp_path, 10), save(tmp_path, 20)
+    warnings: list[str] = []
+    assert latest_valid(tmp_path, warnings.append) == newer
+    assert warnings == []
+    damage(newer)  # type: ignore[operator]
+    assert reason in str(problem(newer))
+    assert latest_valid(tmp_path, warnings.append) == older
+    [warning] = warnings
+    assert warning.startswith(f"checkpoint {newer} is passed over: ")
+    assert reason in warning
+
+
+def test_a_bit_that_flips_in_the_manifest_is_found_wherever_it_matters(tmp_path: Path) -> None:
+    folder = save(tmp_path, 20)
+    whole = (folder / "manifest.json").read_bytes()
+    unnoticed = []
+    for place in range(len(whole)):
+        (folder / "manifest.json").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        if problem(folder) is None:
+            unnoticed.append(place)
+    step = whole.index(b'"step": 20')  # a name for people; nothing is read from it
+    assert set(unnoticed) <= {*range(step, step + len(b'"step": 20'))}
+
+
+def test_none_whole_is_an_error_and_none_at_all_is_not(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    assert latest_valid(tmp_path / "nowhere", warnings.append) is None
+    (tmp_path / ".step-000000030.tmp").mkdir()  # a save that a kill cut short
+    assert latest_valid(tmp_path, warnings.append) is None
+    truncate(save(tmp_path, 10))
+    unseal(save(tmp_path, 20))
+    with pytest.raises(CheckpointError) as error:
+        latest_valid(tmp_path, warnings.append)
+    assert f"no checkpoint in {tmp_path} is whole (step-000000020: manifest.json is missing" in str(error.value)
+    assert "step-000000010: state.ckpt has" in str(error.value)
+    assert "Restore one, or move the run folder away to start anew." in str(error.value)
+    assert len(warnings) == 2
+
+
+def test_the_oldest_are_removed(tmp_path: Path) -> None:
+    folders = [save(tmp_path, step) for step in (5, 10, 15, 20)]
+    unseal(folders[0])
+    remove_old(tmp_path, 2)
+    assert sorted(tmp_path.iterdir()) == folders[2:]
+    remove_old(tmp_path, 2)
+    assert sorted(tmp_path.iterdir()) == folders[2:]
+
+
+def refuse(text: str) -> None:
+    raise AssertionError(text)
+
+
+def test_a_path_means_a_checkpoint_or_a_runs_latest(tmp_path: Path) -> None:
+    first, second = save(tmp_path / "checkpoints", 10), save(tmp_path / "checkpoints", 20)
+    assert find_checkpoint(tmp_path, refuse) == second
+    assert find_checkpoint(first, refuse) == first
+    truncate(first)
+    with pytest.raises(CheckpointError, match=r"step-000000010 cannot be used: state\.ckpt has .*; name another one"):
+        find_checkpoint(first, refuse)
+    with pytest.raises(CheckpointError, match="step-000000030 cannot be used: there is no such folder"):
+        find_checkpoint(tmp_path / "checkpoints" / "step-000000030", refuse)
+    with pytest.raises(CheckpointError, match=r"nowhere holds no checkpoint \(checkpoints/step-\*\)"):
+        find_checkpoint(tmp_path / "nowhere", refuse)
+
+
+def test_reading_a_state_runs_no_code(tmp_path: Path) -> None:
+    state = {"state_dict": {"model.a": torch.arange(3)}, "global_step": 3, "names": ["a"]}
+    read = read_state(save(tmp_path, 3, state))
+    assert torch.equal(read["state_dict"]["model.a"], torch.arange(3))
+    assert (read["global_step"], read["names"]) == (3, ["a"])
+    assert model_weights(read).keys() == {"a"}
+    with pytest.raises(Exception, match="Weights only load failed"):
+        read_state(save(tmp_path, 4, {"path": Path("/")}))
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for name in "abcd":
+            self.register_parameter(name, nn.Parameter(torch.zeros(2)))
+
+
+def result(origin: str, trained: str, **weights: float) -> StageResult:
+    return StageResult(origin, {name: torch.full((2,), value) for name, value in weights.items()}, frozenset(trained))
+
+
+def loaded(*results: StageResult) -> tuple[dict[str, float], dict[str, list[str]], list[str], list[str]]:
+    model = Model()
+    report = load_results(model, results)
+    values = {name: float(value[0]) for name, value in model.state_dict().items()}
+    return values, report.loaded, report.kept, report.unexpected
+
+
+def test_each_parameter_comes_from_the_stage_that_trained_it() -> None:
+    mmu, t2i = result("mmu", "ad", a=1, b=5, c=3), result("t2i", "b", a=7, b=2, c=3)
+    for results in ((mmu, t2i), (t2i, mmu)):
+        values, origins, kept, unexpected = loaded(*results)
+        assert values == {"a": 1, "b": 2, "c": 3, "d": 0}
+        assert origins["mmu"][0] == "a"
+        assert "b" in origins["t2i"]
+        assert sorted(name for names in origins.values() for name in names) == ["a", "b", "c"]
+        assert (kept, unexpected) == (["d"], [])
+
+
+def test_one_result_is_taken_as_it_is() -> None:
+    values, origins, kept, _ = loaded(result("mmu", "a", a=1, b=2, c=3, d=4))
+    assert values == {"a": 1, "b": 2, "c": 3, "d": 4}
+    assert (origins, kept) == ({"mmu": ["a", "b", "c", "d"]}, [])
+
+
+def test_the_untrained_must_be_equal() -> None:
+    with pytest.raises(CheckpointError) as error:
+        loaded(result("mmu", "a", a=1, c=3), result("t2i", "b", a=1, c=4))
+    assert str(error.value).startswith("c was trained in neither mmu nor t2i, yet differs between them")
+    assert "model.init_seed" in str(error.value)
+
+
+def test_a_parameter_trained_twice_is_refused() -> None:
+    with pytest.raises(CheckpointError) as error:
+        loaded(result("mmu", "a", a=1), result("t2i", "a", a=1))
+    assert str(error.value).startswith("a was trained both in mmu and in t2i; only one can be kept.")
+    assert "stage.freeze" in str(error.value)
+
+
+def test_a_shape_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(CheckpointError) as error:
+        loaded(StageResult("mmu", {"a": torch.zeros(3)}, frozenset("a")))
+    assert str(error.value).startswith("a is (3,) in mmu but (2,) in this model; ")
+
+
+def test_what_the_model_does_not_have_is_reported() -> None:
+    model = Model()
+    extra: dict[str, Tensor] = {f"x{i}": torch.zeros(1) for i in range(6)}
+    report = load_results(model, [StageResult("mmu", {"a": torch.ones(2), **extra}, frozenset("a"))])
+    assert report.lines() == [
+        "1 parameters from mmu",
+        "3 kept as initialised: b, c, d",
+        "6 unexpected, not loaded: x0, x1, x2, x3 and 2 more",
+    ]
+
+
+def test_a_result_is_read_from_a_run(tmp_path: Path) -> None:
+    state = {"state_dict": {"model.a": torch.ones(2)}, "stage": {"name": "mmu_pretrain", "trained": ["a"]}}
+    folder = save(tmp_path / "checkpoints", 20, state)
+    for path in (tmp_path, folder):
+        read = StageResult.read(path, refuse)
+        assert (read.origin, read.trained) == (str(path), frozenset("a"))
+        assert torch.equal(read.weights["a"], torch.ones(2))

@@ -1,0 +1,98 @@
+"""What is refused before any training starts, and how a trained model comes back."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from modules.checkpoints import CheckpointError
+from modules.omnimamba.vq import PatchKMeans
+from pipelines.compose import build_model, build_tokenizer, build_vq, check_hardware, load_trained
+from pipelines.config import ConfigError, HardwareConfig, load
+from pipelines.fit import fit
+
+
+def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    check_hardware(HardwareConfig(accelerator="cpu", devices=8))
+    with pytest.raises(ConfigError) as error:
+        check_hardware(HardwareConfig(accelerator="gpu", devices=8))
+    assert str(error.value) == (
+        "hardware.accelerator=gpu with hardware.devices=8, but this machine shows 1 GPUs; "
+        "use hardware.accelerator=cpu or a machine that has them"
+    )
+
+
+def test_a_gpu_configuration_on_a_cpu_machine_leaves_nothing_behind(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    config = load(run_folder / "config.yaml", ["hardware.accelerator=gpu", f"run.dir={tmp_path / 'new'}"])
+    with pytest.raises(ConfigError, match="this machine shows 0 GPUs"):
+        fit(config)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_tokenizer_must_fit_into_the_embedding(finished_run: Path) -> None:
+    model = load(finished_run / "config.yaml").model
+    size = len(build_tokenizer(model))
+    with pytest.raises(ConfigError) as error:
+        build_tokenizer(replace(model, vocab_size=16))
+    right = size + -size % 16
+    assert f"has {size} ids with the special tokens, but model.vocab_size=16; set it to {right}" in str(error.value)
+    build_tokenizer(replace(model, vocab_size=right))
+
+
+def test_codes_must_be_those_of_the_model(finished_run: Path) -> None:
+    model = load(finished_run / "config.yaml").model
+    assert isinstance(build_vq(model), PatchKMeans)
+    assert build_vq(replace(model, vq="")) is None
+    with pytest.raises(ConfigError) as error:
+        build_vq(replace(model, image_vocab=17))
+    assert str(error.value) == f"model.image_vocab=17, but the VQ tokenizer {model.vq} has 16; they must be equal"
+    with pytest.raises(ConfigError, match=r"model\.image_tokens=15, but the VQ tokenizer .* has 16"):
+        build_vq(replace(model, image_tokens=15))
+
+
+def test_a_model_starts_from_seed_and_names_alone(finished_run: Path) -> None:
+    config = load(finished_run / "config.yaml")
+    lines: list[str] = []
+    torch.manual_seed(1)
+    first = build_model(config, report=lines.append).state_dict()
+    torch.manual_seed(2)
+    second = build_model(config, report=lines.append).state_dict()
+    other = build_model(replace(config, model=replace(config.model, init_seed=1)), report=lines.append).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["text_embedding.weight"], other["text_embedding.weight"])
+    assert lines == []
+
+
+def test_a_trained_model_comes_back_as_it_was_saved(run_folder: Path) -> None:
+    trained = load_trained(run_folder)
+    assert (trained.step, trained.folder, trained.config.folder) == (20, run_folder, run_folder)
+    assert not trained.model.training
+    assert trained.vq is not None
+    stored = torch.load(run_folder / "checkpoints" / "step-000000020" / "state.ckpt", weights_only=True)["state_dict"]
+    weights = trained.model.state_dict()
+    assert {f"model.{name}" for name in weights} == set(stored)
+    assert all(torch.equal(value, stored[f"model.{name}"]) for name, value in weights.items())
+
+
+def test_overrides_reach_a_trained_model(run_folder: Path) -> None:
+    assert load_trained(run_folder, ["model.vq=''", "evaluation.batch_size=3"]).config.evaluation.batch_size == 3
+    with pytest.raises(ConfigError, match="Did you mean: 'batch_size'"):
+        load_trained(run_folder, ["evaluation.batchsize=3"])
+
+
+def test_a_folder_that_cannot_be_loaded_says_why(run_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_trained(tmp_path / "nowhere")
+    assert f"{tmp_path / 'nowhere'} is no run folder: it has no config.yaml" in str(error.value)
+    (run_folder / "checkpoints" / "step-000000020" / "state.ckpt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"state\.ckpt has 0 bytes"):
+        load_trained(run_folder)
+    shutil.rmtree(run_folder / "checkpoints")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        load_trained(run_folder)

@@ -1,0 +1,194 @@
+"""What an existing run folder means: start, resume, leave alone, or refuse."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from datamodules.mixed import Counts
+from modules.checkpoints import CheckpointError
+from pipelines.config import ConfigError, RunConfig, load
+from pipelines.runfolder import open_run, provenance
+
+MINIMAL = """
+name: tiny
+stage: {name: unified_finetune}
+trainer: {max_steps: 20}
+model: {tokenizer: tokenizer.json}
+data: {mmu: mmu/manifest.json, t2i: t2i/manifest.json}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def configured(tmp_path: Path, folder: Path) -> Callable[..., RunConfig]:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(MINIMAL)
+    return lambda *overrides: load(file, [f"run.dir={folder}", *overrides])
+
+
+@pytest.fixture
+def begun(folder: Path, configured: Callable[..., RunConfig], finished_run: Path) -> Path:
+    """A run that was begun on one device and has a checkpoint."""
+    open_run(configured()).begin({"mmu": "a"})
+    shutil.copytree(finished_run / "checkpoints", folder / "checkpoints")
+    return folder
+
+
+def test_a_folder_that_is_not_there_or_empty_starts_anew(folder: Path, configured: Callable[..., RunConfig]) -> None:
+    for _ in range(2):
+        run = open_run(configured())
+        assert (run.path, run.checkpoint, run.complete) == (folder, None, False)
+        assert not folder.exists() or not any(folder.iterdir())  # deciding writes nothing
+        folder.mkdir(exist_ok=True)
+
+
+def test_files_that_are_no_run_are_left_alone(folder: Path, configured: Callable[..., RunConfig]) -> None:
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError) as error:
+        open_run(configured())
+    assert f"run folder {folder} holds files but no config.yaml" in str(error.value)
+    assert "Choose another run.dir" in str(error.value)
+    assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+
+
+def test_another_programs_config_is_not_a_run_of_this_one(folder: Path, configured: Callable[..., RunConfig]) -> None:
+    folder.mkdir()
+    (folder / "config.yaml").write_text("learning_rate: 3\n")
+    with pytest.raises(ConfigError, match=r"belongs to another configuration:\n") as error:
+        open_run(configured())
+    assert "learning_rate: 3 there, None now" in str(error.value)
+
+
+def test_begin_writes_what_can_be_run_again(folder: Path, configured: Callable[..., RunConfig]) -> None:
+    run = open_run(configured())
+    run.begin({"mmu": "a"})
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "provenance.json"]
+    assert load(folder / "config.yaml") == run.config
+    facts = json.loads((folder / "provenance.json").read_text())
+    assert facts["data"] == {"mmu": "a"}
+    assert set(provenance()) <= facts.keys()
+    assert facts["packages"]["torch"]
+    assert facts["packages"]["mamba-ssm"] is None or isinstance(facts["packages"]["mamba-ssm"], str)
+    assert [attempt["resumed"] for attempt in facts["attempts"]] == [None]
+
+
+def test_the_tracking_run_is_the_same_in_every_attempt(begun: Path, configured: Callable[..., RunConfig]) -> None:
+    first = json.loads((begun / "provenance.json").read_text())["wandb_run_id"]
+    run = open_run(configured())
+    assert run.begin({"mmu": "b"}) == first
+    facts = json.loads((begun / "provenance.json").read_text())
+    assert (facts["wandb_run_id"], facts["data"]) == (first, {"mmu": "b"})
+    assert [attempt["resumed"] for attempt in facts["attempts"]] == [None, "step-000000020"]
+
+
+def test_two_runs_have_two_tracking_runs(tmp_path: Path, configured: Callable[..., RunConfig]) -> None:
+    ids = {open_run(configured(f"run.dir={tmp_path / name}")).begin({}) for name in "ab"}
+    assert len(ids) == 2
+
+
+def test_a_checkpoint_is_resumed(begun: Path, configured: Callable[..., RunConfig]) -> None:
+    run = open_run(configured())
+    assert (run.checkpoint, run.complete) == (begun / "checkpoints" / "step-000000020", False)
+
+
+def test_a_run_that_was_cut_before_its_first_checkpoint_starts_again_and_says_so(
+    begun: Path, configured: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(begun / "checkpoints")
+    (begun / "metrics.jsonl").write_text("")
+    assert open_run(configured()).checkpoint is None
+    assert f"WARNING: {begun} has no checkpoint yet: the run starts again" in capsys.readouterr().err
+
+
+def test_damaged_checkpoints_are_never_taken_for_a_fresh_start(
+    begun: Path, configured: Callable[..., RunConfig]
+) -> None:
+    (begun / "checkpoints" / "step-000000020" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
+        open_run(configured())
+
+
+def test_a_complete_run_is_recognised(begun: Path, configured: Callable[..., RunConfig]) -> None:
+    run = open_run(configured())
+    run.finish(20)
+    assert (begun / "COMPLETE").read_text() == "20\n"
+    assert open_run(configured()).complete
+
+
+def test_another_configuration_is_refused_with_the_differences(
+    begun: Path, configured: Callable[..., RunConfig]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        open_run(configured("optim.lr=0.5", "model.n_layer=3", "tracking.project=other"))
+    assert str(error.value) == (
+        f"run folder {begun} belongs to another configuration:\n"
+        "  model.n_layer: 48 there, 3 now\n"
+        "  optim.lr: 0.0001 there, 0.5 now\n"
+        "Choose another run.dir, or go on with the change by run.allow_changed=[model.n_layer,optim.lr]"
+    )
+
+
+def test_a_change_that_is_allowed_by_name_is_accepted_and_kept(
+    begun: Path, configured: Callable[..., RunConfig]
+) -> None:
+    with pytest.raises(ConfigError, match=r"model\.n_layer"):
+        open_run(configured("optim.lr=0.5", "model.n_layer=3", "run.allow_changed=[optim.lr]"))
+    run = open_run(configured("optim.lr=0.5", "model.n_layer=3", "run.allow_changed=[optim, model.n_layer]"))
+    run.begin({})
+    stored = load(begun / "config.yaml")
+    assert (stored.optim.lr, stored.model.n_layer) == (0.5, 3)
+    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.5 there, 0\.0001 now"):
+        open_run(configured())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "checkpoint.every_n_steps=3",
+        "evaluation.batch_size=3",
+        "tracking.wandb=disabled",
+        "hardware.threads=1",
+        "trainer.log_every_n_steps=3",
+        "data.num_workers=2",
+        "data.log_samples=true",
+        "data.accept_changed=true",
+        "model.vq=elsewhere.safetensors",
+    ],
+)
+def test_what_does_not_touch_the_weights_may_change(
+    begun: Path, configured: Callable[..., RunConfig], override: str
+) -> None:
+    assert open_run(configured(override)).checkpoint == begun / "checkpoints" / "step-000000020"
+
+
+@pytest.mark.parametrize("override", ["seed=1", "trainer.max_steps=21", "model.vision.patch_size=16", "name=other"])
+def test_what_does_touch_them_may_not(begun: Path, configured: Callable[..., RunConfig], override: str) -> None:
+    with pytest.raises(ConfigError, match=override.split("=")[0]):
+        open_run(configured(override))
+
+
+def test_the_global_batch_is_settled_by_the_first_attempt(folder: Path, configured: Callable[..., RunConfig]) -> None:
+    run = open_run(configured("hardware.devices=2", "hardware.nodes=2"))
+    assert run.config.data.global_batch == Counts(mmu=12, t2i=192)
+    run.begin({})
+    for devices, micro_steps in ((1, 4), (2, 2), (4, 1)):
+        again = open_run(configured(f"hardware.devices={devices}")).config
+        assert again.data.global_batch == Counts(mmu=12, t2i=192)
+        assert again.data.accumulation(("mmu", "t2i"), devices) == micro_steps
+
+
+def test_devices_that_do_not_divide_the_global_batch_are_refused(
+    begun: Path, configured: Callable[..., RunConfig]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        open_run(configured("hardware.devices=2"))
+    assert f"{begun}:\n" in str(error.value)
+    assert "data.global_batch.mmu=3 is not a multiple of data.micro_batch.mmu=3 on 2 ranks" in str(error.value)
