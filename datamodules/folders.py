@@ -32,10 +32,11 @@ def holds(folder: Path, record: str, config: Mapping[str, Any]) -> bool:
             f"{folder} is not empty and holds no {record}, so it was not made here; choose another folder"
         )
     there = json.loads((folder / record).read_text(encoding="utf-8"))
-    keys = sorted({*there, *config})
-    differing = [key for key in keys if there.get(key) != config.get(key)]
+    here = json.loads(json.dumps(dict(config)))  # as it is read back: tuples become lists
+    keys = sorted({*there, *here})
+    differing = [key for key in keys if there.get(key) != here.get(key)]
     if differing:
-        found = ", ".join(f"{key} is {there.get(key)!r} there and {config.get(key)!r} here" for key in differing)
+        found = ", ".join(f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in differing)
         raise FolderMismatch(
             f"{folder} was made from another configuration: {found}. "
             "Choose another folder, set the same values, or delete it"

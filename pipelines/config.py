@@ -99,6 +99,14 @@ class RunConfig:
                 found.append(f"{key}={value} must be at least 1")
         if not self.model.tokenizer:
             found.append("model.tokenizer is empty; name a local tokenizer.json")
+        for key, value in (
+            ("hardware.threads", self.hardware.threads),
+            ("data.num_workers", self.data.num_workers),
+        ):
+            if value < 0:
+                found.append(f"{key}={value} must be 0 or more")
+        if self.scenes is not None:
+            found += [f"scenes.{problem}" for problem in self.scenes.problems()]
         return found + self._data_problems()
 
     def _data_problems(self) -> list[str]:

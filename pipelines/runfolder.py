@@ -75,7 +75,8 @@ def open_run(config: RunConfig) -> RunFolder:
     _refuse_changes(config, {str(key): value for key, value in stored.items()})
     complete = (path / COMPLETE).is_file()
     checkpoint = latest_valid(path / "checkpoints", warn)
-    if checkpoint is None and not complete and (path / METRICS).is_file():
+    metrics = path / METRICS
+    if checkpoint is None and not complete and metrics.is_file() and metrics.stat().st_size:
         warn(
             f"{path} has no checkpoint yet: the run starts again from its beginning; {METRICS} is kept and appended to"
         )

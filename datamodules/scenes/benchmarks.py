@@ -1,14 +1,14 @@
 """POPE-style and GQA-style questions over the validation scenes, in the official files' layouts (specs: evaluation)."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
 from datamodules.scenes.dice import Dice
 from datamodules.scenes.draw import Scene
 from datamodules.scenes.language import NAMES, presence_text, present_names
-from datamodules.scenes.questions import Question, questions
+from datamodules.scenes.questions import KINDS, Question, questions
 
 POPE_SPLITS = ("random", "popular", "adversarial")
 
@@ -58,20 +58,23 @@ def _pope_lines(scenes: Mapping[str, Scene], seed: int, choose: Choice) -> list[
     return lines
 
 
-def gqa(scenes: Mapping[str, Scene], seed: int, per_image: int) -> dict[str, dict[str, Any]]:
+def gqa(
+    scenes: Mapping[str, Scene], seed: int, per_image: int, kinds: Sequence[str] = KINDS
+) -> dict[str, dict[str, Any]]:
     """GQA records by question id; ``scenes`` is keyed by image id."""
     records: dict[str, dict[str, Any]] = {}
     for number, (image_id, scene) in enumerate(scenes.items(), start=1):
         dice = Dice("gqa", seed, image_id)
-        asked = {f"{number}{place:02d}": each for place, each in enumerate(some_questions(scene, dice, per_image))}
+        chosen = some_questions(scene, dice, per_image, kinds)
+        asked = {f"{number}{place:02d}": each for place, each in enumerate(chosen)}
         for question_id, question in asked.items():
             records[question_id] = _gqa_record(question_id, question, image_id, asked)
     return records
 
 
-def some_questions(scene: Scene, dice: Dice, count: int) -> list[Question]:
-    """At most ``count`` different questions about ``scene``, of mixed forms."""
-    return dice.sample(questions(scene, dice), count)
+def some_questions(scene: Scene, dice: Dice, count: int, kinds: Sequence[str] = KINDS) -> list[Question]:
+    """At most ``count`` different questions about ``scene``, of mixed ``kinds``."""
+    return dice.sample([each for each in questions(scene, dice) if each.detailed in kinds], count)
 
 
 def _gqa_record(question_id: str, question: Question, image_id: str, asked: Mapping[str, Question]) -> dict[str, Any]:

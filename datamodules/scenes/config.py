@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from datamodules.scenes.draw import MAX_OBJECTS
+from datamodules.scenes.questions import ALWAYS_KINDS, KINDS
 
 MAX_TURNS = 4
 
@@ -19,6 +20,8 @@ class ScenesConfig:
     max_objects: int = MAX_OBJECTS
     conversations: int = 2
     """Question-and-answer samples per training image."""
+    kinds: tuple[str, ...] = KINDS
+    """Kinds of questions asked, in training and in the GQA-style file."""
     turns: int = 3
     """Questions per sample."""
     caption_share: float = 0.2
@@ -41,6 +44,13 @@ class ScenesConfig:
         if not 1 <= self.turns <= MAX_TURNS:
             found.append(
                 f"turns={self.turns} must lie in [1, {MAX_TURNS}]: longer conversations are mostly cut in training"
+            )
+        if unknown := [kind for kind in self.kinds if kind not in KINDS]:
+            found.append(f"kinds has unknown entries {', '.join(unknown)}; known are {', '.join(KINDS)}")
+        if not set(ALWAYS_KINDS) & set(self.kinds):
+            found.append(
+                f"kinds must hold one that every scene allows, or a scene may be left "
+                f"without: {', '.join(ALWAYS_KINDS)}"
             )
         if not 0 <= self.caption_share <= 1:
             found.append(f"caption_share={self.caption_share} must lie in [0, 1]")

@@ -19,6 +19,11 @@ from datamodules.scenes.language import (
 ANSWERS = ("yes", "no", *COLORS, *SHAPES, *DIAMETERS, "left", "right", "above", "below", "1", "2", "3")
 """Every answer there is."""
 
+ALWAYS_KINDS = ("exist", "sizeVerify", "sizeChoose", "count")
+"""Kinds of questions that every scene allows."""
+KINDS = (*ALWAYS_KINDS, "existAnd", "colorVerify", "colorQuery", "shapeVerify", "shapeQuery", "relVerify", "relChoose")
+"""Every kind of question there is, as GQA's ``types.detailed``."""
+
 Step = tuple[str, tuple[int, ...], str]
 """Operation, numbers of the steps it depends on, argument: one step of a GQA program."""
 

@@ -94,7 +94,7 @@ def _write_llava(folder: Path, config: ScenesConfig, scenes: Mapping[int, Scene]
         for number in range(config.conversations):
             turns = [
                 (each.text + SHORT_ANSWER, each.answer.capitalize() if each.answer in ("yes", "no") else each.answer)
-                for each in some_questions(scene, dice, config.turns)
+                for each in some_questions(scene, dice, config.turns, config.kinds)
             ]
             instructed.append(_sample(f"{image_id}-{number}", image, turns))
         if dice.chance(config.caption_share):
@@ -122,7 +122,8 @@ def _write_pope(folder: Path, config: ScenesConfig, scenes: Mapping[int, Scene])
 
 def _write_gqa(folder: Path, config: ScenesConfig, scenes: Mapping[int, Scene]) -> None:
     named = {f"n{image_id:012d}": scene for image_id, scene in scenes.items()}
-    _write_json(folder / "testdev_balanced_questions.json", gqa(named, config.seed, config.gqa_questions))
+    records = gqa(named, config.seed, config.gqa_questions, config.kinds)
+    _write_json(folder / "testdev_balanced_questions.json", records)
     (folder / "images").mkdir()
     for image_id, scene in named.items():
         (folder / "images" / f"{image_id}.jpg").write_bytes(_jpeg(scene))

@@ -135,6 +135,8 @@ def test_the_values_that_a_round_trip_could_lose(file: Path) -> None:
         ("optim.warmup_steps=-1", "optim.warmup_steps=-1 must be 0 or more"),
         ("optim.clip_grad_norm=-1", "optim.clip_grad_norm=-1.0 must be 0 or more"),
         ("optim.min_lr_ratio=2", "optim.min_lr_ratio=2.0 must lie in [0, 1]; the released value is 0.01"),
+        ("hardware.threads=-1", "hardware.threads=-1 must be 0 or more"),
+        ("data.num_workers=-1", "data.num_workers=-1 must be 0 or more"),
         ("checkpoint.every_n_steps=0", "checkpoint.every_n_steps=0 must be at least 1"),
         ("checkpoint.keep_last=0", "checkpoint.keep_last=0 must be at least 1"),
         ("evaluation.every_n_steps=-1", "evaluation.every_n_steps=-1 must be 0 (only at start or end) or more"),

@@ -103,7 +103,10 @@ def test_a_run_that_was_cut_before_its_first_checkpoint_starts_again_and_says_so
     begun: Path, configured: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(begun / "checkpoints")
-    (begun / "metrics.jsonl").write_text("")
+    (begun / "metrics.jsonl").write_text("")  # as another rank finds it while the first attempt starts
+    assert open_run(configured()).checkpoint is None
+    assert capsys.readouterr().err == ""
+    (begun / "metrics.jsonl").write_text('{"step": 1, "attempt": 1}\n')
     assert open_run(configured()).checkpoint is None
     assert f"WARNING: {begun} has no checkpoint yet: the run starts again" in capsys.readouterr().err
 

@@ -1,9 +1,10 @@
 import re
 from collections import Counter, defaultdict
 
+from datamodules.scenes.benchmarks import some_questions
 from datamodules.scenes.dice import Dice
 from datamodules.scenes.draw import Object, Scene, make_scene, render
-from datamodules.scenes.questions import ANSWERS, questions
+from datamodules.scenes.questions import ALWAYS_KINDS, ANSWERS, KINDS, questions
 
 
 def answer_from_pixels(text: str, seen) -> str:
@@ -107,3 +108,15 @@ def test_programs_depend_on_earlier_steps_only() -> None:
                 assert all(step < number for step in depends_on)
             used = {step for _, depends_on, _ in question.program for step in depends_on}
             assert used == set(range(len(question.program) - 1))
+
+
+def test_only_the_kinds_that_are_asked_for_are_drawn() -> None:
+    for index in range(60):
+        scene = make_scene(0, "train", index)
+        asked = some_questions(scene, Dice(index), 20, ("exist", "colorQuery"))
+        assert {question.detailed for question in asked} <= {"exist", "colorQuery"}
+        assert sum(question.detailed == "exist" for question in asked) == 3
+    every = {q.detailed for i in range(60) for q in some_questions(make_scene(0, "train", i), Dice(i), 20)}
+    assert every == set(KINDS)
+    for kind in ALWAYS_KINDS:
+        assert all(some_questions(make_scene(0, "train", i), Dice(i), 1, (kind,)) for i in range(60))

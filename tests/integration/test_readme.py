@@ -1,0 +1,69 @@
+"""The README's commands, run as they stand, in a folder of their own."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+VERBS = [command for command in COMMANDS if "-m pipelines." in command]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a clone holds that the commands name."""
+    made = tmp_path_factory.mktemp("clone")
+    for name in ("configs", "tests"):
+        (made / name).symlink_to(ROOT / name)
+    return made
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    words = shlex.split(command)
+    assert words[0] in (".venv/bin/python", "python")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+    return subprocess.run(
+        [sys.executable, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_commands_of_use_work_one_after_the_other(folder: Path) -> None:
+    use = [command for command in VERBS if ".prepare " not in command and "accelerator=gpu" not in command]
+    assert [command.split("-m pipelines.")[1].split()[0] for command in use] == [
+        "train", "evaluate", "generate", "generate", "doctor",
+    ]  # fmt: skip
+    for command in use:
+        done = run(command, folder)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert (folder / "runs/smoke/COMPLETE").is_file()
+    assert (folder / "runs/smoke/circle.png").is_file()
+
+
+def test_the_commands_for_own_data_ask_for_the_files_they_name(folder: Path) -> None:
+    prepare = [command for command in VERBS if ".prepare " in command]
+    assert len(prepare) == 2
+    for command in prepare:
+        done = run(command, folder)
+        assert done.returncode == 2
+        assert "does not exist" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_the_command_for_gpus_says_that_there_are_none(folder: Path) -> None:
+    (command,) = [command for command in VERBS if "accelerator=gpu" in command]
+    done = run(command, folder)
+    assert done.returncode == 2
+    assert "but this machine shows 0 GPUs; use hardware.accelerator=cpu" in done.stderr
+
+
+def test_make_targets_exist() -> None:
+    for command in (command for command in COMMANDS if command.startswith("make ")):
+        done = subprocess.run(["make", "-n", command.split()[1]], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
