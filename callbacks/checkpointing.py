@@ -28,12 +28,17 @@ class CheckpointConfig:
 
 
 class Checkpointing(pl.Callback):
-    """Writes ``RUN/checkpoints/step-*``. Put it behind the callbacks whose state it saves."""
+    """Writes ``RUN/checkpoints/step-*``; ``facts`` is plain data that goes into each, under ``run``."""
 
-    def __init__(self, config: CheckpointConfig, folder: Path) -> None:
+    def __init__(self, config: CheckpointConfig, folder: Path, facts: dict[str, Any]) -> None:
         self.config = config
         self.folder = folder
+        self.facts = facts
         self._saved = -1
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write down whose checkpoint it is: configuration, code version, W&B run."""
+        checkpoint["run"] = self.facts
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
         """Save at multiples of ``every_n_steps``."""
@@ -56,6 +61,6 @@ class Checkpointing(pl.Callback):
         trainer.save_checkpoint(temporary / STATE)
         if trainer.is_global_zero:
             commit(temporary, final, step)
-            remove_old(self.folder, self.config.keep_last)
+            remove_old(self.folder, self.config.keep_last, newest=step)
         trainer.strategy.barrier()
         self._saved = step

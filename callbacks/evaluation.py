@@ -113,8 +113,11 @@ class EvaluationCallback(pl.Callback):
         if self._due():
             self._evaluate(trainer, module)
 
-    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Evaluate the trained model, unless training stops short of its end and will be resumed."""
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Evaluate the trained model, unless training stops short of its end and will be resumed.
+
+        Lightning calls this also where a run resumes at its last step, killed during this very evaluation.
+        """
         if self.config.at_end and (trainer.max_steps < 0 or trainer.global_step >= trainer.max_steps):
             self._evaluate(trainer, module)
 

@@ -61,6 +61,10 @@ class Result:
     protocol: dict[str, Any]
 
 
+Publish = Callable[[Result, Sequence[Record]], None]
+"""Told a result and the records that it was scored from."""
+
+
 class Measure(ABC):
     """One benchmark under one protocol. Generating is shared among ranks; scoring reads the merged records only."""
 
@@ -128,9 +132,15 @@ class Measure(ABC):
             )
         return [found[sample] for sample in expected]
 
-    def score(self, context: EvaluationContext) -> Result:
-        """Score the merged records and enter the result into the step's ``results.json``; raises as `records`."""
-        result = self.assess(context, self.records(context))
+    def score(self, context: EvaluationContext, publish: Publish | None = None) -> Result:
+        """Score the merged records and enter the result into the step's ``results.json``; raises as `records`.
+
+        ``publish`` comes first: a result that lies there counts as published.
+        """
+        records = self.records(context)
+        result = self.assess(context, records)
+        if publish is not None:
+            publish(result, records)
         write_result(context.records, self.name, asdict(result))
         return result
 
@@ -208,7 +218,7 @@ def run_measure(
     context: EvaluationContext,
     *,
     generate: bool = True,
-    publish: Callable[[Result, Sequence[Record]], None] | None = None,
+    publish: Publish | None = None,
 ) -> Result | None:
     """Generate what records are missing, and score; all ranks call it, rank 0 gets the result.
 
@@ -218,15 +228,7 @@ def run_measure(
         if generate:
             on_all_ranks(lambda: measure.generate(context))
 
-        def finish() -> Result | None:
-            if context.rank:
-                return None
-            result = measure.score(context)
-            if publish is not None:
-                publish(result, measure.records(context))
-            return result
-
-        return on_all_ranks(finish)
+        return on_all_ranks(lambda: None if context.rank else measure.score(context, publish))
 
 
 def file_hashes(paths: Iterable[Path]) -> dict[str, str]:

@@ -21,8 +21,8 @@ class Throughput(pl.Callback):
     """Every N steps: ``train/loss``, ``train/loss_<task>``, ``train/lr``, ``train/grad_norm``, ``train/tokens_per_s``.
 
     Losses are the mean over the ranks and micro-steps of the step that is logged. tokens/s counts positions of all
-    sequences on all ranks, image features and padding included, over wall time since the last log, evaluation and
-    saving left out.
+    sequences on all ranks, image features and padding included, over wall time since the last log, reading included,
+    what callbacks do after it (saving, evaluating) left out: a `RestartClock` behind them starts the clock again.
     """
 
     def __init__(self, tracker: Tracker, model: ModelConfig, every_n_steps: int, show: Show) -> None:
@@ -34,10 +34,13 @@ class Throughput(pl.Callback):
         self._grad_norm: Tensor | None = None
         self._lr = 0.0
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock of this micro-step, unless it runs since the last one ended."""
-        if not self._started:
-            self._started = time.perf_counter()
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Time counts from now on."""
+        self._started = time.perf_counter()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -50,6 +53,7 @@ class Throughput(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
         """Collect; log at multiples of ``every_n_steps``."""
+        self._seconds += time.perf_counter() - self._started
         share = 1 / trainer.accumulate_grad_batches
         parts = {"loss": out["loss"].detach(), **{f"loss_{task}": value for task, value in out["losses"].items()}}
         for name, value in parts.items():
@@ -67,8 +71,6 @@ class Throughput(pl.Callback):
         values = trainer.strategy.reduce(torch.stack([self._losses[name] for name in names]), reduce_op="mean")
         assert isinstance(values, Tensor)
         metrics = {f"train/{name}": value for name, value in zip(names, values.tolist(), strict=True)}
-        now = time.perf_counter()
-        self._seconds += now - self._started
         metrics["train/lr"] = self._lr
         if self._grad_norm is not None:
             metrics["train/grad_norm"] = self._grad_norm.item()
@@ -79,7 +81,7 @@ class Throughput(pl.Callback):
         self.tracker.log(trainer.global_step, metrics)
         if trainer.is_global_zero:
             self.show(trainer.global_step, metrics)
-        self._tokens, self._seconds, self._started = 0, 0.0, 0.0
+        self._tokens, self._seconds = 0, 0.0
 
     def _positions(self, batch: Any) -> int:
         count = 0
@@ -88,3 +90,14 @@ class Throughput(pl.Callback):
         if "t2i" in batch:
             count += batch["t2i"]["caption_ids"].numel() + batch["t2i"]["image_ids"].numel()
         return count
+
+
+class RestartClock(pl.Callback):
+    """Last in the list: the time that the callbacks before it took is not training."""
+
+    def __init__(self, throughput: Throughput) -> None:
+        self.throughput = throughput
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
+        """Start the clock again."""
+        self.throughput.restart_clock()

@@ -39,15 +39,22 @@ class Tracker:
     """
 
     def __init__(
-        self, folder: Path, config: TrackingConfig, *, name: str, run_id: str, settings: dict[str, Any], write: bool
+        self,
+        folder: Path,
+        config: TrackingConfig,
+        *,
+        name: str,
+        run_id: str,
+        attempt: int,
+        settings: dict[str, Any],
+        write: bool,
     ):
         self.folder = folder
-        self.attempt = 1
+        self.attempt = attempt
         self._file: IO[str] | None = None
         self._wandb: Any = None
         if not write:
             return
-        self.attempt = last_attempt(folder) + 1
         drop_torn_line(folder / METRICS)
         self._file = (folder / METRICS).open("a")
         if config.wandb != "disabled":
@@ -137,11 +144,6 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     for row in sorted(_rows(folder), key=lambda row: row["attempt"]):
         steps.setdefault(row["step"], {}).update(row)
     return [steps[step] for step in sorted(steps)]
-
-
-def last_attempt(folder: Path) -> int:
-    """Highest attempt in the run's metrics, 0 before the first."""
-    return max((row["attempt"] for row in _rows(folder)), default=0)
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

@@ -51,9 +51,10 @@ class T2ISamples:
 
     def _codes(self, payload: bytes, index: int) -> Any:
         codes = np.frombuffer(payload, dtype="<u2").astype(np.int64)
-        if len(codes) != self.model.image_tokens or codes.max() >= self.model.image_vocab:
+        highest = int(codes.max(initial=0))
+        if len(codes) != self.model.image_tokens or highest >= self.model.image_vocab:
             raise DataError(
-                f"{self.shards.key(index)}: {len(codes)} VQ codes up to {codes.max()}, but the model takes "
+                f"{self.shards.key(index)}: {len(codes)} VQ codes up to {highest}, but the model takes "
                 f"model.image_tokens={self.model.image_tokens} below model.image_vocab={self.model.image_vocab}; "
                 "prepare the data with the VQ tokenizer that the model is configured for"
             )
@@ -95,7 +96,7 @@ class MMUSamples:
         try:
             with Image.open(io.BytesIO(payload)) as image:
                 return to_tensor(squeeze(image.convert("RGB"), self.model.vision.image_size))
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(
                 f"{self.shards.key(index)}: its image does not decode ({error}); the checksum is right, so it "
                 "was stored like this: prepare the data again without it"

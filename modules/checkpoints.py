@@ -97,11 +97,12 @@ def find_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    if path.name.startswith("step-"):
-        why = problem(path) if path.is_dir() else "there is no such folder"
-        if why is None:
+    if (path / MANIFEST).is_file():
+        if (why := problem(path)) is None:
             return path
         raise CheckpointError(f"checkpoint {path} cannot be used: {why}; name another one")
+    if not path.is_dir():
+        raise CheckpointError(f"checkpoint {path} cannot be used: there is no such folder; name another one")
     found = latest_valid(path / "checkpoints", warn)
     if found is None:
         raise CheckpointError(
@@ -203,9 +204,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remove_old(checkpoints: Path, keep_last: int) -> None:
-    """Delete all but the newest ``keep_last``; the manifest goes first, so a half-deleted one is never used."""
-    for folder in sorted(checkpoints.glob("step-*"))[:-keep_last]:
+def remove_old(checkpoints: Path, keep_last: int, newest: int) -> None:
+    """Delete all but the last ``keep_last`` checkpoints up to step ``newest``, the one just written.
+
+    Later ones are damaged and were passed over; they are not what is kept. The manifest goes first, so that a
+    half-deleted checkpoint is never used.
+    """
+    whole = [folder for folder in sorted(checkpoints.glob("step-*")) if folder.name <= checkpoint_name(newest)]
+    for folder in whole[:-keep_last]:
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
 

@@ -66,6 +66,18 @@ class StageModule(pl.LightningModule):
         optimizer, schedule = build_optimizer(self.model, self.optim, self.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count micro-steps in this run's accumulation: another number of ranks takes another number of them to a step.
+
+        Lightning would go on with the old count, take a step out of phase with the data, and lose part of a batch.
+        """
+        if self._trainer is None:
+            return
+        taken = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        current = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        uncounted = current["processed"] - current["completed"]  # 1 in a batch's last hook; Lightning adds it on loading
+        current.update(ready=taken, started=taken, processed=taken, completed=taken - uncounted)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name what this stage trained, so that a later stage can tell its results from its starting point."""
         checkpoint["stage"] = {"name": self.config.name, "trained": list(self.report.names)}

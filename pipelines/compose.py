@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -11,7 +12,7 @@ from callbacks.checkpointing import Checkpointing
 from callbacks.evaluation import EvaluationCallback, EvaluationContext, build_measures
 from callbacks.samples_log import SampleLog
 from callbacks.steps import CommitPosition
-from callbacks.throughput import Show, Throughput
+from callbacks.throughput import RestartClock, Show, Throughput
 from callbacks.tracking import Tracker
 from datamodules.mixed import MixedDataModule
 from modules.checkpoints import StageResult, find_checkpoint, load_results, model_weights, read_state
@@ -26,7 +27,7 @@ from pipelines.config import HardwareConfig, RunConfig, load
 from pipelines.console import warn
 from pipelines.overrides import ConfigError
 from pipelines.prepare import prepare_scenes
-from pipelines.runfolder import CONFIG
+from pipelines.runfolder import COMPLETE, CONFIG
 
 
 def check_hardware(config: HardwareConfig) -> None:
@@ -84,11 +85,19 @@ def build_vq(model: ModelConfig) -> ImageTokenizer | None:
     return vq
 
 
-def build_model(config: RunConfig, *, report: Callable[[str], None]) -> OmniMamba:
-    """The model with its initial weights: by seed and name, then those of earlier stages."""
+def build_model(config: RunConfig, *, report: Callable[[str], None], resumed: bool = False) -> OmniMamba:
+    """The model with its initial weights: by seed and name, then those of earlier stages.
+
+    Where a checkpoint is resumed it brings all weights, and the earlier stages need not be there any more.
+    """
     model = OmniMamba(config.model)
+    if resumed:
+        return model
     initialise(model, config.model.init_seed)
     if config.init_from:
+        for path in config.init_from:
+            if (Path(path) / CONFIG).is_file() and not (Path(path) / COMPLETE).is_file():
+                warn(f"init_from: {path} is not complete; its latest checkpoint is taken as it is")
         results = [StageResult.read(Path(path), warn) for path in config.init_from]
         for line in load_results(model, results).lines():
             report(line)
@@ -101,10 +110,23 @@ def build_stage(config: RunConfig, model: OmniMamba) -> StageModule:
     return stage(model, config.stage, config.optim, max_steps=config.trainer.max_steps, seed=config.seed)
 
 
-def build_data(config: RunConfig, tokenizer: TextTokenizer) -> MixedDataModule:
-    """The data module of the stage's tasks."""
+def build_data(config: RunConfig, tokenizer: TextTokenizer, vq: ImageTokenizer | None) -> MixedDataModule:
+    """The data module of the stage's tasks.
+
+    Raises:
+        ConfigError: the T2I shards hold codes of another VQ tokenizer than ``vq``.
+    """
     tasks = STAGES[config.stage.name].tasks
-    return MixedDataModule(config.data, config.model, tokenizer, tasks=tasks, seed=config.seed)
+    data = MixedDataModule(config.data, config.model, tokenizer, tasks=tasks, seed=config.seed)
+    if "t2i" in data.samples and vq is not None:
+        made_with = data.samples["t2i"].shards.meta.get("vq", {})
+        if made_with.get("fingerprint") != vq.fingerprint:
+            raise ConfigError(
+                f"the codes in {config.data.t2i} were made with VQ tokenizer {made_with.get('name')} "
+                f"({made_with.get('fingerprint')}), but model.vq={config.model.vq} is {vq.name} ({vq.fingerprint}): "
+                "its pictures would be noise. Name the tokenizer that prepared the shards"
+            )
+    return data
 
 
 def build_callbacks(
@@ -113,8 +135,13 @@ def build_callbacks(
     tokenizer: TextTokenizer,
     vq: ImageTokenizer | None,
     show: Show,
+    facts: dict[str, Any],
 ) -> list[pl.Callback]:
-    """What watches the run, in the order that matters: commit, log, evaluate, and save what all of them left."""
+    """What watches the run, in the order that matters: commit, log, save, evaluate.
+
+    Saved before it is evaluated, a step is never trained again because its evaluation was cut short. ``facts`` go into
+    every checkpoint.
+    """
 
     def context(trainer: pl.Trainer, module: pl.LightningModule) -> EvaluationContext:
         assert isinstance(module, StageModule)
@@ -131,20 +158,21 @@ def build_callbacks(
             batch_size=config.evaluation.batch_size,
         )
 
-    callbacks: list[pl.Callback] = [CommitPosition()]
-    callbacks.append(Throughput(tracker, config.model, config.trainer.log_every_n_steps, show))
+    throughput = Throughput(tracker, config.model, config.trainer.log_every_n_steps, show)
+    callbacks: list[pl.Callback] = [CommitPosition(), throughput]
     if config.data.log_samples:
         callbacks.append(SampleLog(config.folder, tracker.attempt))
-    callbacks.append(Checkpointing(config.checkpoint, config.folder / "checkpoints"))
+    callbacks.append(Checkpointing(config.checkpoint, config.folder / "checkpoints", facts))
     callbacks += [
         EvaluationCallback(measure, tracker, config.evaluation, context)
         for measure in build_measures(config.evaluation)
     ]
+    callbacks.append(RestartClock(throughput))
     return callbacks
 
 
 def build_trainer(config: RunConfig, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
-    """Lightning's Trainer, told to leave data order, logging, saving and Slurm to this project."""
+    """Lightning's Trainer, told to leave data order, logging and saving to this project."""
     hardware = config.hardware
     ranks = hardware.devices * hardware.nodes
     return pl.Trainer(
@@ -190,7 +218,7 @@ def load_trained(run: Path, overrides: Sequence[str] = ()) -> Trained:
         raise ConfigError(f"{run} is no run folder: it has no {CONFIG}. Name one that pipelines.train made")
     config = load(run / CONFIG, overrides)
     config = replace(config, run=replace(config.run, dir=str(run)))
-    check_hardware(config.hardware)
+    check_hardware(replace(config.hardware, devices=1))
     state = read_state(find_checkpoint(run, warn))
     model = OmniMamba(config.model)
     model.load_state_dict(model_weights(state))

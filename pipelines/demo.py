@@ -7,6 +7,7 @@ trained again; delete their folders to start over. Ends with exit code 1 if the 
 """
 
 import argparse
+import os
 import sys
 import textwrap
 import time
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.table import Table
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 STAGES = ("demo_mmu", "demo_t2i", "demo_unified")
 SHEET_CAPTIONS = 6
 MEASURES = (
     ("pope_style", "acc_macro", "presence, POPE style: accuracy", "always yes"),
     ("gqa_style", "accuracy", "all questions, GQA style: accuracy", "most frequent answer"),
-    ("gqa_style", "open", "attributes and counts (open): accuracy", "most frequent answer"),
-    ("gqa_style", "binary", "yes/no and choices (binary): accuracy", "most frequent answer"),
+    ("gqa_style", "open", "colours and shapes (open): accuracy", "most frequent answer"),
+    ("gqa_style", "binary", "presence again (binary): accuracy", "most frequent answer"),
 )
 
 
@@ -44,7 +46,7 @@ def main() -> None:
     from pipelines.fit import fit
 
     started = time.monotonic()
-    runs = [fit(load(Path(f"configs/{name}.yaml"), arguments.overrides)) for name in STAGES]
+    runs = [fit(load(CONFIGS / f"{name}.yaml", arguments.overrides)) for name in STAGES]
     mmu, t2i, unified = runs
     say()
     for run in runs:
@@ -56,9 +58,10 @@ def main() -> None:
     sheet = unified / "sheet.png"
     _sheet(unified).save(sheet)
     say(f"picture sheet: {sheet} (rows: real, through the VQ tokenizer, generated from the caption)")
+    python = os.path.relpath(sys.executable)
     say(f"demo done in {time.monotonic() - started:.0f} s; ask it yourself:")
-    say(f'  python -m pipelines.generate {unified} text2image "a large red circle"')
-    say(f'  python -m pipelines.generate {unified} describe IMAGE "Is there a red circle in the image?" --short')
+    say(f'  {python} -m pipelines.generate {unified} text2image "a large red circle"')
+    say(f'  {python} -m pipelines.generate {unified} describe IMAGE "Is there a red circle in the image?" --short')
     failures = _failures(t2i, unified)
     for failure in failures:
         say(f"DID NOT LEARN: {failure}")

@@ -23,7 +23,7 @@ from pipelines.compose import (
 from pipelines.config import RunConfig, as_dict
 from pipelines.console import say
 from pipelines.progress import TrainingProgress
-from pipelines.runfolder import COMPLETE, open_run
+from pipelines.runfolder import COMPLETE, code_version, open_run
 
 
 def fit(config: RunConfig) -> Path:
@@ -33,7 +33,8 @@ def fit(config: RunConfig) -> Path:
         ConfigError, CheckpointError, FileNotFoundError: something is wrong that shows before training starts.
         DataError: a sample cannot be used.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the run speaks for itself
+    for name in ("lightning.pytorch", "lightning.fabric"):  # the run speaks for itself
+        logging.getLogger(name).setLevel(logging.WARNING)
     leader = getattr(rank_zero_only, "rank", 0) == 0
     report = say if leader else _silent
     check_hardware(config.hardware)
@@ -46,22 +47,26 @@ def fit(config: RunConfig) -> Path:
         torch.set_num_threads(config.hardware.threads)
     make_embedded_data(config)
     tokenizer, vq = build_tokenizer(config.model), build_vq(config.model)
-    data = build_data(config, tokenizer)
-    stage = build_stage(config, build_model(config, report=report))
+    data = build_data(config, tokenizer, vq)
+    stage = build_stage(config, build_model(config, report=report, resumed=run.checkpoint is not None))
     for line in [f"{config.name}: stage {config.stage.name}, run folder {run.path}", *stage.report.lines()]:
         report(line)
     if run.checkpoint is not None:
         report(f"resuming from {run.checkpoint}")
-    run_id = run.begin(data.fingerprints()) if leader else ""
+    run_id, attempt = run.begin(data.fingerprints()) if leader else ("", 0)
+    settings = as_dict(config)
     tracker = Tracker(
-        run.path, config.tracking, name=config.name, run_id=run_id, settings=as_dict(config), write=leader
+        run.path, config.tracking, name=config.name, run_id=run_id, attempt=attempt, settings=settings, write=leader
     )
+    facts = {"config": settings, "code": code_version(), "wandb_run_id": run_id}
     progress = TrainingProgress(config.name, config.trainer.max_steps)
-    trainer = build_trainer(config, build_callbacks(config, tracker, tokenizer, vq, progress.show))
+    trainer = build_trainer(config, build_callbacks(config, tracker, tokenizer, vq, progress.show, facts))
     try:
         with warnings.catch_warnings():
             # Each worker decodes a few images; Lightning would have as many workers as there are cores.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # Lightning does not know that the position lies in the data module's state, not in the loader.
+            warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and this torch
             trainer.fit(
                 stage,

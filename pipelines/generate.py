@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from pipelines.config import RunConfig
 
 
+ANSWER_LENGTH = 64
+"""Most tokens of an answer, unless the command line says otherwise."""
+
+
 def main() -> None:
     """Parse the command line and generate."""
     arguments, overrides = _parse()
@@ -80,7 +84,7 @@ def describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     if not arguments.question.strip():
         raise ValueError('the question is empty; ask something, for example "What is in the image?"')
-    if arguments.max_new_tokens < 1:
+    if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {arguments.max_new_tokens} must be at least 1")
     read_image(arguments.image)
     config = run_config(arguments.run, overrides)
@@ -88,10 +92,11 @@ def describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     context = context_of(load_trained(arguments.run, overrides))
     question = arguments.question.strip() + (SHORT_ANSWER if arguments.short else "")
     prompt = encode_question(context.tokenizer, question, context.template)
-    [(text, _, truncated)] = answer(context, [arguments.image], [prompt], arguments.max_new_tokens)
+    tokens = arguments.max_new_tokens or max(1, min(ANSWER_LENGTH, context.model.answer_room(len(prompt))))
+    [(text, _, truncated)] = answer(context, [arguments.image], [prompt], tokens)
     say(text)
     if truncated:
-        warn(f"the answer was cut after {arguments.max_new_tokens} tokens; --max-new-tokens gives it more room")
+        warn(f"the answer was cut after {tokens} tokens; --max-new-tokens gives it more, where the model has room")
 
 
 def _sampling(arguments: argparse.Namespace, config: "RunConfig") -> "SamplingConfig":
@@ -150,7 +155,7 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     asks.add_argument("image", type=Path, metavar="IMAGE")
     asks.add_argument("question", metavar="QUESTION")
     asks.add_argument("--short", action="store_true", help="ask for a single word or phrase, as the benchmarks do")
-    asks.add_argument("--max-new-tokens", type=int, default=64)
+    asks.add_argument("--max-new-tokens", type=int, help=f"default: {ANSWER_LENGTH}, or what the model has room for")
     arguments, rest = parser.parse_known_args()
     return arguments, split_overrides(parser, rest)
 

@@ -35,19 +35,20 @@ class RunFolder:
     checkpoint: Path | None
     complete: bool
 
-    def begin(self, fingerprints: dict[str, str]) -> str:
-        """Write config.yaml and provenance.json; the W&B run id, the same in every attempt. Rank 0 alone calls this."""
+    def begin(self, fingerprints: dict[str, str]) -> tuple[str, int]:
+        """Write config.yaml and provenance.json. Rank 0 alone calls this.
+
+        Returns the W&B run id, the same in every attempt, and the number of this attempt, from 1.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         _write(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(as_dict(self.config))))
         known = _read_json(self.path / PROVENANCE)
         run_id: str = known.get("wandb_run_id") or secrets.token_hex(8)
-        facts = {"wandb_run_id": run_id, "data": fingerprints, **provenance()}
-        facts["attempts"] = [
-            *known.get("attempts", []),
-            {"time": round(time.time(), 3), "resumed": _name(self.checkpoint)},
-        ]
-        _write(self.path / PROVENANCE, json.dumps(facts, indent=1))
-        return run_id
+        resumed = self.checkpoint.name if self.checkpoint else None
+        attempt = {"time": round(time.time(), 3), "resumed": resumed, "data": fingerprints, **provenance()}
+        attempts = [*known.get("attempts", []), attempt]
+        _write(self.path / PROVENANCE, json.dumps({"wandb_run_id": run_id, "attempts": attempts}, indent=1))
+        return run_id, len(attempts)
 
     def finish(self, step: int) -> None:
         """Mark the run as done. Rank 0 alone calls this."""
@@ -62,7 +63,7 @@ def open_run(config: RunConfig) -> RunFolder:
         CheckpointError: it has checkpoints, but none of them is whole.
     """
     path = config.folder
-    if not path.exists() or not any(path.iterdir()):
+    if not path.exists() or not any(file for file in path.iterdir() if not file.name.startswith(".")):
         return RunFolder(path, _settled(config), None, complete=False)
     if not (path / CONFIG).is_file():
         raise ConfigError(
@@ -157,7 +158,3 @@ def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
-
-
-def _name(path: Path | None) -> str | None:
-    return path.name if path else None

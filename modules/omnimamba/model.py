@@ -102,7 +102,11 @@ class OmniMamba(nn.Module):
             ValueError: prompt and answer together pass the learned positions.
         """
         x = self._embed_mmu(features, prompt_ids)
-        self._check_room("mmu_positions", x.shape[1] + max_new_tokens)
+        if max_new_tokens > (room := self.answer_room(prompt_ids.shape[1])):
+            raise ValueError(
+                f"max_new_tokens={max_new_tokens}, but behind this prompt the model's {len(self.mmu_positions)} MMU "
+                f"positions leave room for {room}; ask for fewer, or shorten the question"
+            )
         state: BackboneState = []
         segments, one = segments_of("mmu", x.shape[1]), segments_of("mmu", 1)
         hidden = self.backbone(x, segments, state=state)[:, -1]
@@ -118,6 +122,10 @@ class OmniMamba(nn.Module):
                 break
             hidden = self.backbone.step(self.text_embedding(token) + self.mmu_positions[position], one, state)
         return torch.stack(tokens, dim=1)
+
+    def answer_room(self, prompt_length: int) -> int:
+        """Most tokens that an answer to a prompt of so many ids can have; the last one needs no position."""
+        return len(self.mmu_positions) - self.config.vision.patches - prompt_length + 1
 
     @torch.no_grad()
     def generate_image_ids(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -135,8 +136,11 @@ def test_the_run_folder_holds_what_the_design_says(finished: Path) -> None:
     records = finished / "records" / f"step-{STEPS:09d}"
     assert set(json.loads((records / "results.json").read_text())) >= {"pope_style"}
     assert len(lines(records / "pope_style" / "rank0.jsonl")) == 6
-    facts = json.loads((finished / "provenance.json").read_text())
+    [facts] = json.loads((finished / "provenance.json").read_text())["attempts"]
     assert set(facts["data"]) == {"mmu", "t2i"}
+    state = read_state(find_checkpoint(finished, pytest.fail))
+    assert state["run"]["config"]["name"] == "smoke_unified"
+    assert state["run"]["code"] == facts["code"]
 
 
 def test_every_step_is_logged_once_with_all_its_numbers(finished: Path) -> None:
@@ -204,6 +208,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     tracked = json.loads((folder / "provenance.json").read_text())["wandb_run_id"]
     done = train(UNIFIED, folder, *LENGTH)
     assert f"resuming from {checkpoint}" in done.stdout
+    assert done.stderr == ""  # nothing to be alarmed about
     saved = int(checkpoint.name.removeprefix("step-"))
     again = [row["step"] for row in lines(folder / "metrics.jsonl") if row["attempt"] == 2]
     assert again == list(range(saved + 1, STEPS + 1))
@@ -234,6 +239,44 @@ def test_two_processes_train_as_one_that_accumulates(train: Train, tmp_path: Pat
         for key in two:
             # float32 sums of two gradients, in another order
             assert two[key] == pytest.approx(one[key], rel=1e-4), key
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_the_next_samples_on_another_number_of_processes(
+    train: Train, tmp_path: Path, before: int, after: int
+) -> None:
+    """Resumed after an odd number of steps, so that a step out of phase with the accumulation would show."""
+    common = ["trainer.max_steps=5", "model.adapters.dropout=0.0", "data.global_batch={mmu: 6, t2i: 96}"]
+    saving = ["checkpoint.every_n_steps=1", "checkpoint.keep_last=9"]
+    train(UNIFIED, tmp_path / "whole", *common, *saving, f"hardware.devices={before}")
+    resumed = tmp_path / "resumed"
+    shutil.copytree(tmp_path / "whole" / "checkpoints" / "step-000000003", resumed / "checkpoints" / "step-000000003")
+    shutil.copy(tmp_path / "whole" / "config.yaml", resumed)
+    train(UNIFIED, resumed, *common, f"hardware.devices={after}")
+    keys = keys_of_steps(tmp_path / "whole")
+    assert keys_of_steps(resumed) == {step: keys[step] for step in (4, 5)}
+    for row, expected in zip(losses(resumed), losses(tmp_path / "whole")[3:], strict=True):
+        assert row == {key: pytest.approx(value, rel=1e-4) for key, value in expected.items()}
+
+
+def test_a_run_killed_during_its_last_evaluation_makes_up_for_it(
+    finished: Path, small: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "COMPLETE").unlink()
+    shutil.rmtree(folder / "records")
+    rows = [line for line in (folder / "metrics.jsonl").read_text().splitlines(keepends=True) if "eval/" not in line]
+    (folder / "metrics.jsonl").write_text("".join(rows))
+    words = command(folder / "config.yaml", f"run.dir={folder}")
+    done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "COMPLETE").is_file()
+    expected, found = (
+        json.loads((run / "records" / f"step-{STEPS:09d}" / "results.json").read_text()) for run in (finished, folder)
+    )
+    assert found["pope_style"]["metrics"] == expected["pope_style"]["metrics"]
+    assert "eval/pope_style/f1_macro" in read_metrics(folder)[-1]
 
 
 def test_the_unified_stage_starts_from_what_each_stage_trained(train: Train, tmp_path: Path) -> None:

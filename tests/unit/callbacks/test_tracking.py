@@ -13,7 +13,7 @@ import pytest
 import wandb
 from PIL import Image
 
-from callbacks.tracking import METRICS, Tracker, TrackingConfig, last_attempt, read_metrics
+from callbacks.tracking import METRICS, Tracker, TrackingConfig, read_metrics
 
 MakeTracker = Callable[..., Tracker]
 Mode = Literal["auto", "online", "offline", "disabled"]
@@ -21,9 +21,10 @@ Mode = Literal["auto", "online", "offline", "disabled"]
 
 @pytest.fixture
 def make(tmp_path: Path) -> MakeTracker:
-    def tracker(mode: Mode = "disabled", write: bool = True) -> Tracker:
+    def tracker(mode: Mode = "disabled", write: bool = True, attempt: int = 1) -> Tracker:
         config = TrackingConfig(wandb=mode, tags=("a",))
-        return Tracker(tmp_path, config, name="tiny", run_id="abcdef", settings={"optim": {"lr": 0.5}}, write=write)
+        settings = {"optim": {"lr": 0.5}}
+        return Tracker(tmp_path, config, name="tiny", run_id="abcdef", attempt=attempt, settings=settings, write=write)
 
     return tracker
 
@@ -52,23 +53,20 @@ def test_each_log_is_a_line_that_is_there_at_once(make: MakeTracker, tmp_path: P
     tracker.close()
 
 
-def test_attempts_are_counted_and_appended(make: MakeTracker, tmp_path: Path) -> None:
-    assert last_attempt(tmp_path) == 0
+def test_attempts_are_appended(make: MakeTracker, tmp_path: Path) -> None:
     for attempt in (1, 2, 3):
-        tracker = make()
-        assert tracker.attempt == attempt
+        tracker = make(attempt=attempt)
         tracker.log(attempt, {"x": 1})
         tracker.close()
     assert [row["attempt"] for row in rows(tmp_path)] == [1, 2, 3]
-    assert last_attempt(tmp_path) == 3
 
 
 def test_a_line_that_a_kill_cut_short_is_cut_off(make: MakeTracker, tmp_path: Path) -> None:
     whole = '{"step": 1, "attempt": 1, "x": 1}\n'
     (tmp_path / METRICS).write_text(whole + '{"step": 2, "attem')
     assert read_metrics(tmp_path) == [{"step": 1, "attempt": 1, "x": 1}]
-    tracker = make()
-    assert (tracker.attempt, (tmp_path / METRICS).read_text()) == (2, whole)
+    tracker = make(attempt=2)
+    assert (tmp_path / METRICS).read_text() == whole
     tracker.log(2, {"x": 2})
     assert [row["x"] for row in read_metrics(tmp_path)] == [1, 2]
     tracker.close()

@@ -139,10 +139,20 @@ def test_none_whole_is_an_error_and_none_at_all_is_not(tmp_path: Path) -> None:
 def test_the_oldest_are_removed(tmp_path: Path) -> None:
     folders = [save(tmp_path, step) for step in (5, 10, 15, 20)]
     unseal(folders[0])
-    remove_old(tmp_path, 2)
+    remove_old(tmp_path, 2, newest=20)
     assert sorted(tmp_path.iterdir()) == folders[2:]
-    remove_old(tmp_path, 2)
+    remove_old(tmp_path, 2, newest=20)
     assert sorted(tmp_path.iterdir()) == folders[2:]
+
+
+def test_damaged_later_ones_do_not_push_out_the_one_just_written(tmp_path: Path) -> None:
+    """Resumed from 8, because 12 and 16 are damaged; 9 is saved."""
+    folders = {step: save(tmp_path, step) for step in (8, 9, 12, 16)}
+    for step in (12, 16):
+        unseal(folders[step])
+    remove_old(tmp_path, 2, newest=9)
+    assert latest_valid(tmp_path, lambda _: None) == folders[9]
+    assert folders[8].is_dir()
 
 
 def refuse(text: str) -> None:
@@ -158,8 +168,11 @@ def test_a_path_means_a_checkpoint_or_a_runs_latest(tmp_path: Path) -> None:
         find_checkpoint(first, refuse)
     with pytest.raises(CheckpointError, match="step-000000030 cannot be used: there is no such folder"):
         find_checkpoint(tmp_path / "checkpoints" / "step-000000030", refuse)
-    with pytest.raises(CheckpointError, match=r"nowhere holds no checkpoint \(checkpoints/step-\*\)"):
+    with pytest.raises(CheckpointError, match="nowhere cannot be used: there is no such folder"):
         find_checkpoint(tmp_path / "nowhere", refuse)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"empty holds no checkpoint \(checkpoints/step-\*\)"):
+        find_checkpoint(tmp_path / "empty", refuse)
 
 
 def test_reading_a_state_runs_no_code(tmp_path: Path) -> None:

@@ -69,28 +69,29 @@ def test_another_programs_config_is_not_a_run_of_this_one(folder: Path, configur
 
 def test_begin_writes_what_can_be_run_again(folder: Path, configured: Callable[..., RunConfig]) -> None:
     run = open_run(configured())
-    run.begin({"mmu": "a"})
+    assert run.begin({"mmu": "a"})[1] == 1
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "provenance.json"]
     assert load(folder / "config.yaml") == run.config
-    facts = json.loads((folder / "provenance.json").read_text())
+    [facts] = json.loads((folder / "provenance.json").read_text())["attempts"]
     assert facts["data"] == {"mmu": "a"}
     assert set(provenance()) <= facts.keys()
     assert facts["packages"]["torch"]
     assert facts["packages"]["mamba-ssm"] is None or isinstance(facts["packages"]["mamba-ssm"], str)
-    assert [attempt["resumed"] for attempt in facts["attempts"]] == [None]
+    assert facts["resumed"] is None
 
 
 def test_the_tracking_run_is_the_same_in_every_attempt(begun: Path, configured: Callable[..., RunConfig]) -> None:
     first = json.loads((begun / "provenance.json").read_text())["wandb_run_id"]
     run = open_run(configured())
-    assert run.begin({"mmu": "b"}) == first
+    assert run.begin({"mmu": "b"}) == (first, 2)
     facts = json.loads((begun / "provenance.json").read_text())
-    assert (facts["wandb_run_id"], facts["data"]) == (first, {"mmu": "b"})
+    assert facts["wandb_run_id"] == first
+    assert [attempt["data"] for attempt in facts["attempts"]] == [{"mmu": "a"}, {"mmu": "b"}]
     assert [attempt["resumed"] for attempt in facts["attempts"]] == [None, "step-000000020"]
 
 
 def test_two_runs_have_two_tracking_runs(tmp_path: Path, configured: Callable[..., RunConfig]) -> None:
-    ids = {open_run(configured(f"run.dir={tmp_path / name}")).begin({}) for name in "ab"}
+    ids = {open_run(configured(f"run.dir={tmp_path / name}")).begin({})[0] for name in "ab"}
     assert len(ids) == 2
 
 
@@ -195,3 +196,11 @@ def test_devices_that_do_not_divide_the_global_batch_are_refused(
         open_run(configured("hardware.devices=2"))
     assert f"{begun}:\n" in str(error.value)
     assert "data.global_batch.mmu=3 is not a multiple of data.micro_batch.mmu=3 on 2 ranks" in str(error.value)
+
+
+def test_a_folder_that_another_rank_is_just_making_counts_as_new(
+    folder: Path, configured: Callable[..., RunConfig]
+) -> None:
+    folder.mkdir()
+    (folder / ".config.yaml.tmp").touch()
+    assert open_run(configured()).checkpoint is None
