@@ -8,7 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 
 from callbacks.steps import step_taken
-from modules.checkpoints import STATE, checkpoint_name, commit, remove_old
+from modules.checkpoints import STATE, commit, remove_old
+from modules.files import step_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Checkpointing(pl.Callback):
 
     def _save(self, trainer: pl.Trainer) -> None:
         step = trainer.global_step
-        final = self.folder / checkpoint_name(step)
+        final = self.folder / step_name(step)
         temporary = self.folder / f".{final.name}.tmp"
         if trainer.is_global_zero:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Fréchet distance of generated pictures from real ones (specs: evaluation, 7).
+"""Fréchet distance of generated pictures from real ones.
 
 ``fid`` is the name of one protocol with one network; a distance on other features is ``fd_<extractor>``.
 """

@@ -1,4 +1,4 @@
-"""GQA: compositional questions with short answers (specs: evaluation, 3)."""
+"""GQA: compositional questions with short answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
-from callbacks.records import Record, RecordBook, read_results, step_name, write_result
+from callbacks.records import Record, RecordBook, read_results, write_result
 from callbacks.tracking import Tracker
 from datamodules.encode import PromptTemplate
-from modules.checkpoints import sha256
+from modules.files import sha256, step_name
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer

@@ -1,4 +1,4 @@
-"""POPE: hallucinated objects, by yes/no questions (specs: evaluation, 2)."""
+"""POPE: hallucinated objects, by yes/no questions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

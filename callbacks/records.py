@@ -13,11 +13,6 @@ Record = dict[str, Any]
 """At least ``sample_id``, ``split``, ``prompt``; the rest is the measure's."""
 
 
-def step_name(step: int) -> str:
-    """The name of a step's folders in a run folder."""
-    return f"step-{step:09d}"
-
-
 class RecordBook:
     """The records of one measure at one step. Every rank appends to a file of its own and reads those of all.
 

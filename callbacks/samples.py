@@ -9,11 +9,12 @@ from PIL import Image
 
 from callbacks.measure import EvaluationContext, Result
 from callbacks.pictures import Drawing, PictureMeasure, SamplingConfig, decode
-from callbacks.records import Record, step_name, write_json
+from callbacks.records import Record, write_json
 from callbacks.tracking import Tracker
 from datamodules.benchmarks.coco import CaptionSet
 from datamodules.encode import caption_overflow
 from datamodules.images import to_image
+from modules.files import step_name
 from modules.omnimamba.tokenizer import TextTokenizer
 
 

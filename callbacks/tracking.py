@@ -5,6 +5,7 @@ One object per log: {"step", "time", "attempt", name: value, ...}. After a rollb
 
 import json
 import logging
+import math
 import netrc
 import os
 import time
@@ -26,7 +27,7 @@ class TrackingConfig:
     """Where metrics go besides the run folder."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """``auto`` is online where an API key is found, offline otherwise."""
+    """``auto``: what WANDB_MODE says; without it, online where an API key is found and offline otherwise."""
     project: str = "omnimamba"
     group: str | None = None
     tags: tuple[str, ...] = ()
@@ -61,10 +62,11 @@ class Tracker:
             self._start_wandb(config, name, run_id, settings)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log ``metrics`` at ``step``; None stands for a number that does not exist and is left out of W&B."""
+        """Log ``metrics`` at ``step``; a number that does not exist or is not finite is null in the file."""
         if self._file is None:
             return
-        row = {"step": step, "time": round(time.time(), 3), "attempt": self.attempt, **metrics}
+        finite = {name: value if _is_finite(value) else None for name, value in metrics.items()}
+        row = {"step": step, "time": round(time.time(), 3), "attempt": self.attempt, **finite}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         self._mirror(step, lambda: {name: value for name, value in metrics.items() if value is not None})
@@ -105,8 +107,12 @@ class Tracker:
     def _start_wandb(self, config: TrackingConfig, name: str, run_id: str, settings: dict[str, Any]) -> None:
         import wandb
 
-        mode = config.wandb
-        if mode == "auto":
+        mode: Literal["online", "offline", "disabled"] | None
+        if config.wandb != "auto":
+            mode = config.wandb
+        elif "WANDB_MODE" in os.environ:
+            mode = None  # W&B reads it itself
+        else:
             mode = "online" if _has_key() else "offline"
         try:
             self._wandb = wandb.init(
@@ -161,6 +167,10 @@ def drop_torn_line(path: Path) -> None:
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             os.truncate(path, whole)
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def _has_key() -> bool:

@@ -1,4 +1,4 @@
-"""Samples to token sequences, exactly as the model is trained to see them (specs: model, "Sequences").
+"""Samples to token sequences, exactly as the model is trained to see them.
 
 Shapes: T text ids of an MMU sequence, C caption ids of a T2I sequence. MMU ids start with ``[mmu, soi, eoi, sot]``:
 the model lays the image between the first two and the last two.

@@ -2,7 +2,7 @@
 
 A stream is an infinite sequence: position p holds sample ``order(epoch)[p % size]`` of epoch ``p // size``, so every
 sample comes exactly once per epoch and batches run over epoch boundaries. An optimizer step takes the next
-``global_batch`` positions of each stream; ranks and micro-steps share them out (specs: data, 2.3).
+``global_batch`` positions of each stream; ranks and micro-steps share them out.
 """
 
 from collections.abc import Mapping

@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from modules.files import sha256
+
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 _BLOCK = 512
@@ -250,8 +252,8 @@ def _write_shard(folder: Path, shard: str, samples: Iterable[Sample]) -> ShardRe
         name=shard,
         n=len(keys),
         bytes=size,
-        sha256=_sha256(_tar(folder, shard)),
-        idx_sha256=_sha256(_index(folder, shard)),
+        sha256=sha256(_tar(folder, shard)),
+        idx_sha256=sha256(_index(folder, shard)),
         fields=sorted({column.rsplit(".", 1)[0] for column in columns}),
     )
 
@@ -297,11 +299,6 @@ def _index(folder: Path, shard: str) -> Path:
 
 def _fingerprint(records: Iterable[ShardRecord]) -> str:
     return hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

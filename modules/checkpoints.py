@@ -5,7 +5,6 @@ A checkpoint is a folder ``step-000000020`` that holds ``state.ckpt`` (plain ten
 was damaged afterwards.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modules.files import sha256, step_name
+
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 STATE = "state.ckpt"
@@ -24,11 +25,6 @@ STATE = "state.ckpt"
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message says which one, why, and what to do."""
-
-
-def checkpoint_name(step: int) -> str:
-    """Folder name of the checkpoint after ``step`` optimizer steps."""
-    return f"step-{step:09d}"
 
 
 def commit(temporary: Path, final: Path, step: int) -> None:
@@ -198,19 +194,13 @@ def _source(name: str, holders: Sequence[StageResult]) -> StageResult:
     return source
 
 
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def remove_old(checkpoints: Path, keep_last: int, newest: int) -> None:
     """Delete all but the last ``keep_last`` checkpoints up to step ``newest``, the one just written.
 
     Later ones are damaged and were passed over; they are not what is kept. The manifest goes first, so that a
     half-deleted checkpoint is never used.
     """
-    whole = [folder for folder in sorted(checkpoints.glob("step-*")) if folder.name <= checkpoint_name(newest)]
+    whole = [folder for folder in sorted(checkpoints.glob("step-*")) if folder.name <= step_name(newest)]
     for folder in whole[:-keep_last]:
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)

@@ -12,7 +12,7 @@ from modules.omnimamba.model import Labelled
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """Weight of each task's loss; the paper's is 1:1 (specs: model, "Sequences")."""
+    """Weight of each task's loss; the paper's is 1:1."""
 
     mmu: float = 1.0
     t2i: float = 1.0

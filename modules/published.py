@@ -1,4 +1,4 @@
-"""Names of the published OmniMamba checkpoint, mapped to ours and back (specs: model).
+"""Names of the published OmniMamba checkpoint, mapped to ours and back.
 
 Both ways are explicit: a key that no rule covers is an error, never dropped.
 """

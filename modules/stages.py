@@ -28,6 +28,14 @@ class StageConfig:
     """Patterns of parameters left out of the paper's set, for example text_embedding.* in T2I pre-training."""
     loss_weights: LossWeights = field(default_factory=LossWeights)
 
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        return [
+            f"stage.loss_weights.{task}={getattr(self.loss_weights, task)} must be above 0: a stage trains all its tasks"
+            for task in TASKS
+            if not getattr(self.loss_weights, task) > 0
+        ]
+
 
 class StageModule(pl.LightningModule):
     """One stage of training. A subclass declares ``tasks`` and ``trainable``; nothing else differs.
@@ -75,7 +83,9 @@ class StageModule(pl.LightningModule):
             return
         taken = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         current = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        uncounted = current["processed"] - current["completed"]  # 1 in a batch's last hook; Lightning adds it on loading
+        uncounted = (
+            current["processed"] - current["completed"]
+        )  # 1 in a batch's last hook; Lightning adds it on loading
         current.update(ready=taken, started=taken, processed=taken, completed=taken - uncounted)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -88,7 +88,13 @@ class RunConfig:
 
     def problems(self) -> list[str]:
         """Broken rules of all sections, each with the way out."""
-        found = self.model.problems() + self.optim.problems() + self.checkpoint.problems() + self.evaluation.problems()
+        found = (
+            self.stage.problems()
+            + self.model.problems()
+            + self.optim.problems()
+            + self.checkpoint.problems()
+            + self.evaluation.problems()
+        )
         for key, value in (
             ("trainer.max_steps", self.trainer.max_steps),
             ("trainer.log_every_n_steps", self.trainer.log_every_n_steps),

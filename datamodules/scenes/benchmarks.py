@@ -1,4 +1,4 @@
-"""POPE-style and GQA-style questions over the validation scenes, in the official files' layouts (specs: evaluation)."""
+"""POPE-style and GQA-style questions over the validation scenes, in the official files' layouts."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

@@ -18,8 +18,8 @@ from datamodules.sources.common import (
     checked_image,
     need_folder,
     read_json,
-    sha256,
 )
+from modules.files import sha256
 
 if TYPE_CHECKING:
     from modules.omnimamba.vq import ImageTokenizer

@@ -1,6 +1,5 @@
 """What the readers of official files share: images checked to the last pixel, rejects written down, shards built."""
 
-import hashlib
 import io
 import json
 from collections import Counter
@@ -69,12 +68,6 @@ def need_folder(path: Path, what: str) -> Path:
     if not path.is_dir():
         raise FileNotFoundError(f"{what} {path} is not a folder")
     return path
-
-
-def sha256(path: Path) -> str:
-    """sha256 (hex) of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def build_shards(

@@ -16,8 +16,8 @@ from datamodules.sources.common import (
     checked_image,
     need_folder,
     read_json,
-    sha256,
 )
+from modules.files import sha256
 
 IMAGE_MARK = "<image>"
 

@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of pictures (specs: evaluation, 7.3).
+"""Fréchet distance between two sets of pictures.
 
 Features (N, d) of each set are summed up in streamed `Moments`; `frechet` compares two of them. The name of a distance
 says whose features it is taken on: ``fid`` belongs to the Inception network, here there is ``fd_pool``.

@@ -1,4 +1,4 @@
-"""GQA: short answers to compositional questions (specs: evaluation, 3). The counts of the official ``eval.py``.
+"""GQA: short answers to compositional questions. The counts of the official ``eval.py``.
 
 A question is a record of the official file: ``question, answer, semantic, types, groups, isBalanced``.
 """

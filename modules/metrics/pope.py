@@ -1,4 +1,4 @@
-"""POPE: is an object there, yes or no (specs: evaluation, 2). The rule of LLaVA's ``eval_pope.py``, as papers quote."""
+"""POPE: is an object there, yes or no. The rule of LLaVA's ``eval_pope.py``, as papers quote."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Task LoRA on every block's input projection (paper section 3.3; specs: model)."""
+    """Task LoRA on every block's input projection (paper section 3.3)."""
 
     rank: int = 8
     alpha: float = 32.0
@@ -124,6 +124,8 @@ class ModelConfig:
             found.append(
                 f"model.headdim={self.headdim} does not divide expand*d_model={self.d_inner}; choose one that does"
             )
+        if self.d_conv < 2:
+            found.append(f"model.d_conv={self.d_conv} must be at least 2: a convolution of one tap looks nowhere back")
         if self.vocab_size % 16:
             found.append(f"model.vocab_size={self.vocab_size} is not a multiple of 16; round it up")
         if self.t2i_length > self.t2i_positions:

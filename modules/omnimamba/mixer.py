@@ -37,7 +37,7 @@ class MixerState:
 
 
 class Mamba2Mixer(nn.Module):
-    """``in_proj`` -> causal convolution -> state-space scan -> gated norm -> ``out_proj`` (specs: model, "Mixer")."""
+    """``in_proj`` -> causal convolution -> state-space scan -> gated norm -> ``out_proj``."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

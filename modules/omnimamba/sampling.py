@@ -1,5 +1,5 @@
 """Choosing the next token. A draw is the inverse CDF at a uniform number that the caller brings, keyed by sample: so
-an image does not depend on the batch, the rank or the world size it was made in (specs: evaluation, 7.4)."""
+an image does not depend on the batch, the rank or the world size it was made in."""
 
 import torch
 from torch import Tensor

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from callbacks.records import RecordBook, read_results, step_name, write_result
+from callbacks.records import RecordBook, read_results, write_result
+from modules.files import step_name
 
 
 def record(sample: str) -> dict[str, str]:

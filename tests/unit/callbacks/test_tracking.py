@@ -207,3 +207,12 @@ def test_a_key_in_netrc_counts(make: MakeTracker, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(wandb, "init", lambda **settings: given.update(settings) or broken())
     make("auto").close()
     assert given["mode"] == "online"
+
+
+def test_what_is_not_finite_is_null_in_the_file(make: MakeTracker, tmp_path: Path) -> None:
+    tracker = make()
+    tracker.log(1, {"a": float("nan"), "b": float("inf"), "c": 1.0})
+    tracker.close()
+    [row] = rows(tmp_path)
+    assert (row["a"], row["b"], row["c"]) == (None, None, 1.0)
+    assert "NaN" not in (tmp_path / METRICS).read_text()

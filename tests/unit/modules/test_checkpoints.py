@@ -12,7 +12,6 @@ from modules.checkpoints import (
     STATE,
     CheckpointError,
     StageResult,
-    checkpoint_name,
     commit,
     find_checkpoint,
     latest_valid,
@@ -22,6 +21,7 @@ from modules.checkpoints import (
     read_state,
     remove_old,
 )
+from modules.files import step_name
 
 
 def save(checkpoints: Path, step: int, content: object = None) -> Path:
@@ -29,13 +29,13 @@ def save(checkpoints: Path, step: int, content: object = None) -> Path:
     (temporary / "more").mkdir(parents=True)
     torch.save({"global_step": step} if content is None else content, temporary / STATE)
     (temporary / "more" / "note.txt").write_text(f"step {step}")
-    commit(temporary, checkpoints / checkpoint_name(step), step)
-    return checkpoints / checkpoint_name(step)
+    commit(temporary, checkpoints / step_name(step), step)
+    return checkpoints / step_name(step)
 
 
 def test_names_sort_by_step() -> None:
-    assert checkpoint_name(20) == "step-000000020"
-    assert sorted(map(checkpoint_name, (1000, 999, 10**8))) == list(map(checkpoint_name, (999, 1000, 10**8)))
+    assert step_name(20) == "step-000000020"
+    assert sorted(map(step_name, (1000, 999, 10**8))) == list(map(step_name, (999, 1000, 10**8)))
 
 
 def test_a_committed_checkpoint_is_whole_and_lists_its_files(tmp_path: Path) -> None:

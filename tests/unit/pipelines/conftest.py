@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 from callbacks.evaluation import EvaluationConfig, FidConfig, GqaConfig, PopeConfig, SamplesConfig
 from datamodules.mixed import DataConfig
-from modules.checkpoints import STATE, checkpoint_name, commit
+from modules.checkpoints import STATE, commit
+from modules.files import step_name
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
@@ -77,7 +78,7 @@ def finished_run(prepared: PreparedPaths, tmp_path_factory: pytest.TempPathFacto
     temporary.mkdir(parents=True)
     state = {f"model.{name}": value for name, value in weights.state_dict().items()}
     torch.save({"state_dict": state, "global_step": 20}, temporary / STATE)
-    commit(temporary, folder / "checkpoints" / checkpoint_name(20), 20)
+    commit(temporary, folder / "checkpoints" / step_name(20), 20)
     return folder
 
 

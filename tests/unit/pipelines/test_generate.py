@@ -110,3 +110,19 @@ def test_errors_come_before_the_model_is_loaded(
     ):
         assert call(monkeypatch, *words) == 2
         assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_answer_takes_the_room_that_the_model_has(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """200 MMU positions, 64 of them for the image: a long question leaves less than the usual answer needs."""
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    question = "Is there a red circle in the image? " * 9
+    assert call(monkeypatch, run_folder, "describe", tmp_path / "red.png", question) == 0
+    capsys.readouterr()
+    assert call(monkeypatch, run_folder, "describe", tmp_path / "red.png", question, "--max-new-tokens", 150) == 2
+    assert "max_new_tokens=150, but behind this prompt the model's 200 MMU positions leave room for" in (
+        capsys.readouterr().err
+    )
+    assert call(monkeypatch, run_folder, "describe", tmp_path / "red.png", question * 9) == 2
+    assert "exceeds model.mmu_positions=200; shorten the text" in capsys.readouterr().err
