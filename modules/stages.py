@@ -31,7 +31,7 @@ class StageConfig:
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
         return [
-            f"stage.loss_weights.{task}={getattr(self.loss_weights, task)} must be above 0: a stage trains all its tasks"
+            f"stage.loss_weights.{task}={getattr(self.loss_weights, task)} must be above 0: a stage has all its tasks"
             for task in TASKS
             if not getattr(self.loss_weights, task) > 0
         ]

@@ -92,6 +92,9 @@ class ModelConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     vq: str = ""
     """Path of the VQ tokenizer's weights: needed to look at pictures, not to train on prepared codes."""
+    text_embedding_std: float = 0.02
+    """Spread of the initial values; a larger one tells words apart sooner where nothing is pre-trained."""
+    mmu_positions_std: float = 0.02
     init_seed: int = 0
     """A parameter's initial value is a function of (init_seed, its name)."""
 
@@ -124,6 +127,9 @@ class ModelConfig:
             found.append(
                 f"model.headdim={self.headdim} does not divide expand*d_model={self.d_inner}; choose one that does"
             )
+        for name in ("text_embedding_std", "mmu_positions_std"):
+            if not getattr(self, name) > 0:
+                found.append(f"model.{name}={getattr(self, name)} must be above 0; the published value is 0.02")
         if self.d_conv < 2:
             found.append(f"model.d_conv={self.d_conv} must be at least 2: a convolution of one tap looks nowhere back")
         if self.vocab_size % 16:

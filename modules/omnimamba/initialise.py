@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.model import OmniMamba
 from modules.seeds import keyed_seed
 
@@ -13,6 +14,7 @@ DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 A_MAX = 16.0
 """Initial decay rates lie between 1 and this (Mamba-2's own)."""
 EMBEDDING_STD = 0.02
+"""Spread of the image table and the T2I positions; the others are settings."""
 
 
 @torch.no_grad()
@@ -22,11 +24,11 @@ def initialise(model: OmniMamba, seed: int) -> None:
         if name.startswith("vision."):
             continue
         generator = torch.Generator().manual_seed(keyed_seed(seed, name))
-        value = _value(name, parameter.shape, model.config.n_layer, generator)
+        value = _value(name, parameter.shape, model.config, generator)
         parameter.copy_(value.to(parameter.dtype))
 
 
-def _value(name: str, shape: torch.Size, n_layer: int, generator: torch.Generator) -> Tensor:
+def _value(name: str, shape: torch.Size, config: ModelConfig, generator: torch.Generator) -> Tensor:
     value = torch.empty(shape)
     leaf = name.rsplit(".", 1)[-1]
     if leaf == "A_log":
@@ -37,11 +39,12 @@ def _value(name: str, shape: torch.Size, n_layer: int, generator: torch.Generato
         return dt + (-(-dt).expm1()).log()
     if leaf == "D" or "norm." in name:
         return value.fill_(1)
-    if "embedding" in name or "table" in name or "positions" in name:
-        return value.normal_(0, EMBEDDING_STD, generator=generator)
+    if leaf == "t2i_positions" or name.startswith(("text_embedding", "image_table", "mmu_positions")):
+        spread = {"text_embedding": config.text_embedding_std, "mmu_positions": config.mmu_positions_std}
+        return value.normal_(0, spread.get(name.split(".")[0], EMBEDDING_STD), generator=generator)
     if "lora_B" in name:
         return value.zero_()
     if leaf == "bias":
         return value.zero_()
     nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
-    return value / math.sqrt(n_layer) if "out_proj" in name else value
+    return value / math.sqrt(config.n_layer) if "out_proj" in name else value

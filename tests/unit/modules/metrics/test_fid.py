@@ -83,7 +83,7 @@ def test_more_dimensions_than_pictures_agree_with_the_nuclear_norm() -> None:
 
 
 def test_sampling_bias_is_the_known_one() -> None:
-    # between two samples of n from N(0, I_d): about 2d/n + d(d+1)/(2(n-1)) (specs: evaluation, 7.3)
+    # between two samples of n from N(0, I_d): about 2d/n + d(d+1)/(2(n-1))
     d, n = 16, 1000
     measured = np.mean([distance(of(draws(10 + i, n, d)), of(draws(50 + i, n, d))) for i in range(8)])
     assert measured == pytest.approx(2 * d / n + d * (d + 1) / (2 * (n - 1)), rel=0.1)

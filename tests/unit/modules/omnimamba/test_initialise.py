@@ -41,6 +41,9 @@ def test_time_steps_and_decay_rates_are_mamba2s() -> None:
 def test_scales() -> None:
     given = weights(replace(TINY, d_model=256))
     assert abs(given["text_embedding.weight"].std() - 0.02) < 0.001
+    spread = weights(replace(TINY, d_model=256, text_embedding_std=0.5, mmu_positions_std=0.1))
+    assert abs(spread["text_embedding.weight"].std() - 0.5) < 0.025
+    assert abs(spread["mmu_positions"].std() - 0.1) < 0.005
     fan_in, layers = 512, 2
     bound = (1 / fan_in) ** 0.5 / layers**0.5  # Kaiming uniform with a = sqrt(5), over sqrt(n_layer)
     out_proj = given["backbone.layers.0.mixer.out_proj.weight"]

@@ -200,7 +200,7 @@ def test_broken_rules_of_the_configuration(change: dict[str, object], message: s
 
 
 def test_the_published_sizes_are_the_defaults() -> None:
-    """Parameter shapes of the published 1.3B checkpoint (specs: model)."""
+    """Parameter shapes of the published 1.3B checkpoint."""
     with torch.device("meta"):
         model = OmniMamba(
             replace(ModelConfig(), vision=replace(TINY.vision, kind="features", given_patches=729, given_width=2176))
