@@ -1,5 +1,6 @@
 """Logs losses, learning rate, gradient norm and speed of training, and shows them as they come."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,10 @@ from modules.omnimamba.config import ModelConfig
 
 Show = Callable[[int, dict[str, float]], None]
 """Told (step, metrics) at every log."""
+
+
+class DivergedError(ValueError):
+    """A loss or gradient is no finite number any more; going on would only write it into every checkpoint."""
 
 
 class Throughput(pl.Callback):
@@ -81,6 +86,13 @@ class Throughput(pl.Callback):
         self.tracker.log(trainer.global_step, metrics)
         if trainer.is_global_zero:
             self.show(trainer.global_step, metrics)
+        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if broken:
+            raise DivergedError(
+                f"{', '.join(broken)} at step {trainer.global_step} is not finite: training diverged and is "
+                "stopped. Start anew with a lower optim.lr or a longer optim.warmup_steps, or remove the checkpoints "
+                "since it went wrong"
+            )
         self._tokens, self._seconds = 0, 0.0
 
     def _positions(self, batch: Any) -> int:

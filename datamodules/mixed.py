@@ -17,6 +17,8 @@ from modules.omnimamba.adapters import TASKS, Task
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.tokenizer import TextTokenizer
 
+FIELDS: dict[Task, set[str]] = {"mmu": {"json", "jpg"}, "t2i": {"json", "vq"}}
+"""What each sample of a task must hold."""
 ENDLESS = 10**9
 """Length of the loader. A loader without one is prefetched by Lightning, and a resume would lose that batch."""
 
@@ -91,6 +93,11 @@ class MixedDataModule(pl.LightningDataModule):
         self.samples: dict[Task, T2ISamples | MMUSamples] = {}
         for task in (task for task in TASKS if task in tasks):
             shards = ShardSet.open(Path(getattr(config, task)))
+            if missing := FIELDS[task] - set(shards.fields):
+                raise ValueError(
+                    f"data.{task}={getattr(config, task)} holds {', '.join(sorted(shards.fields))} but no "
+                    f"{', '.join(sorted(missing))}: these are not {task} shards; name others"
+                )
             if task == "mmu":
                 self.samples[task] = MMUSamples(shards, tokenizer, model, config.template)
             else:

@@ -1,5 +1,6 @@
 """Builds the parts of a run out of its configuration."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,11 @@ def check_hardware(config: HardwareConfig) -> None:
         )
     if config.accelerator == "gpu":
         kernels.load()
+    cores = os.cpu_count() or 1
+    if config.threads > cores:
+        raise ConfigError(
+            f"hardware.threads={config.threads}, but this machine has {cores} CPU cores; 0 leaves it to torch"
+        )
 
 
 def make_embedded_data(config: RunConfig) -> None:

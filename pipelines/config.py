@@ -111,6 +111,10 @@ class RunConfig:
         ):
             if value < 0:
                 found.append(f"{key}={value} must be 0 or more")
+        if not self.name or "/" in self.name:
+            found.append(f"name={self.name!r} must be a word that can name a folder")
+        if self.data.template.question.count("{question}") != 1:
+            found.append(f"data.template.question={self.data.template.question!r} must hold {{question}} once")
         if self.scenes is not None:
             found += [f"scenes.{problem}" for problem in self.scenes.problems()]
         return found + self._data_problems()

@@ -5,8 +5,19 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError)
+USER_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
 """What a user can mend: shown as a message. Anything else is a fault of the program and keeps its traceback."""
+
+
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes of a verb stopped by SIGINT and by SIGTERM, as shells count them."""
 
 
 def say(text: str = "") -> None:
@@ -27,4 +38,7 @@ def run_verb(main: Callable[[], None]) -> NoReturn:
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
     sys.exit(0)

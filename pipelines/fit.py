@@ -2,13 +2,18 @@
 
 import logging
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.tracking import Tracker
+from datamodules.mixed import MixedDataModule
 from modules.checkpoints import STATE
+from modules.omnimamba.tokenizer import TextTokenizer
+from modules.omnimamba.vq import ImageTokenizer
+from modules.stages import StageModule
 from pipelines.compose import (
     build_callbacks,
     build_data,
@@ -21,9 +26,9 @@ from pipelines.compose import (
     make_embedded_data,
 )
 from pipelines.config import RunConfig, as_dict
-from pipelines.console import say
+from pipelines.console import INTERRUPTED, TERMINATED, say, warn
 from pipelines.progress import TrainingProgress
-from pipelines.runfolder import COMPLETE, code_version, open_run
+from pipelines.runfolder import COMPLETE, RunFolder, code_version, open_run
 
 
 def fit(config: RunConfig) -> Path:
@@ -53,6 +58,21 @@ def fit(config: RunConfig) -> Path:
         report(line)
     if run.checkpoint is not None:
         report(f"resuming from {run.checkpoint}")
+    with run.claimed() if leader else nullcontext():
+        _train(config, run, leader, tokenizer, vq, data, stage)
+    return run.path
+
+
+def _train(
+    config: RunConfig,
+    run: RunFolder,
+    leader: bool,
+    tokenizer: TextTokenizer,
+    vq: ImageTokenizer | None,
+    data: MixedDataModule,
+    stage: StageModule,
+) -> None:
+    report = say if leader else _silent
     run_id, attempt = run.begin(data.fingerprints()) if leader else ("", 0)
     settings = as_dict(config)
     tracker = Tracker(
@@ -74,17 +94,24 @@ def fit(config: RunConfig) -> Path:
                 ckpt_path=run.checkpoint and run.checkpoint / STATE,
                 weights_only=bool(run.checkpoint),
             )
+        if trainer.received_sigterm or trainer.interrupted:
+            raise SystemExit
         if trainer.global_step < config.trainer.max_steps:
             raise RuntimeError(
                 f"training ended at step {trainer.global_step} of {config.trainer.max_steps} without an error"
             )
         if trainer.is_global_zero:
             run.finish(trainer.global_step)
+    except SystemExit as stop:  # Lightning's, whose exit code would tell a batch script that all is well
+        if leader:
+            warn(
+                f"stopped at step {trainer.global_step}; start the same command again to go on from the last checkpoint"
+            )
+        raise SystemExit(TERMINATED if trainer.received_sigterm else INTERRUPTED) from stop
     finally:
         progress.close()
         tracker.close()
     report(f"{config.name}: complete at step {trainer.global_step}; everything is in {run.path}")
-    return run.path
 
 
 def _silent(_text: str) -> None:

@@ -1,11 +1,14 @@
 """The run folder: whose it is, whether to start, resume or leave it alone, and what is written into it."""
 
+import fcntl
 import json
 import os
 import platform
 import secrets
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +24,7 @@ from pipelines.config import FREE_ON_RESUME, RunConfig, as_dict, differences
 from pipelines.console import warn
 from pipelines.overrides import ConfigError, read_yaml
 
-CONFIG, PROVENANCE, COMPLETE = "config.yaml", "provenance.json", "COMPLETE"
+CONFIG, PROVENANCE, COMPLETE, LOCK = "config.yaml", "provenance.json", "COMPLETE", ".lock"
 PACKAGES = ("torch", "lightning", "mamba-ssm", "causal-conv1d", "deepspeed", "wandb", "webdataset", "datasets", "peft",
             "omegaconf", "numpy", "pillow", "tokenizers", "safetensors")  # fmt: skip
 
@@ -34,6 +37,25 @@ class RunFolder:
     config: RunConfig
     checkpoint: Path | None
     complete: bool
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder for this process, so that two trainings never write into one. Rank 0 alone calls this.
+
+        Raises:
+            ConfigError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        path = self.path / LOCK
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"another process is training in run folder {self.path}; wait for it, or choose another run.dir"
+                ) from error
+            yield
+            path.unlink(missing_ok=True)
 
     def begin(self, fingerprints: dict[str, str]) -> tuple[str, int]:
         """Write config.yaml and provenance.json. Rank 0 alone calls this.
@@ -151,7 +173,15 @@ def _versions() -> dict[str, str | None]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("attempts"), list):
+        raise ConfigError(f"{path} is damaged; move it away to go on without this run's history and W&B run")
+    return content
 
 
 def _write(path: Path, text: str) -> None:

@@ -29,7 +29,11 @@ def main() -> None:
     from pipelines.config import load
     from pipelines.fit import fit
 
-    fit(load(arguments.config, arguments.overrides))
+    overrides = list(arguments.overrides)
+    if (arguments.config.parent / "provenance.json").is_file() and not any(w.startswith("run.dir=") for w in overrides):
+        # a run's own config.yaml means that run, wherever its folder was moved to
+        overrides.append(f"run.dir='{arguments.config.parent}'")
+    fit(load(arguments.config, overrides))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,12 @@ class TextTokenizer:
                 "(GPT-NeoX's for the 1.3B model; `python -m pipelines.prepare scenes` trains one for its data)."
             )
         self.path = path
-        self._tokenizer = Tokenizer.from_file(str(path))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(
+                f"tokenizer file {path} cannot be read ({error}); it is damaged or no tokenizer.json"
+            ) from error
         if self._tokenizer.token_to_id(END_OF_TEXT) is None:
             raise ValueError(f"tokenizer {path} has no {END_OF_TEXT} token, which ends every answer; add it")
         self._tokenizer.add_special_tokens([END_OF_TEXT, *SPECIAL_TOKENS])

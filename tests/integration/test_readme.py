@@ -67,3 +67,7 @@ def test_make_targets_exist() -> None:
     for command in (command for command in COMMANDS if command.startswith("make ")):
         done = subprocess.run(["make", "-n", command.split()[1]], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_no_placeholder_is_left() -> None:
+    assert not re.findall(r"\b(?:DEMO|TEST)_[A-Z]+", (ROOT / "README.md").read_text())

@@ -1,8 +1,10 @@
 """Training through its real entry point: the run folder it leaves, kills, several processes, the chain of stages."""
 
+import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -314,3 +316,48 @@ def test_what_a_user_can_mend_ends_as_a_message(finished: Path, train: Train, tm
     )
     assert "Traceback" not in done.stderr
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_says_so_by_its_exit_code(small: list[str], tmp_path: Path, sign: int, code: int) -> None:
+    """0 would tell a batch script that the run is done."""
+    folder = tmp_path / "run"
+    words = command(UNIFIED, *small, *NO_EVALUATION, "trainer.max_steps=5000", f"run.dir={folder}")
+    process = subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 120
+        while not read_metrics(folder):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(sign)
+        stderr = process.communicate(timeout=60)[1].decode()
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert "start the same command again to go on from the last checkpoint" in stderr
+    assert not (folder / "COMPLETE").exists()
+
+
+def test_a_run_that_diverges_is_stopped(train: Train, tmp_path: Path) -> None:
+    done = train(UNIFIED, tmp_path / "run", *LENGTH, "optim.lr=1e6", "optim.clip_grad_norm=0", code=2)
+    assert "is not finite: training diverged and is stopped" in done.stderr
+    assert not (tmp_path / "run" / "COMPLETE").exists()
+
+
+def test_a_runs_own_configuration_means_that_run_wherever_it_lies(finished: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(finished, moved)
+    done = subprocess.run(command(moved / "config.yaml"), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{moved} is complete" in done.stdout
+
+
+def test_two_trainings_in_one_folder_are_refused(finished: Path, train: Train, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "COMPLETE").unlink()
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = train(UNIFIED, folder, *LENGTH, code=2)
+    assert f"another process is training in run folder {folder}" in done.stderr

@@ -162,3 +162,10 @@ def test_codes_of_another_vq_are_refused(
 def test_a_missing_manifest_is_named(mmu_manifest: Path, tokenizer: TextTokenizer) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere/manifest\.json"):
         make(mmu_manifest, "nowhere/manifest.json", tokenizer)
+
+
+def test_shards_of_the_other_task_are_refused(mmu_manifest: Path, t2i_manifest: Path, tokenizer: TextTokenizer) -> None:
+    with pytest.raises(ValueError, match=r"holds json, vq but no jpg: these are not mmu shards"):
+        make(t2i_manifest, t2i_manifest, tokenizer)
+    with pytest.raises(ValueError, match=r"holds jpg, json but no vq: these are not t2i shards"):
+        make(mmu_manifest, mmu_manifest, tokenizer)

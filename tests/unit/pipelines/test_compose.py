@@ -96,3 +96,8 @@ def test_a_folder_that_cannot_be_loaded_says_why(run_folder: Path, tmp_path: Pat
     shutil.rmtree(run_folder / "checkpoints")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         load_trained(run_folder)
+
+
+def test_more_threads_than_cores_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"hardware\.threads=100000, but this machine has \d+ CPU cores"):
+        check_hardware(HardwareConfig(threads=100000))

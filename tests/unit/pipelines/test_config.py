@@ -111,6 +111,8 @@ def test_the_values_that_a_round_trip_could_lose(file: Path) -> None:
             "model.headdim=48 does not divide expand*d_model=4096; choose ",
         ),
         ("model.text_embedding_std=0", "model.text_embedding_std=0.0 must be above 0"),
+        ("name=a/b", "name='a/b' must be a word that can name a folder"),
+        ("data.template.question=What", "data.template.question='What' must hold {question} once"),
         ("model.d_conv=1", "model.d_conv=1 must be at least 2"),
         ("stage.loss_weights.mmu=0", "stage.loss_weights.mmu=0.0 must be above 0"),
         ("model.headdim=0", "model.headdim=0 must be at least 1"),

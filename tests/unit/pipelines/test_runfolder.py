@@ -204,3 +204,10 @@ def test_a_folder_that_another_rank_is_just_making_counts_as_new(
     folder.mkdir()
     (folder / ".config.yaml.tmp").touch()
     assert open_run(configured()).checkpoint is None
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"attempts": null}'])
+def test_a_damaged_provenance_is_named(begun: Path, configured: Callable[..., RunConfig], content: str) -> None:
+    (begun / "provenance.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"provenance\.json is damaged; move it away"):
+        open_run(configured()).begin({})

@@ -34,3 +34,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_vocabulary_without_an_end_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no <\|endoftext\|> token"):
         TextTokenizer(write(tmp_path / "t.json", {"x": 0}))
+
+
+@pytest.mark.parametrize("content", ["", "{}", "not json"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "t.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer file .*t\.json cannot be read \(.*\); it is damaged"):
+        TextTokenizer(tmp_path / "t.json")
