@@ -49,7 +49,7 @@ class TrainerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareConfig:
-    """What to run on. The batch scripts set devices and nodes from what Slurm granted."""
+    """What to run on."""
 
     accelerator: Literal["cpu", "gpu"] = "cpu"
     devices: int = 1
