@@ -59,12 +59,11 @@ def fit(config: RunConfig) -> Path:
     if run.checkpoint is not None:
         report(f"resuming from {run.checkpoint}")
     with run.claimed() if leader else nullcontext():
-        _train(config, run, leader, tokenizer, vq, data, stage)
+        _train(run, leader, tokenizer, vq, data, stage)
     return run.path
 
 
 def _train(
-    config: RunConfig,
     run: RunFolder,
     leader: bool,
     tokenizer: TextTokenizer,
@@ -72,7 +71,7 @@ def _train(
     data: MixedDataModule,
     stage: StageModule,
 ) -> None:
-    report = say if leader else _silent
+    config = run.config
     run_id, attempt = run.begin(data.fingerprints()) if leader else ("", 0)
     settings = as_dict(config)
     tracker = Tracker(
@@ -111,7 +110,8 @@ def _train(
     finally:
         progress.close()
         tracker.close()
-    report(f"{config.name}: complete at step {trainer.global_step}; everything is in {run.path}")
+    if leader:
+        say(f"{config.name}: complete at step {trainer.global_step}; everything is in {run.path}")
 
 
 def _silent(_text: str) -> None:

@@ -20,12 +20,8 @@ def ssd_chunked(
     C_BLN: Tensor,
     chunk_size: int,
     seq_idx_BL: Tensor | None = None,
-    state_BHPN: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs (B, L, H, P) and the state after the last position (B, H, P, N), by matrix products within chunks.
-
-    ``state_BHPN`` is what the first sequence starts from (zeros if None).
-    """
+    """Outputs (B, L, H, P) and the state after the last position (B, H, P, N), by matrix products within chunks."""
     batch, length, heads, size = x_BLHP.shape
     padding = -length % chunk_size
     if seq_idx_BL is None:
@@ -58,7 +54,7 @@ def ssd_chunked(
     # 3. Chunk to chunk: the state goes on where the sequence does.
     came_from = torch.cat([seq[:, :1, :1], ends_with[:, :-1]], dim=1)  # (B, K, 1): last id of the chunk before
     keep = a_cum[..., -1].exp() * (came_from == ends_with)  # (B, K, H)
-    state = state_BHPN if state_BHPN is not None else torch.zeros_like(added[:, 0])
+    state = torch.zeros_like(added[:, 0])
     before = []
     for keep_k, added_k in zip(keep.unbind(1), added.unbind(1), strict=True):  # indexing would be quadratic in backward
         before.append(state)
@@ -94,15 +90,10 @@ def ssd_recurrent(
     return torch.stack(outputs, dim=1), state
 
 
-def causal_conv(
-    x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor, seq_idx_BL: Tensor | None = None, before_BWD: Tensor | None = None
-) -> Tensor:
-    """Depthwise causal convolution over the length, (B, L, D); a tap into another sequence counts as zero.
-
-    ``before_BWD`` holds the W-1 inputs before the first position (zeros if None).
-    """
+def causal_conv(x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor, seq_idx_BL: Tensor | None = None) -> Tensor:
+    """Depthwise causal convolution over the length, (B, L, D); a tap into another sequence counts as zero."""
     length, width = x_BLD.shape[1], weight_DW.shape[1]
-    padded = F.pad(x_BLD, (0, 0, width - 1, 0)) if before_BWD is None else torch.cat([before_BWD, x_BLD], dim=1)
+    padded = F.pad(x_BLD, (0, 0, width - 1, 0))
     y = bias_D + x_BLD * weight_DW[:, -1]
     for back in range(1, width):
         tap = padded[:, width - 1 - back : width - 1 - back + length]

@@ -61,16 +61,14 @@ def test_gradients_of_a_row_equal_those_apart() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_state_continues_a_sequence() -> None:
-    given = inputs(2, 20)
-    x, dt, A, B, C = given
+def test_a_step_continues_from_the_state_of_a_sequence() -> None:
+    x, dt, A, B, C = given = inputs(2, 20)
     whole, last = ssd_chunked(*given, 8)
-    _, middle = ssd_chunked(x[:, :13], dt[:, :13], A, B[:, :13], C[:, :13], 8)
-    rest, end = ssd_chunked(x[:, 13:], dt[:, 13:], A, B[:, 13:], C[:, 13:], 8, state_BHPN=middle)
-    torch.testing.assert_close(rest, whole[:, 13:])
-    torch.testing.assert_close(end, last)
-    step, _ = ssd_step(x[:, 13], dt[:, 13], A, B[:, 13], C[:, 13], middle)
-    torch.testing.assert_close(step, whole[:, 13])
+    _, state = ssd_chunked(x[:, :13], dt[:, :13], A, B[:, :13], C[:, :13], 8)
+    for t in range(13, 20):
+        y, state = ssd_step(x[:, t], dt[:, t], A, B[:, t], C[:, t], state)
+        torch.testing.assert_close(y, whole[:, t])
+    torch.testing.assert_close(state, last)
 
 
 def test_conv_equals_torch_and_stops_at_sequence_boundaries() -> None:
@@ -82,8 +80,6 @@ def test_conv_equals_torch_and_stops_at_sequence_boundaries() -> None:
     ids = torch.tensor([[0] * 5 + [1] * 2 + [2] * 5])
     apart = [causal_conv(part, conv.weight[:, 0], conv.bias) for part in x.split([5, 2, 5], dim=1)]
     torch.testing.assert_close(causal_conv(x, conv.weight[:, 0], conv.bias, ids), torch.cat(apart, dim=1))
-    before = causal_conv(x[:, 4:], conv.weight[:, 0], conv.bias, before_BWD=x[:, 1:4])
-    torch.testing.assert_close(before, expected[:, 4:])
 
 
 def _split(lengths: tuple[int, ...], x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> list[list[Tensor]]:
