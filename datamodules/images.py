@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 
@@ -19,9 +19,20 @@ def read_image(path: Path) -> Image.Image:
         raise FileNotFoundError(f"image {path} does not exist; check the folder that holds the images")
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return upright_rgb(image)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"image {path} does not decode ({error}); replace the file") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A decoded picture the way a person sees it: turned as its EXIF orientation says, in RGB.
+
+    Sixteen-bit grey is scaled to eight bits; Pillow's own conversion would clip it to white.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:

@@ -10,7 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from datamodules.shards import Sample, write_shards
+from datamodules.shard_writer import write_shards
+from datamodules.shards import Sample
 
 REJECTED = "rejected.jsonl"
 

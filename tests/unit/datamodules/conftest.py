@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from datamodules.shards import write_shards
+from datamodules.shard_writer import write_shards
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.tokenizer import END_OF_TEXT, TextTokenizer
 

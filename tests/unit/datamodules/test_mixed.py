@@ -10,7 +10,7 @@ import torch
 from datamodules.datasets import DataError
 from datamodules.mixed import Counts, DataConfig, MixedDataModule
 from datamodules.plan import SampleKey
-from datamodules.shards import write_shards
+from datamodules.shard_writer import write_shards
 from modules.omnimamba.tokenizer import TextTokenizer
 
 from .conftest import MODEL

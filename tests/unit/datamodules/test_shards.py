@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from datamodules.shards import DamagedShardError, ShardSet, write_shards
+from datamodules.shard_writer import write_shards
+from datamodules.shards import DamagedShardError, ShardSet
 
 
 def samples(count: int = 10) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -61,7 +62,7 @@ def test_plain_tar_tools_read_the_same_offsets(manifest: Path) -> None:
 
 def test_manifest(manifest: Path) -> None:
     content = json.loads(manifest.read_text())
-    assert content["format_version"] == 1
+    assert content["format_version"] == 2
     assert content["name"] == "demo"
     assert content["total"] == 10
     assert [shard["n"] for shard in content["shards"]] == [4, 4, 2]
@@ -183,7 +184,7 @@ def test_an_altered_index_or_manifest_is_found_on_opening(manifest: Path) -> Non
     with pytest.raises(DamagedShardError, match="total or fingerprint do not fit"):
         ShardSet.open(manifest)
     manifest.write_text(json.dumps({**content, "format_version": 9}))
-    with pytest.raises(ValueError, match="has format_version 9; this code reads 1"):
+    with pytest.raises(ValueError, match="has format_version 9; this code reads 2"):
         ShardSet.open(manifest)
     manifest.write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
