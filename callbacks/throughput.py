@@ -13,6 +13,7 @@ from callbacks.steps import step_taken
 from callbacks.tracking import Tracker
 from datamodules.mixed import MixedDataModule
 from modules.omnimamba.config import ModelConfig
+from modules.zero import ZeroStrategy
 
 Show = Callable[[int, dict[str, float]], None]
 """Told (step, metrics) at every log."""
@@ -52,7 +53,7 @@ class Throughput(pl.Callback):
     ) -> None:
         """The gradient norm before clipping, and the learning rate of this step."""
         self._lr = optimizer.param_groups[0]["lr"]
-        if (trainer.global_step + 1) % self.every == 0:
+        if (trainer.global_step + 1) % self.every == 0 and not isinstance(trainer.strategy, ZeroStrategy):
             gradients = [p.grad for p in module.parameters() if p.grad is not None]
             self._grad_norm = torch.nn.utils.get_total_norm(gradients)
 
@@ -77,7 +78,9 @@ class Throughput(pl.Callback):
         assert isinstance(values, Tensor)
         metrics = {f"train/{name}": value for name, value in zip(names, values.tolist(), strict=True)}
         metrics["train/lr"] = self._lr
-        if self._grad_norm is not None:
+        if isinstance(trainer.strategy, ZeroStrategy):
+            metrics["train/grad_norm"] = trainer.strategy.gradient_norm()
+        elif self._grad_norm is not None:
             metrics["train/grad_norm"] = self._grad_norm.item()
         metrics["train/tokens_per_s"] = self._tokens / self._seconds
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -98,7 +101,9 @@ class Throughput(pl.Callback):
     def _positions(self, batch: Any) -> int:
         count = 0
         if "mmu" in batch:
-            count += batch["mmu"]["input_ids"].numel() + len(batch["mmu"]["images"]) * self.model.vision.patches
+            mmu = batch["mmu"]
+            count += len(mmu["images"]) * self.model.vision.patches
+            count += sum(mmu["lengths"]) if "lengths" in mmu else mmu["input_ids"].numel()
         if "t2i" in batch:
             count += batch["t2i"]["caption_ids"].numel() + batch["t2i"]["image_ids"].numel()
         return count

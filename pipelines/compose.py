@@ -4,11 +4,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
 
+from callbacks.bad_samples import BadSampleLog
 from callbacks.checkpointing import Checkpointing
 from callbacks.evaluation import EvaluationCallback, EvaluationContext, build_measures
 from callbacks.samples_log import SampleLog
@@ -24,11 +25,18 @@ from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer, load_image_tokenizer
 from modules.stages import STAGES, StageModule
+from modules.zero import ZeroStrategy
 from pipelines.config import HardwareConfig, RunConfig, load
 from pipelines.console import warn
 from pipelines.overrides import ConfigError
-from pipelines.prepare import prepare_scenes
 from pipelines.runfolder import COMPLETE, CONFIG
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy
+from pipelines.scenes import prepare_scenes
+
+COMPUTE = {"float32": torch.float32, "bf16": torch.bfloat16}
+ZERO_STAGES: dict[str, Literal[1, 2, 3]] = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
 def check_hardware(config: HardwareConfig) -> None:
@@ -97,6 +105,8 @@ def build_model(config: RunConfig, *, report: Callable[[str], None], resumed: bo
     Where a checkpoint is resumed it brings all weights, and the earlier stages need not be there any more.
     """
     model = OmniMamba(config.model)
+    model.compute = COMPUTE[config.trainer.precision]
+    model.backbone.recompute = config.hardware.recompute
     if resumed:
         return model
     initialise(model, config.model.init_seed)
@@ -168,6 +178,8 @@ def build_callbacks(
     callbacks: list[pl.Callback] = [CommitPosition(), throughput]
     if config.data.log_samples:
         callbacks.append(SampleLog(config.folder, tracker.attempt))
+    every = (config.trainer.log_every_n_steps, config.checkpoint.every_n_steps)
+    callbacks.append(BadSampleLog(config.folder, tracker, limit=config.data.bad_limit, every=every))
     callbacks.append(Checkpointing(config.checkpoint, config.folder / "checkpoints", facts))
     callbacks += [
         EvaluationCallback(measure, tracker, config.evaluation, context)
@@ -185,7 +197,8 @@ def build_trainer(config: RunConfig, callbacks: Sequence[pl.Callback]) -> pl.Tra
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         num_nodes=hardware.nodes,
-        strategy="ddp" if ranks > 1 else "auto",
+        strategy=build_strategy(hardware),
+        deterministic=config.trainer.deterministic or None,
         max_steps=config.trainer.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=config.data.accumulation(STAGES[config.stage.name].tasks, ranks),
@@ -199,6 +212,13 @@ def build_trainer(config: RunConfig, callbacks: Sequence[pl.Callback]) -> pl.Tra
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
+
+
+def build_strategy(config: HardwareConfig) -> "Strategy | str":
+    """How the ranks share the work."""
+    if config.strategy == "ddp":
+        return "ddp" if config.devices * config.nodes > 1 else "auto"
+    return ZeroStrategy(ZERO_STAGES[config.strategy])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +247,7 @@ def load_trained(run: Path, overrides: Sequence[str] = ()) -> Trained:
     check_hardware(replace(config.hardware, devices=1))
     state = read_state(find_checkpoint(run, warn))
     model = OmniMamba(config.model)
+    model.compute = COMPUTE[config.trainer.precision]
     model.load_state_dict(model_weights(state))
     device = torch.device("cuda" if config.hardware.accelerator == "gpu" else "cpu")
     return Trained(

@@ -15,7 +15,7 @@ from modules.omnimamba.config import ModelConfig
 from modules.optim import OptimConfig
 from modules.stages import STAGES, StageConfig
 from pipelines.overrides import ConfigError, build, dotlist, merge, read_yaml
-from pipelines.prepare import PrepareScenesConfig
+from pipelines.scenes import PrepareScenesConfig
 
 __all__ = [
     "ConfigError",
@@ -45,6 +45,10 @@ class TrainerConfig:
 
     max_steps: int
     log_every_n_steps: int = 10
+    precision: Literal["float32", "bf16"] = "float32"
+    """Type of matrix products; parameters, norms, residual and the scan's own parameters are float32 in either."""
+    deterministic: bool = False
+    """Two runs on the same GPUs give the same bits; kernels are some 20 % slower. A CPU is always like this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,12 @@ class HardwareConfig:
     devices: int = 1
     """Devices of each node: GPUs, or processes on a CPU."""
     nodes: int = 1
+    strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
+    """How several GPUs share the work: whole copies, or DeepSpeed ZeRO with sharded optimizer states (1), gradients
+    (2) and parameters (3). Checkpoints are the same, so a resume may choose another."""
+    recompute: bool = False
+    """Keep only each block's input in training and compute the rest again in the backward pass: a third more work for
+    a fraction of the memory."""
     threads: int = 0
     """CPU threads of each process; 0 leaves it to torch."""
 
@@ -91,6 +101,7 @@ class RunConfig:
         found = (
             self.stage.problems()
             + self.model.problems()
+            + self.data.problems()
             + self.optim.problems()
             + self.checkpoint.problems()
             + self.evaluation.problems()
@@ -103,18 +114,16 @@ class RunConfig:
         ):
             if value < 1:
                 found.append(f"{key}={value} must be at least 1")
+        if self.trainer.precision != "float32" and self.hardware.accelerator == "cpu":
+            found.append(
+                f"trainer.precision={self.trainer.precision} needs hardware.accelerator=gpu; a CPU computes in float32"
+            )
         if not self.model.tokenizer:
             found.append("model.tokenizer is empty; name a local tokenizer.json")
-        for key, value in (
-            ("hardware.threads", self.hardware.threads),
-            ("data.num_workers", self.data.num_workers),
-        ):
-            if value < 0:
-                found.append(f"{key}={value} must be 0 or more")
+        if self.hardware.threads < 0:
+            found.append(f"hardware.threads={self.hardware.threads} must be 0 or more")
         if not self.name or "/" in self.name:
             found.append(f"name={self.name!r} must be a word that can name a folder")
-        if self.data.template.question.count("{question}") != 1:
-            found.append(f"data.template.question={self.data.template.question!r} must hold {{question}} once")
         if self.scenes is not None:
             found += [f"scenes.{problem}" for problem in self.scenes.problems()]
         return found + self._data_problems()
@@ -164,12 +173,18 @@ FREE_ON_RESUME = (
     "tracking",
     "hardware",
     "trainer.log_every_n_steps",
+    "data.mmu",
+    "data.t2i",
+    "data.cache",
+    "data.bad_limit",
     "data.num_workers",
     "data.log_samples",
     "data.accept_changed",
     "model.vq",
 )
-"""Keys that a resumed run may change: they alter neither the weights nor what they are trained on."""
+"""Keys that a resumed run may change: they alter neither the weights nor what they are trained on.
+
+Manifests may lie elsewhere: that the samples are the same is what the checkpoint's fingerprints say."""
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:

@@ -3,6 +3,8 @@
 Both adapters are computed in every forward pass and in a fixed order, also for a task without positions: so each gets
 its gradient under accumulation, checkpointing, DDP and every ZeRO stage. Switching one active adapter does not
 (docs/decisions/0003-own-lora-layer.md).
+
+Shapes: B batch, L length, D input, O output, R rank of both adapters together.
 """
 
 from typing import Literal
@@ -39,22 +41,30 @@ class TaskLoraLinear(nn.Linear):
             self.lora_B = nn.ModuleDict({task: nn.Linear(lora.rank, out_features, bias=False) for task in TASKS})
 
     def forward(self, x_BLD: Tensor, segments: Segments) -> Tensor:  # type: ignore[override]
-        """(B, L, in) to (B, L, out); ``segments`` says whose adapter serves which positions."""
-        y = F.linear(x_BLD, self.weight)
+        """(B, L, D) to (B, L, O); ``segments`` says whose adapter serves which positions."""
+        y_BLO = F.linear(x_BLD, self.weight)
         if self.lora is None:
-            return y
-        low_rank = [
-            self.lora_B[task](self.lora_A[task](F.dropout(piece, self.lora.dropout, self.training)))
-            for task, piece in zip(TASKS, torch.split(x_BLD, list(segments), dim=1), strict=True)
-        ]
-        return y + self.lora.scale * torch.cat(low_rank, dim=1)
+            return y_BLO
+        rank, pieces = self.lora.rank, []
+        x_BLD = F.dropout(x_BLD, self.lora.dropout, self.training)
+        # each task's low-rank values stand in columns of their own, so that one product adds both
+        for number, piece in enumerate(torch.split(x_BLD, list(segments), dim=1)):
+            low = self.lora.scale * self.lora_A[TASKS[number]](piece)
+            pieces.append(F.pad(low, (0, rank) if number == 0 else (rank, 0)))
+        weight_OR = torch.cat([self._weight_B(task) for task in TASKS], dim=1)
+        low_BLR = torch.cat(pieces, dim=1)
+        return torch.addmm(y_BLO.flatten(0, 1), low_BLR.flatten(0, 1), weight_OR.T).view_as(y_BLO)
+
+    def _weight_B(self, task: Task) -> Tensor:
+        weight = self.lora_B[task].weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     @torch.no_grad()
     def merged(self, task: Task) -> Tensor:
         """The weight with ``task``'s adapter folded in, (out, in)."""
         if self.lora is None:
             return self.weight.detach().clone()
-        weight_A, weight_B = self.lora_A[task].weight, self.lora_B[task].weight
+        weight_A = self.lora_A[task].weight
         assert isinstance(weight_A, Tensor)
-        assert isinstance(weight_B, Tensor)
-        return self.weight + self.lora.scale * (weight_B @ weight_A)
+        return self.weight + self.lora.scale * (self._weight_B(task) @ weight_A)

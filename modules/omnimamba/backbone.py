@@ -2,7 +2,9 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from modules.omnimamba import kernels
 from modules.omnimamba.adapters import Segments
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.mixer import Mamba2Mixer, MixerState, RMSNorm
@@ -18,6 +20,18 @@ class Block(nn.Module):
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.mixer = Mamba2Mixer(config)
 
+    def forward(
+        self,
+        x_BLD: Tensor,
+        residual_BLD: Tensor | None,
+        segments: Segments,
+        seq_idx_BL: Tensor | None = None,
+        state: MixerState | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the block before it added, and the residual stream without it, to the same of this block."""
+        normed, residual = add_norm(self.norm, x_BLD, residual_BLD)
+        return self.mixer(normed, segments, seq_idx_BL, state), residual
+
 
 class Backbone(nn.Module):
     """Blocks and the final norm: hidden states in, hidden states out, (B, L, D)."""
@@ -26,26 +40,38 @@ class Backbone(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.recompute = False
+        """Keep only each block's input in training and compute the rest again in the backward pass."""
 
     def forward(
         self, x_BLD: Tensor, segments: Segments, seq_idx_BL: Tensor | None = None, state: BackboneState | None = None
     ) -> Tensor:
         """Whole sequences. An empty list given as ``state`` is filled, one entry per block (prefill)."""
-        residual = x_BLD.float()
+        x, residual = x_BLD, None
         for block in self.layers:
-            assert isinstance(block, Block)
             memory = MixerState(conv=torch.empty(0), ssm=torch.empty(0)) if state is not None else None
-            residual = residual + block.mixer(block.norm(residual), segments, seq_idx_BL, memory)
+            if self.recompute and torch.is_grad_enabled():
+                x, residual = checkpoint(block, x, residual, segments, seq_idx_BL, use_reentrant=False)
+            else:
+                x, residual = block(x, residual, segments, seq_idx_BL, memory)
             if state is not None and memory is not None:
                 state.append(memory)
-        result: Tensor = self.norm(residual)
-        return result
+        return add_norm(self.norm, x, residual)[0]
 
     def step(self, x_BD: Tensor, segments: Segments, state: BackboneState) -> Tensor:
         """One position, (B, D) to (B, D); ``state`` moves on."""
-        residual = x_BD.float()
+        x, residual = x_BD, None
         for block, memory in zip(self.layers, state, strict=True):
             assert isinstance(block, Block)
-            residual = residual + block.mixer.step(block.norm(residual), segments, memory)
-        result: Tensor = self.norm(residual)
-        return result
+            normed, residual = add_norm(block.norm, x, residual)
+            x = block.mixer.step(normed, segments, memory)
+        return add_norm(self.norm, x, residual)[0]
+
+
+def add_norm(norm: RMSNorm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``residual + x`` in float32, and its norm in the type of ``x``: (norm, sum)."""
+    if x.is_cuda:
+        return kernels.add_norm(x, residual, norm.weight, norm.eps)
+    total = x.float() if residual is None else residual + x
+    normed: Tensor = norm(total).to(x.dtype)
+    return normed, total

@@ -1,6 +1,7 @@
 """The Mamba-2 mixer: one set of parameters, computed for sequences or one position at a time.
 
-Shapes: B batch, L length, D d_model, E d_inner, H heads, P head size, N state size, W convolution width.
+Shapes: B batch, L length, D d_model, E d_inner, H heads, P head size, N state size, W convolution width,
+C = E + 2N channels of the convolution, Z = 2E + 2N + H columns of the input projection.
 """
 
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class RMSNorm(nn.Module):
 
 @dataclass
 class MixerState:
-    """What a mixer remembers of a sequence: the last convolution inputs (B, W-1, E+2N), the SSM state (B, H, P, N)."""
+    """What a mixer remembers of a sequence: the last convolution inputs (B, C, W-1), the SSM state (B, H, P, N)."""
 
     conv: Tensor
     ssm: Tensor
@@ -56,47 +57,77 @@ class Mamba2Mixer(nn.Module):
         self, u_BLD: Tensor, segments: Segments, seq_idx_BL: Tensor | None = None, state: MixerState | None = None
     ) -> Tensor:
         """(B, L, D) to (B, L, D). ``state``, if given, is filled with what a later `step` needs."""
-        z, xBC, dt = self._project(u_BLD, segments)
-        if u_BLD.is_cuda:
-            mixed = kernels.conv_silu(xBC, self.conv1d.weight[:, 0], self._conv_bias(), seq_idx_BL)
-        else:
-            mixed = F.silu(causal_conv(xBC, self.conv1d.weight[:, 0], self._conv_bias(), seq_idx_BL))
-        x, B, C = self._split(mixed)
-        scan = kernels.ssd if u_BLD.is_cuda else ssd_chunked
-        y, last = scan(x, dt, self._A(), B, C, self.config.chunk_size, seq_idx_BL)
+        zxbcdt = self.in_proj(u_BLD, segments)
+        mix = self._mix_by_kernel if u_BLD.is_cuda else self._mix_by_reference
+        y, last = mix(zxbcdt, seq_idx_BL)
         if state is not None:
             width = self.config.d_conv - 1
-            state.conv = F.pad(xBC, (0, 0, width, 0))[:, -width:]
+            xBC_BCL = self._parts(zxbcdt)[1].transpose(1, 2)
+            state.conv = F.pad(xBC_BCL, (width, 0))[..., -width:].contiguous()
             state.ssm = last
-        return self._output(y + self.D[:, None] * x, z)
+        return y
 
     def step(self, u_BD: Tensor, segments: Segments, state: MixerState) -> Tensor:
         """One position, (B, D) to (B, D); ``state`` moves on."""
-        z, xBC, dt = self._project(u_BD[:, None], segments)
-        window = torch.cat([state.conv, xBC], dim=1)
-        state.conv = window[:, 1:]
-        mixed = F.silu((window * self.conv1d.weight[:, 0].T).sum(1) + self._conv_bias())
-        x, B, C = self._split(mixed)
-        y, state.ssm = ssd_step(x, dt[:, 0], self._A(), B, C, state.ssm)
-        return self._output((y + self.D[:, None] * x)[:, None], z)[:, 0]
+        z, xBC, dt = (part[:, 0] for part in self._parts(self.in_proj(u_BD[:, None], segments)))
+        if u_BD.is_cuda:
+            mixed = kernels.conv_step(xBC, state.conv, self._conv_weight(), self._conv_bias())
+            x, B, C = self._split(mixed)
+            y = kernels.ssm_step(x, dt, self.dt_bias, self._A(), B, C, self.D, state.ssm)
+            gated = kernels.gated_norm(y.flatten(-2), z, self.norm.weight, self.norm.eps)
+        else:
+            window = torch.cat([state.conv, xBC[..., None]], dim=-1)
+            state.conv = window[..., 1:]
+            x, B, C = self._split(F.silu((window * self._conv_weight()).sum(-1) + self._conv_bias()))
+            y, state.ssm = ssd_step(x, self._positive(dt), self._A(), B, C, state.ssm)
+            gated = self._gate(y + self.D[:, None] * x, z)
+        result: Tensor = self.out_proj(gated)
+        return result
 
-    def _project(self, u_BLD: Tensor, segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
+    def _mix_by_kernel(self, zxbcdt_BLZ: Tensor, seq_idx_BL: Tensor | None) -> tuple[Tensor, Tensor]:
+        return kernels.mix(
+            zxbcdt_BLZ,
+            conv_weight_CW=self._conv_weight(),
+            conv_bias_C=self._conv_bias(),
+            dt_bias_H=self.dt_bias,
+            A_H=self._A(),
+            D_H=self.D,
+            norm_weight_E=self.norm.weight,
+            norm_eps=self.norm.eps,
+            out_weight_DE=self.out_proj.weight,
+            chunk_size=self.config.chunk_size,
+            headdim=self.config.headdim,
+            seq_idx_BL=seq_idx_BL,
+        )
+
+    def _mix_by_reference(self, zxbcdt_BLZ: Tensor, seq_idx_BL: Tensor | None) -> tuple[Tensor, Tensor]:
+        z, xBC, dt = self._parts(zxbcdt_BLZ)
+        x, B, C = self._split(F.silu(causal_conv(xBC, self._conv_weight(), self._conv_bias(), seq_idx_BL)))
+        y, last = ssd_chunked(x, self._positive(dt), self._A(), B, C, self.config.chunk_size, seq_idx_BL)
+        return self.out_proj(self._gate(y + self.D[:, None] * x, z)), last
+
+    def _parts(self, zxbcdt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inner, state = self.config.d_inner, self.config.d_state
-        sizes = [inner, inner + 2 * state, self.config.n_heads]
-        z, xBC, dt = torch.split(self.in_proj(u_BLD, segments), sizes, dim=-1)
-        return z, xBC, F.softplus(dt.float() + self.dt_bias)
+        z, xBC, dt = torch.split(zxbcdt, [inner, inner + 2 * state, self.config.n_heads], dim=-1)
+        return z, xBC, dt
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inner, state = self.config.d_inner, self.config.d_state
         x, B, C = torch.split(xBC, [inner, state, state], dim=-1)
         return x.view(*x.shape[:-1], self.config.n_heads, self.config.headdim), B, C
 
-    def _output(self, y_BLHP: Tensor, z_BLE: Tensor) -> Tensor:
-        y: Tensor = self.out_proj(self.norm(y_BLHP.flatten(-2) * F.silu(z_BLE)))
-        return y
+    def _gate(self, y: Tensor, z: Tensor) -> Tensor:
+        gated: Tensor = self.norm(y.flatten(-2) * F.silu(z))
+        return gated
+
+    def _positive(self, dt: Tensor) -> Tensor:
+        return F.softplus(dt.float() + self.dt_bias)
 
     def _A(self) -> Tensor:
         return -self.A_log.float().exp()
+
+    def _conv_weight(self) -> Tensor:
+        return self.conv1d.weight[:, 0]
 
     def _conv_bias(self) -> Tensor:
         assert self.conv1d.bias is not None

@@ -7,12 +7,14 @@ A training row holds all sequences of a micro-batch one behind the other, MMU be
 one forward pass serves both tasks, and conv and scan start afresh at each sequence.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from modules.omnimamba.adapters import TASKS, Segments, Task, segments_of
 from modules.omnimamba.backbone import Backbone, BackboneState
@@ -21,9 +23,13 @@ from modules.omnimamba.embeddings import CaptionProjection, Mlp
 from modules.omnimamba.sampling import choose
 from modules.omnimamba.vision import build_vision
 
-Batch = Mapping[Task, Mapping[str, Tensor]]
-"""Per task: mmu ``images`` uint8 (B, 3, S, S) or ``features`` (B, F, W), ``input_ids`` (B, T+4), ``labels`` (B, T);
-t2i ``caption_ids`` (B, C+5), ``image_ids`` (B, I)."""
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Batch = Mapping[Task, Mapping[str, Any]]
+"""Per task: mmu ``images`` uint8 (B, 3, S, S) or ``features`` (B, F, W), ``input_ids`` (B, T+4), ``labels`` (B, T), and
+may have ``labelled`` (M,), the places in (B*T) that carry a label, and where rows are of different length a list
+``lengths`` of how many of its ``input_ids`` each has; t2i ``caption_ids`` (B, C+5), ``image_ids`` (B, I)."""
 
 IGNORE = -100
 """Label of a position on which no loss is taken."""
@@ -31,12 +37,28 @@ MMU_HEAD, MMU_TAIL = 2, 2
 """Special ids before the image (mmu, soi) and between image and text (eoi, sot)."""
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Logits (M, V) of the positions that carry a label, and the labels (M,)."""
+class Labelled(NamedTuple):
+    """Logits (M, V) of the positions that carry a label, and the labels (M,).
+
+    A tuple, because ZeRO 3 looks for tensors in what a module returns and would not find them in a class.
+    """
 
     logits: Tensor
     labels: Tensor
+
+
+def _in_its_precision(method: Callable[Concatenate["OmniMamba", P], R]) -> Callable[Concatenate["OmniMamba", P], R]:
+    """Run a method of the model under autocast to its compute type.
+
+    Entered anew in every call, so that no weight cast before an optimizer step is used after it.
+    """
+
+    @wraps(method)
+    def run(model: "OmniMamba", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.autocast(model.device.type, model.compute, enabled=model.compute != torch.float32):
+            return method(model, *args, **kwargs)
+
+    return run
 
 
 class OmniMamba(nn.Module):
@@ -56,21 +78,28 @@ class OmniMamba(nn.Module):
         self.vision = build_vision(config.vision)
         self.projector = Mlp(config.vision.width, config.projector_hidden, config.d_model)
         self.backbone = Backbone(config)
+        self.compute = torch.float32
+        """Type of matrix products and what flows between them; parameters, norms, residual and the scan's own
+        parameters stay in float32 (``bfloat16`` by autocast)."""
 
     @property
     def device(self) -> torch.device:
         """Where the parameters live."""
         return self.text_embedding.weight.device
 
+    @_in_its_precision
     def forward(self, batch: Batch) -> dict[Task, Labelled]:
         """Logits and labels of each task of a micro-batch, by one pass over one row."""
         embedded = {task: self.embed(task, batch[task]) for task in TASKS if task in batch}
-        hidden = self._run_row(embedded)
+        lengths = {task: self._lengths(x, batch[task]) for task, x in embedded.items()}
+        hidden = self._run_row(embedded, lengths)
         return {task: self._labelled(task, hidden[task], batch[task]) for task in embedded}
 
+    @_in_its_precision
     def logits(self, task: Task, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits of every position of one task's sequences, (B, L, V)."""
-        return self.head(task, self._run_row({task: self.embed(task, batch)})[task])
+        x = self.embed(task, batch)
+        return self.head(task, self._run_row({task: x}, {task: self._lengths(x, batch)})[task])
 
     def embed(self, task: Task, batch: Mapping[str, Tensor]) -> Tensor:
         """Input embeddings of one task's sequences, positions added, (B, L, D)."""
@@ -95,6 +124,7 @@ class OmniMamba(nn.Module):
         return self.continue_text(self.vision(images), prompt_ids, max_new_tokens=max_new_tokens, end_id=end_id)
 
     @torch.no_grad()
+    @_in_its_precision
     def continue_text(self, features: Tensor, prompt_ids: Tensor, *, max_new_tokens: int, end_id: int | None) -> Tensor:
         """`generate_text` from vision features (B, F, W); without ``end_id`` every row gets all its tokens.
 
@@ -128,6 +158,7 @@ class OmniMamba(nn.Module):
         return len(self.mmu_positions) - self.config.vision.patches - prompt_length + 1
 
     @torch.no_grad()
+    @_in_its_precision
     def generate_image_ids(
         self,
         caption_ids: Tensor,
@@ -153,19 +184,23 @@ class OmniMamba(nn.Module):
                 hidden = self.backbone.step(x, one, state)
         return torch.stack(tokens, dim=1)
 
-    def _run_row(self, embedded: Mapping[Task, Tensor]) -> dict[Task, Tensor]:
+    @staticmethod
+    def _lengths(x: Tensor, batch: Mapping[str, Any]) -> list[int]:
+        """Positions of each of the sequences ``x`` (B, L, D) without padding that is only there to stack them."""
+        if "lengths" not in batch:
+            return [x.shape[1]] * x.shape[0]
+        besides = x.shape[1] - batch["input_ids"].shape[1]
+        return [besides + length for length in batch["lengths"]]
+
+    def _run_row(self, embedded: Mapping[Task, Tensor], lengths: Mapping[Task, list[int]]) -> dict[Task, Tensor]:
         """Run all sequences as one row and hand each task its hidden states back, (B, L, D)."""
-        shapes = {task: x.shape[:2] for task, x in embedded.items()}
-        lengths = [batch * length for batch, length in shapes.values()]
-        row = torch.cat([x.flatten(0, 1) for x in embedded.values()])[None]
-        ids: list[Tensor] = []
-        for batch, length in shapes.values():
-            first = ids[-1][-1] + 1 if ids else 0
-            ids.append(torch.arange(batch, device=row.device, dtype=torch.int32).repeat_interleave(length) + first)
-        mmu, t2i = (shapes[task].numel() if task in shapes else 0 for task in TASKS)
+        row = torch.cat([_one_behind_the_other(x, lengths[task]) for task, x in embedded.items()])[None]
+        numbers = enumerate(n for task in embedded for n in lengths[task])
+        seq_idx = torch.cat([torch.full((n,), i, dtype=torch.int32, device=row.device) for i, n in numbers])[None]
+        mmu, t2i = (sum(lengths.get(task, [])) for task in TASKS)
         segments: Segments = (mmu, t2i)
-        hidden = self.backbone(row, segments, torch.cat(ids)[None])[0].split(lengths)
-        return {task: h.unflatten(0, shapes[task]) for task, h in zip(shapes, hidden, strict=True)}
+        hidden = self.backbone(row, segments, seq_idx)[0].split([sum(lengths[task]) for task in embedded])
+        return {task: _stacked(h, lengths[task]) for task, h in zip(embedded, hidden, strict=True)}
 
     def _labelled(self, task: Task, hidden: Tensor, batch: Mapping[str, Tensor]) -> Labelled:
         """A label is predicted from the position before it."""
@@ -175,8 +210,10 @@ class OmniMamba(nn.Module):
             logits = self.head(task, hidden[:, start : start + labels.shape[1]].flatten(0, 1))
             return Labelled(logits, labels.flatten() + (self.config.vocab_size if self.image_table is None else 0))
         labels = batch["labels"].long()
-        hidden = hidden[:, -labels.shape[1] - 1 : -1]
-        chosen = labels != IGNORE
+        hidden = hidden[:, -labels.shape[1] - 1 : -1].flatten(0, 1)
+        labels = labels.flatten()
+        # where the labels stand is known when the batch is made; to ask a GPU would be to wait for it
+        chosen = batch["labelled"] if "labelled" in batch else (labels != IGNORE).nonzero()[:, 0]
         return Labelled(self.head(task, hidden[chosen]), labels[chosen])
 
     def _caption(self, ids: Tensor) -> Tensor:
@@ -209,3 +246,17 @@ class OmniMamba(nn.Module):
             raise ValueError(
                 f"a sequence of {needed} positions exceeds model.{name}={have}; shorten the text or raise it"
             )
+
+
+def _one_behind_the_other(x: Tensor, lengths: list[int]) -> Tensor:
+    """The first ``lengths`` positions of sequences (B, L, D) as one, (R, D)."""
+    if min(lengths) == x.shape[1]:
+        return x.flatten(0, 1)
+    return torch.cat([sequence[:n] for sequence, n in zip(x, lengths, strict=True)])
+
+
+def _stacked(x: Tensor, lengths: list[int]) -> Tensor:
+    """The opposite: (R, D) to sequences (B, L, D), filled up with zeros to the longest."""
+    if len(set(lengths)) == 1:
+        return x.reshape(len(lengths), lengths[0], x.shape[1])
+    return pad_sequence(list(torch.split(x, lengths)), batch_first=True)

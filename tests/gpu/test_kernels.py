@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from modules.objectives import task_losses
+from modules.omnimamba.adapters import TASKS
 from tests.unit.modules.omnimamba.conftest import TINY, batch_of, build
 
 if not torch.cuda.is_available():
@@ -42,3 +43,58 @@ def test_generation_continues_what_prefill_computed() -> None:
     logits = model.logits("t2i", {**on_gpu, "image_ids": ids})
     start = CONFIG.caption_length + 3
     assert torch.equal(logits[:, start : start + CONFIG.image_tokens].argmax(-1), ids)
+
+
+def test_answers_continue_what_prefill_computed() -> None:
+    model, batch = build(CONFIG).cuda(), batch_of(CONFIG)["mmu"]
+    on_gpu = {name: value.cuda() for name, value in batch.items()}
+    prompt = on_gpu["input_ids"][:, :8]
+    ids = model.continue_text(on_gpu["features"], prompt, max_new_tokens=3, end_id=None)
+    logits = model.logits("mmu", {**on_gpu, "input_ids": torch.cat([prompt, ids], dim=1)})
+    assert torch.equal(logits[:, -4:-1].argmax(-1), ids)
+
+
+def test_adapters_folded_into_the_weights_compute_the_same() -> None:
+    model, batch = build(CONFIG).cuda(), batch_of(CONFIG)
+    plain = build(replace(CONFIG, lora="none")).cuda()
+    for task in TASKS:
+        weights = {name: value for name, value in model.state_dict().items() if ".lora_" not in name}
+        for number, layer in enumerate(model.backbone.layers):
+            weights[f"backbone.layers.{number}.mixer.in_proj.weight"] = layer.mixer.in_proj.merged(task)
+        plain.load_state_dict(weights)
+        part = {name: value.cuda() for name, value in batch[task].items()}
+        expected, found = model.logits(task, part), plain.logits(task, part)
+        assert (found - expected).norm() <= TOLERANCE * expected.norm()
+
+
+def test_bf16_losses_and_gradients_are_close_to_float32s() -> None:
+    batch = {task: {name: value.cuda() for name, value in part.items()} for task, part in batch_of(CONFIG).items()}
+    exact, rounded = build(CONFIG).cuda(), build(CONFIG).cuda()
+    rounded.compute = torch.bfloat16
+    expected, found = task_losses(exact(batch)), task_losses(rounded(batch))
+    for task in expected:
+        assert found[task].item() == pytest.approx(expected[task].item(), rel=2e-2)
+    torch.autograd.backward(sum(expected.values()))
+    torch.autograd.backward(sum(found.values()))
+    gradients = dict(exact.named_parameters())
+    for name, parameter in rounded.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is not None
+        truth = gradients[name].grad
+        assert truth is not None
+        # eight bits of mantissa, through two layers
+        assert (parameter.grad - truth).norm() <= 0.1 * truth.norm() + 1e-6, name
+
+
+def test_recomputed_blocks_give_the_same_gradients() -> None:
+    batch = {task: {name: value.cuda() for name, value in part.items()} for task, part in batch_of(CONFIG).items()}
+    kept, recomputed = build(CONFIG).cuda(), build(CONFIG).cuda()
+    recomputed.backbone.recompute = True
+    for model in (kept, recomputed):
+        torch.autograd.backward(sum(task_losses(model(batch)).values()))
+    gradients = dict(kept.named_parameters())
+    for name, parameter in recomputed.named_parameters():
+        truth = gradients[name].grad
+        assert truth is not None
+        assert parameter.grad is not None
+        assert (parameter.grad - truth).norm() <= 1e-4 * truth.norm() + 1e-7, name

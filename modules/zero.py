@@ -1,0 +1,213 @@
+"""DeepSpeed ZeRO under Lightning: float32 parameters, and the checkpoints of every other strategy.
+
+Lightning's own DeepSpeed strategy casts parameters to the compute type, scales losses twice under accumulation, and
+writes folders that only the same ZeRO stage on the same number of GPUs can read. Here the model computes in bf16 by
+autocast, and a checkpoint holds whole tensors by name: any strategy on any number of ranks reads it
+(docs/decisions/0007-one-checkpoint-format.md).
+"""
+
+import atexit
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Stage = Literal[1, 2, 3]
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class _Float32(DeepSpeedPrecision):
+    """Leaves every tensor's type alone."""
+
+    def __init__(self) -> None:
+        super().__init__("32-true")
+
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+    def backward(  # type: ignore[override]
+        self, tensor: Tensor, model: pl.LightningModule, optimizer: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        # Lightning has divided the loss by the number of micro-steps already
+        super().backward(tensor, model, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """ZeRO stage 1, 2 or 3. It runs on a CPU too (gloo), which is slow and meant for tests."""
+
+    def __init__(self, stage: Stage) -> None:
+        config = {
+            "zero_optimization": {"stage": stage, "overlap_comm": True, "contiguous_gradients": True},
+            "zero_allow_untested_optimizer": True,
+            # nothing depends on it, but Lightning would make a loader to find one out
+            "train_micro_batch_size_per_gpu": 1,
+        }
+        super().__init__(config=config, precision_plugin=_Float32())
+        self.stage = stage
+        self._groups: list[list[nn.Parameter]] = []
+
+    @property
+    def root_device(self) -> torch.device:
+        """This process's device; DeepSpeed asks for its number, of a CPU too."""
+        device = super().root_device
+        return device if device.type == "cuda" else torch.device("cpu", 0)
+
+    def setup_environment(self) -> None:
+        """Devices and process group; unlike Lightning's, of a CPU too."""
+        DDPStrategy.setup_environment(self)
+
+    def setup_distributed(self) -> None:
+        """DeepSpeed's own process group."""
+        if self.root_device.type == "cuda":
+            super().setup_distributed()
+        else:
+            self.set_world_ranks()
+            self._init_deepspeed_distributed()
+        # as Lightning does for DDP: without it gloo's threads abort the process at its end
+        atexit.register(_leave_process_group)
+
+    def gradient_norm(self) -> float:
+        """Norm of the whole gradient of the last step, before clipping."""
+        norm = self.deepspeed_engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """All weights, whole, on the CPU; ZeRO 3 gathers them (a collective call)."""
+        assert self.lightning_module is not None
+        if self.stage < 3:
+            return self.lightning_module.state_dict()
+        with self._gathered(list(self.lightning_module.parameters()), modify=False):
+            return {name: value.cpu().clone() for name, value in self.lightning_module.state_dict().items()}
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """The state as plain AdamW would have it, whole, on the CPU (a collective call)."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        if self.stage < 3:
+            self._link_moments()
+        inner = self._inner_optimizer()
+        step = next(iter(inner.state.values()))["step"]
+        state: dict[int, dict[str, Tensor]] = {}
+        for number, parameter in enumerate(self._trained()):
+            moments = {key: safe_get_full_optimizer_state(parameter, key).cpu() for key in MOMENTS}
+            # one tensor each: plain AdamW counts every one of them up
+            state[number] = {"step": torch.tensor(float(step)), **moments}
+        return {"state": state, "param_groups": self._plain_groups()}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """One file, written by rank 0, as under every other strategy."""
+        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """What `save_checkpoint` of any strategy wrote."""
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Lightning hands the optimizer's state over."""
+        return True
+
+    @torch.no_grad()
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Weights into the modules, and into the optimizer's own float32 copies."""
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        assert self.lightning_module is not None
+        weights = checkpoint["state_dict"]
+        with self._gathered(list(self.lightning_module.parameters()), modify=True):
+            self.lightning_module.load_state_dict(weights, strict=strict)
+        names = {id(parameter): name for name, parameter in self.lightning_module.named_parameters()}
+        for parameter in self._trained():
+            value = weights[names[id(parameter)]].to(self.root_device)
+            if self.stage < 3:
+                safe_set_full_fp32_param(parameter, value)
+            else:
+                self._set_partition(parameter, value, None)
+
+    @torch.no_grad()
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Every rank takes its part of the whole state."""
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        whole = checkpoint["optimizer_states"][0]
+        states = [whole["state"][number] for number in range(len(whole["state"]))]
+        self._make_moments(states[0]["step"])
+        for parameter, state in zip(self._trained(), states, strict=True):
+            for key in MOMENTS:
+                value = state[key].to(self.root_device)
+                if self.stage < 3:
+                    safe_set_full_optimizer_state(parameter, value, key)
+                else:
+                    self._set_partition(parameter, value, key)
+        for mine, theirs in zip(self._inner_optimizer().param_groups, whole["param_groups"], strict=True):
+            mine.update({key: value for key, value in theirs.items() if key != "params"})
+
+    def _inner_optimizer(self) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = self.optimizers[0].optimizer  # type: ignore[attr-defined]
+        return optimizer
+
+    def _init_optimizers(self) -> tuple[Any, Any]:
+        """Note the groups before DeepSpeed puts flat tensors into them."""
+        optimizer, schedule = super()._init_optimizers()
+        self._groups = [list(group["params"]) for group in optimizer.param_groups]
+        return optimizer, schedule
+
+    def _trained(self) -> list[nn.Parameter]:
+        """What the optimizer moves, in the order that plain AdamW would number it."""
+        return [parameter for group in self._groups for parameter in group]
+
+    def _plain_groups(self) -> list[dict[str, Any]]:
+        first, groups = 0, []
+        for group, whole in zip(self._inner_optimizer().param_groups, self._groups, strict=True):
+            groups.append({**group, "params": list(range(first, first + len(whole)))})
+            first += len(whole)
+        return groups
+
+    def _make_moments(self, step: Tensor) -> None:
+        """Give the inner optimizer the state that it would otherwise make in its first step."""
+        optimizer: Any = self.optimizers[0]
+        flats = optimizer.single_partition_of_fp32_groups if self.stage < 3 else optimizer.fp32_partitioned_groups_flat
+        for flat in flats:
+            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
+            self._inner_optimizer().state[flat] = {"step": step.to(flat.device, torch.float32).clone(), **moments}
+        if self.stage < 3:
+            self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Let parameters find their moments; DeepSpeed does it once, when the first group alone has any."""
+        optimizer: Any = self.optimizers[0]
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _set_partition(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+        """This rank's part of a ZeRO 3 parameter's state; DeepSpeed's own setter cannot where it does not divide."""
+        optimizer: Any = self.optimizers[0]
+        part, _ = optimizer._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
+        start = part.numel() * optimizer._get_param_partition_rank(parameter)
+        padded = F.pad(value.flatten(), (0, part.numel() * self.world_size - value.numel()))
+        part.copy_(padded[start : start + part.numel()])
+
+    @contextmanager
+    def _gathered(self, parameters: list[nn.Parameter], *, modify: bool) -> Iterator[None]:
+        if self.stage < 3:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if modify else None):
+            yield
+
+
+def _leave_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,284 @@
+"""How fast a stage trains on this machine: our pipeline, and mamba_ssm's own language model doing the same work.
+
+Random weights and one synthetic batch again and again; no data loader, no vision encoder. Rates are medians over
+steps after a warm-up, and the GEMM rate that utilisation refers to is measured in the same run.
+"""
+
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.mixed import Counts
+from modules.omnimamba import kernels
+from modules.omnimamba.config import ModelConfig, VisionConfig
+from modules.omnimamba.initialise import initialise
+from modules.omnimamba.model import OmniMamba
+from modules.optim import OptimConfig
+from modules.stages import STAGES, StageConfig, StageModule
+from pipelines.compose import COMPUTE, build_strategy
+from pipelines.config import HardwareConfig
+
+PUBLISHED_VISION = VisionConfig(kind="features", given_patches=729, given_width=2176)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBenchmarkConfig:
+    """What to train and for how long; the defaults are the published model and stage 2."""
+
+    stage: Literal["mmu_pretrain", "t2i_pretrain", "unified_finetune"] = "unified_finetune"
+    micro_batch: Counts = field(default_factory=lambda: Counts(mmu=3, t2i=48))
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(vision=PUBLISHED_VISION))
+    hardware: HardwareConfig = field(default_factory=lambda: HardwareConfig(accelerator="gpu"))
+    precision: Literal["float32", "bf16"] = "bf16"
+    warmup: int = 5
+    steps: int = 15
+    lr: float = 1e-4
+    baseline: bool = True
+    """Measure mamba_ssm's MambaLMHeadModel beside it: the same shape, plain autocast, logits of all positions."""
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        found = self.model.problems()
+        for task in STAGES[self.stage].tasks:
+            if getattr(self.micro_batch, task) < 1:
+                found.append(f"stage {self.stage} trains {task}: micro_batch.{task} must be at least 1")
+        for name in ("warmup", "steps"):
+            if getattr(self, name) < 1:
+                found.append(f"{name}={getattr(self, name)} must be at least 1")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One program's figures."""
+
+    seconds_per_step: float
+    tokens_per_second: float
+    peak_gib: float
+    tflops: float
+    """Model FLOPs a second, 1e12: matrix products of projections and heads, forward and backward, nothing computed
+    twice."""
+    first_loss: float
+    last_loss: float
+
+
+def measure_train(config: TrainBenchmarkConfig) -> dict[str, Any]:
+    """Figures of ours and of the baseline, the GEMM rate, and the machine."""
+    ours = _ours(config)
+    found: dict[str, Any] = {
+        "gpu": _device_name(config.hardware),
+        "torch": torch.__version__,
+        "config": asdict(config),
+        "gemm_tflops": gemm_tflops() if config.hardware.accelerator == "gpu" else None,
+        "ours": asdict(ours),
+    }
+    if config.baseline and config.hardware.accelerator == "gpu":
+        torch.cuda.empty_cache()
+        found["baseline"] = asdict(_baseline(config))
+    return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # plain data
+
+
+def gemm_tflops(size: int = 8192) -> float:
+    """Rate of a large bf16 matrix product on this GPU, 1e12 operations a second."""
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    times = _timed(lambda: a @ b, warmup=5, steps=20)
+    return 2 * size**3 / statistics.median(times) / 1e12
+
+
+def synthetic_batch(model: ModelConfig, counts: Counts, tasks: tuple[str, ...], seed: int = 0) -> dict[str, Any]:
+    """A batch as the data module makes them, from random numbers; MMU brings features."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def text(*shape: int) -> Tensor:
+        return torch.randint(0, model.vocab_size, shape, generator=generator)
+
+    batch: dict[str, Any] = {}
+    if "mmu" in tasks:
+        # an answer a third of the text: what the mixes hold on average
+        labels = text(counts.mmu, model.mmu_text_length)
+        labels[:, model.mmu_text_length // 3 :] = -100
+        features = torch.randn(counts.mmu, model.vision.patches, model.vision.width, generator=generator)
+        batch["mmu"] = {
+            "features": features,
+            "input_ids": text(counts.mmu, model.mmu_text_length + 4),
+            "labels": labels,
+            "labelled": (labels.flatten() != -100).nonzero()[:, 0],
+        }
+    if "t2i" in tasks:
+        codes = torch.randint(0, model.image_vocab, (counts.t2i, model.image_tokens), generator=generator)
+        batch["t2i"] = {"caption_ids": text(counts.t2i, model.caption_length + 5), "image_ids": codes}
+    return batch
+
+
+def positions(model: ModelConfig, counts: Counts, tasks: tuple[str, ...]) -> int:
+    """Positions of all sequences of a batch."""
+    lengths = {"mmu": model.mmu_length, "t2i": model.t2i_length}
+    return sum(getattr(counts, task) * lengths[task] for task in tasks)
+
+
+def model_flops(stage: StageModule, batch: dict[str, Any], tokens: int) -> float:
+    """Floating-point operations of a step's matrix products: blocks at all positions, heads at labelled ones."""
+    model, total = stage.model, 0.0
+    for layer in model.backbone.layers:
+        for weight in (layer.mixer.in_proj.weight, layer.mixer.out_proj.weight):  # type: ignore[union-attr]
+            assert isinstance(weight, Tensor)
+            total += 2 * tokens * weight.numel() * (3 if weight.requires_grad else 2)
+    heads = {
+        "mmu": model.text_embedding.weight,
+        "t2i": getattr(model.image_table, "weight", model.text_embedding.weight),
+    }
+    for task in stage.tasks:
+        labels = batch[task].get("labelled", batch[task].get("image_ids")).numel()
+        total += 2 * labels * heads[task].numel() * (3 if heads[task].requires_grad else 2)
+    return total
+
+
+class _Repeated(Dataset[Any]):
+    def __init__(self, batch: dict[str, Any], count: int) -> None:
+        self.batch, self.count = batch, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, _index: int) -> dict[str, Any]:
+        return self.batch
+
+
+class _Clock(pl.Callback):
+    """Times of steps on the device, and their losses."""
+
+    def __init__(self) -> None:
+        self.marks: list[Any] = []
+        self.losses: list[Tensor] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self.marks.append(_mark())
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
+        self.losses.append(out["loss"].detach())
+
+
+def _ours(config: TrainBenchmarkConfig) -> Measured:
+    stage_class = STAGES[config.stage]
+    counts, tasks = config.micro_batch, stage_class.tasks
+    with torch.device("cuda" if config.hardware.accelerator == "gpu" else "cpu"):
+        model = OmniMamba(config.model)
+    initialise(model, 0)
+    model.compute = COMPUTE[config.precision]
+    model.backbone.recompute = config.hardware.recompute
+    count = config.warmup + config.steps + 1
+    optim = OptimConfig(lr=config.lr)
+    stage = stage_class(model, StageConfig(name=config.stage), optim, max_steps=10 * count, seed=0)
+    batch = synthetic_batch(config.model, counts, tasks)
+    clock = _Clock()
+    trainer = pl.Trainer(
+        accelerator=config.hardware.accelerator,
+        devices=config.hardware.devices,
+        num_nodes=config.hardware.nodes,
+        strategy=build_strategy(config.hardware),
+        max_steps=count,
+        gradient_clip_val=1.0,
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(stage, DataLoader(_Repeated(batch, count * trainer.world_size), batch_size=None))
+    seconds = statistics.median(_seconds(clock.marks[config.warmup :]))
+    tokens = positions(config.model, counts, tasks)
+    return Measured(
+        seconds_per_step=seconds,
+        tokens_per_second=tokens * trainer.world_size / seconds,
+        peak_gib=_peak_gib(),
+        tflops=model_flops(stage, batch, tokens) / seconds / 1e12,
+        first_loss=float(clock.losses[0]),
+        last_loss=float(clock.losses[-1]),
+    )
+
+
+def _baseline(config: TrainBenchmarkConfig) -> Measured:
+    """One MambaLMHeadModel with the larger vocabulary; the tasks run one after the other, as published."""
+    torch.cuda.reset_peak_memory_stats()
+    model = kernels.language_model(config.model)
+    if config.stage != "unified_finetune":  # what ours freezes too
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = ".layers." not in name
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=config.lr, fused=True)
+    tasks = STAGES[config.stage].tasks
+    lengths = {"mmu": config.model.mmu_length, "t2i": config.model.t2i_length}
+    ids = {
+        task: torch.randint(0, config.model.image_vocab, (getattr(config.micro_batch, task), lengths[task])).cuda()
+        for task in tasks
+    }
+    losses = []
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16, enabled=config.precision == "bf16"):
+            loss = sum((_next_token_loss(model, each) for each in ids.values()), torch.zeros((), device="cuda"))
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.detach())
+
+    seconds = statistics.median(_timed(step, config.warmup, config.steps))
+    tokens = positions(config.model, config.micro_batch, tasks)
+    return Measured(
+        seconds_per_step=seconds,
+        tokens_per_second=tokens / seconds,
+        peak_gib=_peak_gib(),
+        tflops=float("nan"),
+        first_loss=float(losses[0]),
+        last_loss=float(losses[-1]),
+    )
+
+
+def _next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
+    logits = model(ids).logits
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+def _timed(work: Callable[[], Any], warmup: int, steps: int) -> list[float]:
+    for _ in range(warmup):
+        work()
+    marks = [_mark()]
+    for _ in range(steps):
+        work()
+        marks.append(_mark())
+    return _seconds(marks)
+
+
+def _mark() -> Any:
+    """A moment, on the GPU's own clock where there is one."""
+    if not torch.cuda.is_available():
+        import time
+
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _seconds(marks: list[Any]) -> list[float]:
+    if not torch.cuda.is_available():
+        return [b - a for a, b in pairwise(marks)]
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) / 1000 for a, b in pairwise(marks)]
+
+
+def _peak_gib() -> float:
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else float("nan")
+
+
+def _device_name(config: HardwareConfig) -> str:
+    return torch.cuda.get_device_name() if config.accelerator == "gpu" else "CPU"

@@ -1,0 +1,85 @@
+"""DeepSpeed ZeRO on a CPU: the same losses and the same checkpoints as DDP, interchangeable.
+
+DeepSpeed compiles a small extension when it first runs on a CPU, which needs a C++ compiler.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from modules.checkpoints import find_checkpoint, read_state
+
+from .running import UNIFIED, Train, keys_of_steps, losses, weights
+
+pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed on a CPU needs a C++ compiler")
+
+SHARED = ["trainer.max_steps=4", "model.adapters.dropout=0.0", "data.global_batch={mmu: 12, t2i: 192}"]
+SAVING = ["checkpoint.every_n_steps=1", "checkpoint.keep_last=9"]
+# two groups, one of them without weight decay, and a width that three ranks do not divide
+SHARED += ["optim.weight_decay=0.1", "model.projector_hidden=127"]
+STRATEGIES = ["ddp", "zero1", "zero2", "zero3"]
+
+
+@pytest.fixture(scope="module")
+def runs(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Four steps under every strategy on two processes that accumulate two micro-steps."""
+    folder = tmp_path_factory.mktemp("strategies")
+    for strategy in STRATEGIES:
+        train(UNIFIED, folder / strategy, *SHARED, *SAVING, "hardware.devices=2", f"hardware.strategy={strategy}")
+    return {strategy: folder / strategy for strategy in STRATEGIES}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+def test_losses_and_gradient_norms_are_those_of_ddp(runs: dict[str, Path], strategy: str) -> None:
+    assert keys_of_steps(runs[strategy]) == keys_of_steps(runs["ddp"])
+    for row, expected in zip(losses(runs[strategy]), losses(runs["ddp"]), strict=True):
+        # float32 sums of the same gradients, in another order
+        assert row == {key: pytest.approx(value, rel=1e-5) for key, value in expected.items()}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+def test_a_checkpoint_is_that_of_ddp(runs: dict[str, Path], strategy: str) -> None:
+    ddp, zero = (read_state(find_checkpoint(runs[each], pytest.fail)) for each in ("ddp", strategy))
+    assert zero.keys() == ddp.keys()
+    torch.testing.assert_close(zero["state_dict"], ddp["state_dict"], rtol=0, atol=1e-6)
+    ours, theirs = zero["optimizer_states"][0], ddp["optimizer_states"][0]
+    assert ours["param_groups"] == theirs["param_groups"]
+    assert ours["state"].keys() == theirs["state"].keys()
+    for number, state in theirs["state"].items():
+        torch.testing.assert_close(ours["state"][number], state, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "processes"),
+    [
+        ("zero1", "zero1", 2),
+        ("zero2", "zero2", 1),
+        ("zero3", "zero3", 4),
+        ("ddp", "zero3", 2),
+        ("zero3", "zero1", 2),
+        ("zero2", "ddp", 1),
+    ],
+)
+def test_a_run_goes_on_under_any_strategy(
+    runs: dict[str, Path], train: Train, tmp_path: Path, before: str, after: str, processes: int
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(runs[before] / "checkpoints" / "step-000000002", folder / "checkpoints" / "step-000000002")
+    shutil.copy(runs[before] / "config.yaml", folder)
+    train(UNIFIED, folder, *SHARED, f"hardware.devices={processes}", f"hardware.strategy={after}")
+    keys = keys_of_steps(runs["ddp"])
+    assert keys_of_steps(folder) == {step: keys[step] for step in (3, 4)}
+    for row, expected in zip(losses(folder), losses(runs["ddp"])[2:], strict=True):
+        assert row == {key: pytest.approx(value, rel=1e-5) for key, value in expected.items()}
+    torch.testing.assert_close(weights(folder), weights(runs["ddp"]), rtol=0, atol=2e-6)
+
+
+def test_frozen_parts_stay_whole(train: Train, tmp_path: Path) -> None:
+    """In stage 1 most of the model is frozen; it is in the checkpoint all the same."""
+    for strategy in ("ddp", "zero3"):
+        words = ["trainer.max_steps=2", "hardware.devices=2", f"hardware.strategy={strategy}"]
+        train("configs/smoke_mmu.yaml", tmp_path / strategy, *words, "model.adapters.dropout=0.0")
+    ddp, zero = weights(tmp_path / "ddp"), weights(tmp_path / "zero3")
+    torch.testing.assert_close(zero, ddp, rtol=0, atol=2e-6)
