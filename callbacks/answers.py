@@ -15,7 +15,7 @@ from callbacks.records import Record
 from callbacks.tracking import Tracker
 from datamodules.benchmarks.questions import Question
 from datamodules.encode import encode_question
-from datamodules.images import read_image, squeeze, to_tensor
+from datamodules.images import read_image, read_mmu_pixels
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 """LLaVA's suffix, with which the models are trained and the benchmarks are asked."""
@@ -144,7 +144,7 @@ def answer(
     An answer ends before its first end token; the prompt is no part of it.
     """
     size, end = context.model.config.vision.image_size, context.tokenizer.end_of_text
-    pixels = torch.stack([to_tensor(squeeze(read_image(path), size)) for path in images])
+    pixels = torch.stack([read_mmu_pixels(path, size) for path in images])
     rows = context.model.generate_text(
         pixels.to(context.device),
         torch.tensor(list(prompts), device=context.device),

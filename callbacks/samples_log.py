@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch.distributed as dist
 
 from callbacks.tracking import drop_torn_line
+from datamodules.mixed import MixedDataModule
 from modules.omnimamba.adapters import TASKS
 
 SAMPLES = "samples.jsonl"
@@ -34,7 +35,10 @@ class SampleLog(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the keys; which step they belong to is known before it is taken."""
-        mine = {task: batch["keys"].get(task, []) for task in TASKS}
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, MixedDataModule)
+        places = batch["places"]
+        mine = {task: data.keys(task, places[task]) if task in places else [] for task in TASKS}
         keys = [mine]
         if trainer.world_size > 1:
             keys = [{}] * trainer.world_size

@@ -1,119 +1,204 @@
-"""From a sample's place to its tensors: decoding, the choice of a caption, token sequences.
+"""From samples' places to their tensors: decoding, the choice of a caption, token sequences.
 
 Shapes: B batch, S image size, T text ids, C caption ids, I image tokens.
 """
 
-import io
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.encode import PromptTemplate, encode_caption, encode_conversation
-from datamodules.images import squeeze, to_tensor
-from datamodules.plan import SampleKey
+from datamodules.encode import IGNORE, PromptTemplate, encode_caption, encode_conversation
+from datamodules.images import mmu_pixels
+from datamodules.plan import Places
 from datamodules.shards import ShardSet
+from datamodules.t2i_table import T2ITable
 from modules.omnimamba.adapters import Task
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.tokenizer import TextTokenizer
-from modules.seeds import keyed_seed
+from modules.seeds import keyed_hashes, keyed_seed
+
+CaptionChoice = Literal["random", "rotate"]
+Padding = Literal["fixed", "none"]
+_SUBSTITUTES = 10
+"""Samples tried in the place of one that cannot be used; so many bad ones in a row are no accident."""
 
 
 class DataError(ValueError):
-    """A sample cannot be used; the message names its shard set and key."""
+    """Samples cannot be used; the message names their shard set and key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadSample:
+    """A sample that could not be used, and the one that was taken in its place."""
+
+    task: Task
+    epoch: int
+    key: str
+    reason: str
+    substitute: str
 
 
 class T2ISamples:
     """Captions and VQ codes of one shard set."""
 
-    def __init__(self, shards: ShardSet, tokenizer: TextTokenizer, model: ModelConfig, seed: int) -> None:
-        self.shards, self.tokenizer, self.model, self.seed = shards, tokenizer, model, seed
+    def __init__(
+        self,
+        shards: ShardSet,
+        table: T2ITable,
+        tokenizer: TextTokenizer,
+        model: ModelConfig,
+        *,
+        seed: int,
+        caption: CaptionChoice,
+        caption_dropout: float,
+    ) -> None:
+        self.shards, self.table = shards, table
+        self.caption, self.caption_dropout = caption, caption_dropout
+        self._choice, self._dropout = keyed_seed(seed, "caption"), keyed_seed(seed, "caption dropout")
+        self._no_caption = np.array(encode_caption(tokenizer, "", model.caption_length))
 
-    def fetch(self, keys: Sequence[SampleKey]) -> dict[str, Tensor]:
-        """``caption_ids`` int64 (B, C+5) and ``image_ids`` int64 (B, I); one caption a sample, chosen by key.
+    def fetch(self, places: Places) -> dict[str, Tensor]:
+        """``caption_ids`` int64 (B, C+5) and ``image_ids`` int64 (B, I); one caption a sample, chosen by place.
 
         Raises:
-            DataError: a sample's codes do not fit the model.
+            DamagedShardError: the table on disk is not what was written.
         """
-        captions, codes = [], []
-        for key in keys:
-            fields = self.shards.get(key.index)
-            texts = json.loads(fields["json"])["captions"]
-            chosen = texts[keyed_seed(self.seed, "caption", key.epoch, key.index) % len(texts)]
-            captions.append(encode_caption(self.tokenizer, chosen, self.model.caption_length))
-            codes.append(self._codes(fields["vq"], key.index))
-        return {"caption_ids": torch.tensor(captions), "image_ids": torch.from_numpy(np.stack(codes))}
+        captions = self.table.captions(places.indices, self._choices(places))
+        if self.caption_dropout:
+            hashes = keyed_hashes(self._dropout, places.indices, places.epochs)
+            captions[(hashes >> np.uint64(11)) * 2.0**-53 < self.caption_dropout] = self._no_caption
+        codes = self.table.codes(places.indices)
+        return {"caption_ids": torch.from_numpy(captions), "image_ids": torch.from_numpy(codes)}
 
-    def _codes(self, payload: bytes, index: int) -> Any:
-        codes = np.frombuffer(payload, dtype="<u2").astype(np.int64)
-        highest = int(codes.max(initial=0))
-        if len(codes) != self.model.image_tokens or highest >= self.model.image_vocab:
-            raise DataError(
-                f"{self.shards.key(index)}: {len(codes)} VQ codes up to {highest}, but the model takes "
-                f"model.image_tokens={self.model.image_tokens} below model.image_vocab={self.model.image_vocab}; "
-                "prepare the data with the VQ tokenizer that the model is configured for"
-            )
-        return codes
+    def _choices(self, places: Places) -> NDArray[np.uint64]:
+        if self.caption == "rotate":  # each of n captions exactly once in n epochs
+            start = keyed_hashes(self._choice, places.indices) >> np.uint64(1)
+            return start + places.epochs.astype(np.uint64)
+        return keyed_hashes(self._choice, places.indices, places.epochs)
 
 
 class MMUSamples:
     """Images and conversations of one shard set."""
 
     def __init__(
-        self, shards: ShardSet, tokenizer: TextTokenizer, model: ModelConfig, template: PromptTemplate
+        self,
+        shards: ShardSet,
+        tokenizer: TextTokenizer,
+        model: ModelConfig,
+        template: PromptTemplate,
+        *,
+        seed: int,
+        pad: Padding,
     ) -> None:
         self.shards, self.tokenizer, self.model, self.template = shards, tokenizer, model, template
+        self.seed, self.pad = seed, pad
 
-    def fetch(self, keys: Sequence[SampleKey]) -> dict[str, Tensor]:
-        """``images`` uint8 (B, 3, S, S), ``input_ids`` int64 (B, T+4), ``labels`` int64 (B, T).
+    def fetch(self, places: Places) -> tuple[dict[str, Any], Places, list[BadSample]]:
+        """Tensors, the places they are from, and what could not be used.
+
+        ``images`` uint8 (B, 3, S, S), ``input_ids`` int64 (B, T+4), ``labels`` int64 (B, T) and ``labelled`` (M,), the
+        places in (B*T) that carry one; T is model.mmu_text_length. With ``pad="none"`` it is that of the longest, and a
+        list ``lengths`` says how many of its row's ``input_ids`` belong to each sample. A sample that cannot be used is
+        replaced by another, the same one whenever and wherever this place is read.
 
         Raises:
-            DataError: an image does not decode, or a conversation does not fit.
+            DamagedShardError: a payload on disk is not what was written.
+            DataError: ten substitutes in a row cannot be used either.
         """
-        images, ids, labels = [], [], []
-        for key in keys:
-            fields = self.shards.get(key.index)
-            sample_ids, sample_labels = self._text(fields["json"], key.index)
-            images.append(self._image(fields["jpg"], key.index))
-            ids.append(sample_ids)
-            labels.append(sample_labels)
-        return {"images": torch.stack(images), "input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
+        loaded, used, bad = [], [], []
+        for epoch, index in zip(places.epochs.tolist(), places.indices.tolist(), strict=True):
+            sample, taken, faults = self._load_or_substitute(epoch, index)
+            loaded.append(sample)
+            used.append(taken)
+            bad += faults
+        return self._batch(loaded), Places(places.epochs, np.array(used)), bad
 
-    def _text(self, payload: bytes, index: int) -> tuple[list[int], list[int]]:
-        values = [turn["value"].replace("<image>", "").strip() for turn in json.loads(payload)["conversations"]]
-        turns = list(zip(values[::2], values[1::2], strict=True))
+    def _load_or_substitute(self, epoch: int, index: int) -> tuple["_MMUSample", int, list[BadSample]]:
+        bad: list[BadSample] = []
+        for attempt in range(_SUBSTITUTES + 1):
+            try:
+                return self._load(index), index, bad
+            except DataError as error:
+                key, reason = self.shards.key(index), str(error)
+            others = max(1, len(self.shards) - 1)
+            away = 1 + keyed_seed(self.seed, "substitute", "mmu", epoch, index, attempt) % others
+            index = (index + away) % len(self.shards)
+            bad.append(BadSample(task="mmu", epoch=epoch, key=key, reason=reason, substitute=self.shards.key(index)))
+        reasons = "; ".join(f"{each.key}: {each.reason}" for each in bad[:3])
+        raise DataError(
+            f"{len(bad)} MMU samples in a row cannot be used ({reasons}). Their checksums are right, so they were "
+            "stored like this: prepare the data again"
+        )
+
+    def _load(self, index: int) -> "_MMUSample":
+        fields = self.shards.get(index)
         try:
-            return encode_conversation(self.tokenizer, turns, self.template, self.model.mmu_text_length)
+            ids, labels = encode_conversation(
+                self.tokenizer,
+                _turns(fields["json"]),
+                self.template,
+                self.model.mmu_text_length,
+                pad=self.pad == "fixed",
+            )
+            return _MMUSample(mmu_pixels(fields["jpg"], self.model.vision.image_size), ids, labels)
         except ValueError as error:
-            raise DataError(f"{self.shards.key(index)}: {error}") from error
+            raise DataError(str(error)) from error
 
-    def _image(self, payload: bytes, index: int) -> Tensor:
-        try:
-            with Image.open(io.BytesIO(payload)) as image:
-                return to_tensor(squeeze(image.convert("RGB"), self.model.vision.image_size))
-        except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"{self.shards.key(index)}: its image does not decode ({error}); the checksum is right, so it "
-                "was stored like this: prepare the data again without it"
-            ) from error
+    def _batch(self, samples: list["_MMUSample"]) -> dict[str, Any]:
+        lengths = [len(sample.ids) for sample in samples]
+        longest = max(lengths)
+        rows = [sample.ids + [self.tokenizer.pad] * (longest - len(sample.ids)) for sample in samples]
+        labels = [sample.labels + [IGNORE] * (longest - len(sample.ids)) for sample in samples]
+        labels_BT = torch.tensor(labels)
+        batch = {
+            "images": torch.stack([sample.image for sample in samples]),
+            "input_ids": torch.tensor(rows),
+            "labels": labels_BT,
+            "labelled": (labels_BT.flatten() != IGNORE).nonzero()[:, 0],
+        }
+        return batch | {"lengths": lengths} if self.pad == "none" else batch
+
+
+class _MMUSample(NamedTuple):
+    image: Tensor
+    ids: list[int]
+    labels: list[int]
+
+
+def _turns(payload: bytes) -> list[tuple[str, str]]:
+    """(question, answer) pairs of a stored conversation.
+
+    Raises:
+        ValueError: it is no conversation.
+    """
+    try:
+        talk = json.loads(payload)["conversations"]
+        values = [turn["value"].replace("<image>", "").strip() for turn in talk]
+        return list(zip(values[::2], values[1::2], strict=True))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"no conversation of questions and answers ({type(error).__name__}: {error})") from error
 
 
 class MixedDataset(Dataset[Any]):
-    """Micro-batches of all tasks; its index is the list of a micro-step's keys."""
+    """Micro-batches of all tasks; its index is a micro-step's places."""
 
     def __init__(self, samples: dict[Task, T2ISamples | MMUSamples]) -> None:
         self.samples = samples
 
-    def __getitem__(self, keys: Sequence[SampleKey]) -> dict[str, Any]:
-        """Per task its tensors, and under ``keys`` the sample keys per task."""
-        batch: dict[str, Any] = {"keys": {}}
+    def __getitem__(self, places: Mapping[Task, Places]) -> dict[str, Any]:
+        """Per task its tensors; under ``places`` where each task's samples stand; under ``bad`` what was replaced."""
+        batch: dict[str, Any] = {"places": {}, "bad": []}
         for task, samples in self.samples.items():
-            mine = [key for key in keys if key.task == task]
-            batch[task] = samples.fetch(mine)
-            batch["keys"][task] = [samples.shards.key(key.index) for key in mine]
+            if isinstance(samples, T2ISamples):
+                batch[task], batch["places"][task] = samples.fetch(places[task]), places[task]
+            else:
+                batch[task], batch["places"][task], bad = samples.fetch(places[task])
+                batch["bad"] += map(asdict, bad)
         return batch

@@ -50,16 +50,22 @@ def _mmu_prefix(tokenizer: TextTokenizer) -> list[int]:
 
 
 def encode_conversation(
-    tokenizer: TextTokenizer, turns: Sequence[tuple[str, str]], template: PromptTemplate, length: int
+    tokenizer: TextTokenizer,
+    turns: Sequence[tuple[str, str]],
+    template: PromptTemplate,
+    length: int,
+    *,
+    pad: bool = True,
 ) -> tuple[list[int], list[int]]:
-    """Ids (T + 4: prefix and text) and labels (T: text alone) of a conversation, right-padded to ``length`` = T.
+    """Ids (T + 4: prefix and text) and labels (T: text alone) of a conversation, T at most ``length``.
 
     ``turns`` are (question, answer) pairs. An empty first question makes a caption: the answer alone, without the
     template. Labels are the ids of the answers and their end token, `IGNORE` elsewhere; the closing ``eot`` carries
-    no loss. A turn that would pass ``length`` is dropped with all that follows it.
+    no loss. A turn that would pass ``length`` is dropped with all that follows it; of a first one the answer is cut
+    and has no end token. ``pad`` fills up to ``length`` on the right.
 
     Raises:
-        ValueError: not even the first turn fits.
+        ValueError: the first question leaves no room for an answer.
     """
     ids: list[int] = []
     labels: list[int] = []
@@ -67,16 +73,19 @@ def encode_conversation(
         prompt = template.question.format(question=question) if question else ""
         prompt_ids = tokenizer.encode((template.between_turns if number else "") + prompt)
         answer_ids = [*tokenizer.encode(answer), tokenizer.end_of_text]
-        if len(ids) + len(prompt_ids) + len(answer_ids) + 1 > length:
-            if number == 0:
+        room = length - len(ids) - len(prompt_ids) - 1
+        if len(answer_ids) > room:
+            if number:
+                break
+            if room < 1:
                 raise ValueError(
-                    f"the first turn has {len(prompt_ids) + len(answer_ids) + 1} ids but a sequence holds {length}; "
-                    "raise model.mmu_text_length or leave the sample out"
+                    f"the first question has {len(prompt_ids)} ids, so a sequence of {length} has no room for an "
+                    "answer; raise model.mmu_text_length or leave the sample out"
                 )
-            break
+            answer_ids = answer_ids[:room]
         ids += prompt_ids + answer_ids
         labels += [IGNORE] * len(prompt_ids) + answer_ids
     ids.append(tokenizer.eot)
     labels.append(IGNORE)
-    padding = length - len(ids)
+    padding = length - len(ids) if pad else 0
     return [*_mmu_prefix(tokenizer), *ids, *[tokenizer.pad] * padding], labels + [IGNORE] * padding

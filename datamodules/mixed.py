@@ -9,10 +9,11 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from datamodules.datasets import MixedDataset, MMUSamples, T2ISamples
+from datamodules.datasets import CaptionChoice, DataError, MixedDataset, MMUSamples, Padding, T2ISamples
 from datamodules.encode import PromptTemplate
-from datamodules.plan import SampleKey, StepPlan, Stream
+from datamodules.plan import Places, StepPlan, Stream
 from datamodules.shards import ShardSet
+from datamodules.t2i_table import open_table
 from modules.omnimamba.adapters import TASKS, Task
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.tokenizer import TextTokenizer
@@ -36,19 +37,44 @@ class DataConfig:
     """What is read, and how a step is made up."""
 
     mmu: str = ""
-    """Manifest of the MMU shards."""
+    """Manifest of the MMU shards: a path, or an address that fsspec opens (s3://, https://)."""
     t2i: str = ""
     """Manifest of the T2I shards."""
+    cache: str = ""
+    """Folder of this node into which shards are copied before the first step, whole and verified; a manifest behind an
+    address needs it. T2I tables go there too; without it they go into .cache beside their manifest."""
     micro_batch: Counts = field(default_factory=lambda: Counts(mmu=3, t2i=48))
     """Samples per task in each micro-batch of each rank: the mixing ratio."""
     global_batch: Counts | None = None
     """Samples per task in one optimizer step over all ranks, reached by accumulation. None: one micro-batch a rank."""
     template: PromptTemplate = field(default_factory=PromptTemplate)
+    pad: Padding = "fixed"
+    """``fixed``: every MMU sequence has model.mmu_text_length text ids, as published. ``none``: each is as long as it
+    is; the losses are the same, for a state-space model does not see what follows, and the step is shorter."""
+    caption: CaptionChoice = "random"
+    """Which of an image's n captions: any each time, as published, or ``rotate``: each once in n epochs."""
+    caption_dropout: float = 0.0
+    """Share of T2I samples trained without their caption, for guidance; 0 as published."""
+    bad_limit: float = 1e-4
+    """Training stops when more than this share of a stream's samples (and more than 10) could not be used."""
     num_workers: int = 0
     log_samples: bool = False
     """Write the keys of every micro-step taken to samples.jsonl."""
     accept_changed: bool = False
     """Resume although the shards are not the ones the run was trained on so far."""
+
+    def problems(self) -> list[str]:
+        """Broken rules that concern one key, each with the way out."""
+        found = []
+        if self.num_workers < 0:
+            found.append(f"data.num_workers={self.num_workers} must be 0 or more")
+        if self.template.question.count("{question}") != 1:
+            found.append(f"data.template.question={self.template.question!r} must hold {{question}} once")
+        if not 0 <= self.caption_dropout < 1:
+            found.append(f"data.caption_dropout={self.caption_dropout} must lie in [0, 1)")
+        if not 0 <= self.bad_limit <= 1:
+            found.append(f"data.bad_limit={self.bad_limit} must lie in [0, 1]")
+        return found
 
     def accumulation(self, tasks: Sequence[Task], world_size: int) -> int:
         """Micro-batches per optimizer step.
@@ -92,18 +118,49 @@ class MixedDataModule(pl.LightningDataModule):
         self.seed = seed
         self.samples: dict[Task, T2ISamples | MMUSamples] = {}
         for task in (task for task in TASKS if task in tasks):
-            shards = ShardSet.open(Path(getattr(config, task)))
-            if missing := FIELDS[task] - set(shards.fields):
-                raise ValueError(
-                    f"data.{task}={getattr(config, task)} holds {', '.join(sorted(shards.fields))} but no "
-                    f"{', '.join(sorted(missing))}: these are not {task} shards; name others"
-                )
+            shards = self._open(task)
             if task == "mmu":
-                self.samples[task] = MMUSamples(shards, tokenizer, model, config.template)
+                self.samples[task] = MMUSamples(shards, tokenizer, model, config.template, seed=seed, pad=config.pad)
             else:
-                self.samples[task] = T2ISamples(shards, tokenizer, model, seed)
+                self.samples[task] = self._t2i(shards, model, tokenizer)
         self.positions: dict[Task, int] = dict.fromkeys(self.samples, 0)
         self.plan = self._plan(rank=0, world_size=1)
+
+    def _open(self, task: Task) -> ShardSet:
+        manifest = getattr(self.config, task)
+        shards = ShardSet.open(manifest, self.config.cache or None)
+        if missing := FIELDS[task] - set(shards.fields):
+            raise ValueError(
+                f"data.{task}={manifest} holds {', '.join(sorted(shards.fields))} but no "
+                f"{', '.join(sorted(missing))}: these are not {task} shards; name others"
+            )
+        return shards
+
+    def _t2i(self, shards: ShardSet, model: ModelConfig, tokenizer: TextTokenizer) -> T2ISamples:
+        manifest = self.config.t2i
+        folder = Path(self.config.cache) if self.config.cache else Path(manifest).parent / ".cache"
+        try:
+            table = open_table(shards, tokenizer, model.caption_length, folder)
+        except OSError as error:
+            raise DataError(
+                f"the table of {manifest} cannot be written to {folder} ({error}); name a folder of this node with "
+                "space for it as data.cache"
+            ) from error
+        if table.image_tokens != model.image_tokens or table.largest_code >= model.image_vocab:
+            raise DataError(
+                f"{manifest}: {table.image_tokens} VQ codes a sample, up to {table.largest_code}, but the model takes "
+                f"model.image_tokens={model.image_tokens} below model.image_vocab={model.image_vocab}; "
+                "prepare the data with the VQ tokenizer that the model is configured for"
+            )
+        return T2ISamples(
+            shards,
+            table,
+            tokenizer,
+            model,
+            seed=self.seed,
+            caption=self.config.caption,
+            caption_dropout=self.config.caption_dropout,
+        )
 
     def setup(self, stage: str) -> None:
         """Take rank and world size from the trainer."""
@@ -127,6 +184,11 @@ class MixedDataModule(pl.LightningDataModule):
     def commit(self) -> None:
         """One optimizer step has been taken: what it consumed will not come again."""
         self.positions = self.plan.advance(self.positions)
+
+    def keys(self, task: Task, places: Places) -> list[str]:
+        """Keys of the samples at ``places``."""
+        shards = self.samples[task].shards
+        return [shards.key(index) for index in places.indices.tolist()]
 
     def fingerprints(self) -> dict[str, str]:
         """What identifies the data of each task."""
@@ -164,13 +226,13 @@ class MixedDataModule(pl.LightningDataModule):
         return StepPlan(streams, micro, self.config.accumulation(list(self.samples), world_size), world_size, rank)
 
 
-class _PlanSampler(Sampler[list[SampleKey]]):
-    """Keys of this rank's micro-steps; positions are read when iteration starts, so a state loaded late counts."""
+class _PlanSampler(Sampler[dict[Task, Places]]):
+    """Places of this rank's micro-steps; positions are read when iteration starts, so a state loaded late counts."""
 
     def __init__(self, module: MixedDataModule) -> None:
         self.module = module
 
-    def __iter__(self) -> Iterator[list[SampleKey]]:
+    def __iter__(self) -> Iterator[dict[Task, Places]]:
         plan, positions = self.module.plan, dict(self.module.positions)
         while True:
             for j in range(plan.accumulation):

@@ -8,21 +8,20 @@ sample comes exactly once per epoch and batches run over epoch boundaries. An op
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
 from modules.omnimamba.adapters import TASKS, Task
-from modules.seeds import keyed_seed
+from modules.seeds import keyed_hashes, keyed_seed
 
 
-@dataclass(frozen=True)
-class SampleKey:
-    """A sample's place: task, epoch of its stream, index in its set."""
+class Places(NamedTuple):
+    """Where samples stand: epoch of their stream and index in their set, int64 (B,) each."""
 
-    task: Task
-    epoch: int
-    index: int
+    epochs: NDArray[np.int64]
+    indices: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,14 @@ class Stream:
     size: int
     seed: int
 
-    def at(self, position: int, count: int) -> list[SampleKey]:
+    def at(self, position: int, count: int) -> Places:
         """The ``count`` samples from ``position`` on."""
-        places = (divmod(p, self.size) for p in range(position, position + count))
-        return [
-            SampleKey(self.task, epoch, int(_order(self.size, self.seed, self.task, epoch)[i])) for epoch, i in places
-        ]
+        epochs, ranks = np.divmod(np.arange(position, position + count), self.size)
+        indices = np.empty(count, dtype=np.int64)
+        for epoch in np.unique(epochs).tolist():
+            now = epochs == epoch
+            indices[now] = _order(self.size, self.seed, self.task, epoch)[ranks[now]]
+        return Places(epochs, indices)
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,11 @@ class StepPlan:
     world_size: int = 1
     rank: int = 0
 
-    def micro_step(self, positions: Mapping[Task, int], j: int) -> list[SampleKey]:
+    def micro_step(self, positions: Mapping[Task, int], j: int) -> dict[Task, Places]:
         """This rank's samples of micro-step ``j`` of the step that starts at ``positions``."""
-        keys = []
-        for task in self.tasks:
-            size = self.micro_batch[task]
-            keys += self.streams[task].at(positions[task] + (j * self.world_size + self.rank) * size, size)
-        return keys
+        share = j * self.world_size + self.rank
+        sizes = {task: self.micro_batch[task] for task in self.tasks}
+        return {task: self.streams[task].at(positions[task] + share * size, size) for task, size in sizes.items()}
 
     def advance(self, positions: Mapping[Task, int], steps: int = 1) -> dict[Task, int]:
         """Positions after ``steps`` more optimizer steps."""
@@ -78,15 +77,6 @@ class StepPlan:
 
 
 @lru_cache(maxsize=4)
-def _order(size: int, seed: int, task: Task, epoch: int) -> npt.NDArray[np.int64]:
-    """A permutation by sorting hashes: an own hash, because libraries change their generators between versions."""
-    key = np.uint64(keyed_seed(seed, "order", task, epoch))
-    return np.argsort(_splitmix64(np.arange(size, dtype=np.uint64) ^ key), kind="stable")
-
-
-def _splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """A bijection of 64-bit numbers that scatters neighbours."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def _order(size: int, seed: int, task: Task, epoch: int) -> NDArray[np.int64]:
+    """A permutation by sorting hashes."""
+    return np.argsort(keyed_hashes(keyed_seed(seed, "order", task, epoch), np.arange(size)), kind="stable")

@@ -1,24 +1,281 @@
-"""Writes webdataset tar shards with their indexes: the same samples give the same bytes."""
+"""Builds a data set of webdataset shards: in parallel, in steps that survive a kill, and to the same bytes each time.
 
+A build follows a frozen plan, a list of rows. Shard k holds what rows [k * per_shard, (k + 1) * per_shard) become; a
+row that is rejected makes its shard smaller, and a shard without samples has no file. While it is going on, the folder
+holds ``.build`` with the plan's hash and one record per finished shard, written after the shard itself; so a build
+that is started again goes on with the shards that are missing. ``manifest.json`` comes last.
+"""
+
+import hashlib
 import json
-import os
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
-from itertools import chain, islice
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
+from datamodules.folders import holds, locked
+from datamodules.manifest import FORMAT_VERSION, MANIFEST, ShardRecord, fingerprint_of, index_path, tar_path
+from datamodules.shard_file import PARTIAL, replacing, write_shard
+from datamodules.shard_workers import Tick, run_tasks
+from datamodules.shards import Sample
 
-from datamodules.shards import FORMAT_VERSION, MANIFEST, Sample, ShardRecord, fingerprint_of, index_path, tar_path
-from modules.files import sha256
-
-_BLOCK = 512
+REJECTED = "rejected.jsonl"
+BUILD = ".build"
+BUILDER_VERSION = 1
+"""Raised whenever the same plan gives other bytes."""
+_PLAN = "plan.json"
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
-_EXTENSION = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
+
+
+class Row(Protocol):
+    """One entry of a plan: small, and picklable where there are several processes."""
+
+    @property
+    def key(self) -> str:
+        """Key of the sample that it becomes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """An entry that does not become a sample, and why."""
+
+    key: str
+    reason: str
+
+
+RowT = TypeVar("RowT", bound=Row)
+Make = Callable[[Sequence[RowT], Counter[str]], Iterable[Sample | Rejected]]
+"""Turns the rows of one shard into a sample or a reject each, and adds to the counts whatever it finds worth counting.
+
+It may depend on nothing but the rows: a shard is made anew after a kill.
+"""
+Progress = Callable[[int, int], None]
+"""Told the rows done so far, those of an earlier start included, and the rows there are."""
+
+
+def build_shards(
+    folder: Path,
+    name: str,
+    rows: Sequence[RowT],
+    make: Make[RowT],
+    *,
+    per_shard: int,
+    meta: Mapping[str, Any],
+    processes: int = 1,
+    progress: Progress | None = None,
+) -> Path:
+    """Build the shards ``name-000000``, ``name-000001``, ... of ``rows`` in ``folder`` and return their manifest.
+
+    ``meta`` must name whatever the bytes depend on besides the rows' keys: files with their hashes, settings. The
+    manifest holds it, with the counts, the builder's version and the plan's hash. Rejected rows go to
+    ``rejected.jsonl``. Returns at once where the same plan has been built before; several builders of one folder work
+    one after the other. ``make`` must be picklable where ``processes`` is above 1.
+
+    Raises:
+        FileExistsError: the folder already holds another data set.
+        FolderMismatch: the folder holds an unfinished build of another plan.
+        ValueError: a key with other signs than letters, digits, "-" and "_"; a key that occurs twice; samples with
+            different fields; or no row became a sample, and the message gives the first reasons.
+        ChildProcessError: a worker process died; started again, the build goes on.
+    """
+    _check(name, [row.key for row in rows], per_shard, processes)
+    plan = _plan(name, rows, per_shard, meta)
+    shards = [
+        _Shard(f"{name}-{number:06d}", rows[start : start + per_shard])
+        for number, start in enumerate(range(0, len(rows), per_shard))
+    ]
+    with locked(folder):
+        if _is_built(folder, plan):
+            return folder / MANIFEST
+        _open_build(folder, plan)
+        missing = [shard for shard in shards if not _is_committed(folder, shard.name)]
+        done = len(rows) - sum(len(shard.rows) for shard in missing)
+
+        def report(ticks: int) -> None:
+            if progress:
+                progress(done + ticks, len(rows))
+
+        report(0)
+        run_tasks(_Builder(folder, make), missing, processes=processes, report=report)
+        return _finish(folder, name, [shard.name for shard in shards], {**meta, **_identity(plan)})
+
+
+def _check(name: str, keys: Sequence[str], per_shard: int, processes: int = 1) -> None:
+    """Refuse what readers of the format would mix up."""
+    if not _KEY.fullmatch(name):
+        raise ValueError(f"data set name {name!r} may hold only letters, digits, '-' and '_': readers split at dots")
+    for setting, value in (("per_shard", per_shard), ("processes", processes)):
+        if value < 1:
+            raise ValueError(f"{setting}={value} must be at least 1")
+    for key in keys:
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"key {key!r} may hold only letters, digits, '-' and '_': readers split at the first dot")
+    for first, second in pairwise(sorted(keys)):
+        if first == second:
+            raise ValueError(f"key {first!r} occurs twice; keys are unique over a data set")
+
+
+def _plan(name: str, rows: Sequence[Row], per_shard: int, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What a build is identified by."""
+    plan = {"builder_version": BUILDER_VERSION, "name": name, "per_shard": per_shard, "rows": len(rows), **meta}
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode())
+    for row in rows:
+        digest.update(f"\n{row.key}".encode())
+    return {**plan, "plan": digest.hexdigest()}
+
+
+def _identity(plan: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: plan[key] for key in ("builder_version", "plan")}
+
+
+def _is_built(folder: Path, plan: Mapping[str, Any]) -> bool:
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        return False
+    meta = json.loads(manifest.read_text(encoding="utf-8")).get("meta", {})
+    if meta.get("plan") != plan["plan"]:
+        raise FileExistsError(
+            f"{manifest} exists: the folder already holds a data set, made from other files or settings. "
+            "Choose another folder or delete it"
+        )
+    # there only if the builder was killed between its last two steps
+    shutil.rmtree(folder / BUILD, ignore_errors=True)
+    return True
+
+
+def _open_build(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Begin the build of ``plan`` in ``folder``, or see that the one there is the same."""
+    build = folder / BUILD
+    build.mkdir(parents=True, exist_ok=True)
+    for stale in build.glob(f"*{PARTIAL}*"):
+        stale.unlink()
+    if not holds(build, _PLAN, plan):
+        _write(build / _PLAN, json.dumps(plan, indent=2) + "\n", build)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    name: str
+    rows: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Builds one shard and writes down that it is done."""
+
+    folder: Path
+    make: Make[Any]
+
+    def __call__(self, shard: _Shard, tick: Tick) -> None:
+        counts: Counter[str] = Counter()
+        rejected: list[Rejected] = []
+        keys = {row.key for row in shard.rows}
+
+        def kept() -> Iterable[Sample]:
+            for entry in self.make(shard.rows, counts):
+                keys.remove(entry.key if isinstance(entry, Rejected) else entry[0])
+                if isinstance(entry, Rejected):
+                    rejected.append(entry)
+                else:
+                    yield entry
+                tick()
+
+        samples = iter(kept())
+        first = next(samples, None)
+        build = self.folder / BUILD
+        record = None if first is None else write_shard(self.folder, shard.name, chain([first], samples), build)
+        assert not keys, f"rows without sample or reject: {sorted(keys)[:3]}"
+        commit = {
+            "record": record and asdict(record),
+            "idx_bytes": record and index_path(self.folder, shard.name).stat().st_size,
+            "rejected": [asdict(each) for each in rejected],
+            "counts": {**counts, "samples": record.n if record else 0, "rejected": len(rejected)},
+        }
+        _write(_commit_path(self.folder, shard.name), json.dumps(commit) + "\n", build)
+
+
+def _is_committed(folder: Path, shard: str) -> bool:
+    """Whether a shard's commit record is there, and the shard as it says."""
+    if not _commit_path(folder, shard).exists():
+        return False
+    commit = _read_commit(folder, shard)
+    if commit["record"] is None:
+        return True
+    sizes = {tar_path(folder, shard): commit["record"]["bytes"], index_path(folder, shard): commit["idx_bytes"]}
+    return all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
+
+
+def _finish(folder: Path, name: str, shards: Sequence[str], meta: Mapping[str, Any]) -> Path:
+    """From all commit records to the rejects' list and the manifest."""
+    commits = [_read_commit(folder, shard) for shard in shards]
+    records = [ShardRecord(**commit["record"]) for commit in commits if commit["record"]]
+    rejected = [Rejected(**each) for commit in commits for each in commit["rejected"]]
+    counts: Counter[str] = Counter()
+    for commit in commits:
+        counts.update(commit["counts"])
+    build = folder / BUILD
+    _write(folder / REJECTED, "".join(json.dumps(asdict(each)) + "\n" for each in rejected), build)
+    if not records:
+        # so that a start with mended files begins anew
+        shutil.rmtree(build)
+        reasons = "; ".join(f"{each.key}: {each.reason}" for each in rejected[:3]) or "there were none"
+        raise ValueError(f"none of the {len(rejected)} entries for {folder} can be used ({reasons})")
+    for before, after in pairwise(records):
+        if before.fields != after.fields:
+            raise ValueError(
+                f"shard {after.name} has fields {after.fields}, {before.name} before it {before.fields}; "
+                "all need the same"
+            )
+    write_manifest(folder, name, records, {**meta, "counts": dict(sorted(counts.items()))}, build)
+    shutil.rmtree(build)
+    return folder / MANIFEST
+
+
+def write_manifest(
+    folder: Path, name: str, records: Sequence[ShardRecord], meta: Mapping[str, Any], scratch: Path
+) -> None:
+    """Write what makes the shards of ``records`` a data set."""
+    content = {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "pattern": brace_pattern([record.name for record in records]),
+        "shards": [asdict(record) for record in records],
+        "total": sum(record.n for record in records),
+        "fingerprint": fingerprint_of(records),
+        "meta": dict(meta),
+    }
+    _write(folder / MANIFEST, json.dumps(content, indent=2) + "\n", scratch)
+
+
+def brace_pattern(shards: Sequence[str]) -> str:
+    """The tar files of ``shards``, sorted, in the notation of shells and webdataset: ``name-{000000..000010}.tar``."""
+    name = shards[0].rsplit("-", 1)[0]
+    runs: list[list[str]] = []
+    for number in (shard.rsplit("-", 1)[1] for shard in shards):
+        if runs and int(number) == int(runs[-1][-1]) + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    parts = [run[0] if len(run) == 1 else f"{{{run[0]}..{run[-1]}}}" for run in runs]
+    return f"{name}-{parts[0] if len(parts) == 1 else '{' + ','.join(parts) + '}'}.tar"
+
+
+def _write(path: Path, text: str, scratch: Path) -> None:
+    with replacing(path, scratch) as file:
+        file.write(text.encode())
+
+
+def _commit_path(folder: Path, shard: str) -> Path:
+    return folder / BUILD / f"{shard}.json"
+
+
+def _read_commit(folder: Path, shard: str) -> dict[str, Any]:
+    commit: dict[str, Any] = json.loads(_commit_path(folder, shard).read_text(encoding="utf-8"))
+    return commit
 
 
 def write_shards(
@@ -26,116 +283,20 @@ def write_shards(
 ) -> Path:
     """Write ``samples`` to shards of ``per_shard`` samples and return the path of their manifest.
 
-    The same samples give the same bytes. ``meta`` is written into the manifest, and read only when all samples have
-    been written, so whoever yields them may fill in counts meanwhile.
-
     Raises:
         FileExistsError: the folder already holds a data set.
-        ValueError: no samples; a key with other signs than letters, digits, "-" and "_"; a key that occurs twice;
-            samples with different fields.
+        ValueError: as `build_shards`.
     """
-    if not _KEY.fullmatch(name):
-        raise ValueError(f"data set name {name!r} may hold only letters, digits, '-' and '_': readers split at dots")
-    if per_shard < 1:
-        raise ValueError(f"per_shard={per_shard} must be at least 1")
-    manifest = folder / MANIFEST
-    if manifest.exists():
-        raise FileExistsError(
-            f"{manifest} exists: the folder already holds a data set. Choose another folder or delete it"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    rest = _checked(samples)
-    records: list[ShardRecord] = []
-    for first in rest:
-        shard = f"{name}-{len(records):06d}"
-        records.append(_write_shard(folder, shard, chain([first], islice(rest, per_shard - 1))))
-    if not records:
+    given = list(samples)
+    _check(name, [key for key, _ in given], per_shard)
+    if (folder / MANIFEST).exists():
+        raise FileExistsError(f"{folder / MANIFEST} exists: the folder already holds a data set. Choose another folder")
+    if not given:
         raise ValueError(f"no samples for {folder / name}: nothing to write")
-    content = {
-        "format_version": FORMAT_VERSION,
-        "name": name,
-        "shards": [asdict(record) for record in records],
-        "total": sum(record.n for record in records),
-        "fingerprint": fingerprint_of(records),
-        "meta": dict(meta),
-    }
-    with _replacing(manifest) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
-    return manifest
-
-
-def _checked(samples: Iterable[Sample]) -> Iterator[Sample]:
-    """Pass samples on, refusing what readers of the format would mix up."""
-    seen: set[str] = set()
-    fields: list[str] = []
-    for key, payloads in samples:
-        if not _KEY.fullmatch(key):
-            raise ValueError(f"key {key!r} may hold only letters, digits, '-' and '_': readers split at the first dot")
-        if key in seen:
-            raise ValueError(f"key {key!r} occurs twice; keys are unique over a data set")
-        fields = fields or sorted(payloads)
-        if sorted(payloads) != fields or not fields:
-            raise ValueError(
-                f"key {key!r} has fields {sorted(payloads)}, the samples before it {fields}; all need the same"
-            )
-        for field in fields:
-            if not _EXTENSION.fullmatch(field):
-                raise ValueError(
-                    f"key {key!r}: field {field!r} is no extension (lower-case letters, digits, '_', inner dots)"
-                )
-        seen.add(key)
-        yield key, payloads
-
-
-def _write_shard(folder: Path, shard: str, samples: Iterable[Sample]) -> ShardRecord:
-    # imported here because it brings torch along, which readers of a manifest can do without
-    from webdataset import TarWriter
-
-    keys: list[str] = []
-    columns: dict[str, list[int]] = {}
-    with _replacing(tar_path(folder, shard)) as file:
-        # an integer mtime: a fractional one costs a header per member and no two builds would be alike
-        with TarWriter(file, encoder=False, mtime=0) as writer:
-            for key, payloads in samples:
-                keys.append(key)
-                for field in sorted(payloads):
-                    payload = payloads[field]
-                    writer.write({"__key__": key, field: payload})
-                    padded = -(-len(payload) // _BLOCK) * _BLOCK
-                    entry = (writer.tarstream.offset - padded, len(payload), zlib.crc32(payload))
-                    for column, value in zip(("offset", "size", "crc32"), entry, strict=True):
-                        columns.setdefault(f"{field}.{column}", []).append(value)
-        size = file.tell()
-    with _replacing(index_path(folder, shard)) as file:
-        encoded = np.array([key.encode() for key in keys])
-        dtype = [
-            ("key", encoded.dtype),
-            *((column, "<u4" if column.endswith("crc32") else "<i8") for column in columns),
-        ]
-        index = np.empty(len(keys), dtype=dtype)
-        index["key"] = encoded
-        for column, values in columns.items():
-            index[column] = values
-        np.savez(file, index=index)
-    return ShardRecord(
-        name=shard,
-        n=len(keys),
-        bytes=size,
-        sha256=sha256(tar_path(folder, shard)),
-        idx_sha256=sha256(index_path(folder, shard)),
-        fields=sorted({column.rsplit(".", 1)[0] for column in columns}),
-    )
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes ``path``'s place, safe on disk, once the block has succeeded."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    records = [
+        write_shard(folder, f"{name}-{start // per_shard:06d}", given[start : start + per_shard], folder)
+        for start in range(0, len(given), per_shard)
+    ]
+    write_manifest(folder, name, records, meta, folder)
+    return folder / MANIFEST

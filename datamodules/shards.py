@@ -1,47 +1,58 @@
 """webdataset tar shards read at random, with every payload checked.
 
-A data set is a folder with ``NAME-000000.tar`` and ``NAME-000000.idx.npz`` per shard and a ``manifest.json``, which is
-written last: without it there is no data set. The index holds one structured array ``index``, a row a sample: ``key``
-and, per extension, ``EXT.offset``, ``EXT.size`` and ``EXT.crc32`` of the payload in the tar.
+A data set is a folder with ``NAME-000000.tar`` and ``NAME-000000.idx.npz`` per shard and a ``manifest.json``. The
+index holds one structured array ``index``, a row a sample: ``key`` and, per extension, ``EXT.offset``, ``EXT.size`` and
+``EXT.crc32`` of the payload in the tar. Tar headers are never read, so damage to them changes nothing here.
 """
 
 import hashlib
 import io
-import json
 import os
+import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-MANIFEST = "manifest.json"
-FORMAT_VERSION = 2
+from datamodules.fetch import Progress, Wanted, cached_path, fetch, fetch_all, is_url, shown
+from datamodules.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    DamagedShardError,
+    Manifest,
+    ShardRecord,
+    fingerprint_of,
+    index_path,
+    tar_path,
+)
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "DamagedShardError",
+    "Index",
+    "Sample",
+    "ShardRecord",
+    "ShardSet",
+    "fingerprint_of",
+    "index_path",
+    "payload_fault",
+    "read_index",
+    "shard_files",
+    "tar_path",
+]
+
 _OPEN_SHARDS = 128
 """Files kept open at once, well below the usual limit of 1024."""
 
 Sample = tuple[str, Mapping[str, bytes]]
 """Key, and payload by extension."""
-
-
-class DamagedShardError(ValueError):
-    """A shard is not what its manifest or index says."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardRecord:
-    """What the manifest says of one shard."""
-
-    name: str
-    n: int
-    bytes: int
-    sha256: str
-    idx_sha256: str
-    fields: list[str]
+Index = dict[str, NDArray[Any]]
+"""Column to its values, one a sample."""
 
 
 class ShardSet:
@@ -51,48 +62,71 @@ class ShardSet:
     inherited by data workers.
     """
 
-    def __init__(
-        self, folder: Path, records: list[ShardRecord], index: dict[str, NDArray[Any]], meta: dict[str, Any]
-    ) -> None:
+    def __init__(self, manifest: Manifest, cache: Path | None, paths: list[Path], index: Index) -> None:
         """Use `open`."""
-        self.fingerprint = fingerprint_of(records)
-        self.meta = meta
-        self.fields = records[0].fields
-        self._paths = [tar_path(folder, record.name) for record in records]
-        self._ends = np.cumsum([record.n for record in records])
+        self.fingerprint = manifest.fingerprint
+        self.meta = manifest.meta
+        self.fields = manifest.fields
+        self._manifest = manifest
+        self._cache = cache
+        self._paths = paths
+        self._ends = np.cumsum([record.n for record in manifest.records])
         self._index = index
         self._files: OrderedDict[int, int] = OrderedDict()
 
     @classmethod
-    def open(cls, manifest: Path) -> "ShardSet":
-        """Read ``manifest`` and the indexes beside it, and check every shard's size.
+    def open(
+        cls, manifest: str | Path, cache: str | Path | None = None, *, progress: Progress | None = None
+    ) -> "ShardSet":
+        """Read ``manifest``, a path or a URL, and the indexes beside it, and check every shard's size.
+
+        With ``cache``, a folder of this node, shards and indexes are copied there first, unless they are there already;
+        ``progress`` is told how many are there and of how many.
 
         Raises:
             FileNotFoundError: no manifest, or a shard or index it names is missing.
-            ValueError: the manifest is unreadable or of another format version.
+            FetchError: a file cannot be copied to ``cache``.
+            ValueError: the manifest is unreadable, of another format version, or a URL without ``cache``.
             DamagedShardError: a shard's size or an index differs from the manifest.
         """
-        content = _read_manifest(manifest)
-        records = [ShardRecord(**record) for record in content["shards"]]
-        if content["fingerprint"] != fingerprint_of(records) or content["total"] != sum(record.n for record in records):
-            raise DamagedShardError(
-                f"{manifest}: total or fingerprint do not fit its shards; it was altered, build it again"
-            )
-        parts = []
-        for record in records:
-            tar = tar_path(manifest.parent, record.name)
-            found = _existing(tar, manifest).stat().st_size
+        read = Manifest.read(manifest)
+        folder = None if cache is None else Path(cache)
+        if folder is not None:
+            _stage(read, folder, progress)
+        parts, paths = [], []
+        for record, (tar, index) in zip(read.records, shard_files(read, folder), strict=True):
+            found = _existing(tar, read).stat().st_size
             if found != record.bytes:
                 raise DamagedShardError(
                     f"shard {tar} has {found} bytes, its manifest says {record.bytes}; copy or build it again"
                 )
-            parts.append(_readindex_path(manifest, record))
-        index = {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
-        return cls(manifest.parent, records, index, content["meta"])
+            parts.append(read_index(_existing(index, read), record))
+            paths.append(tar)
+        columns = {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
+        return cls(read, folder, paths, columns)
 
     def __len__(self) -> int:
         """Number of samples."""
         return int(self._ends[-1])
+
+    @property
+    def keys(self) -> NDArray[np.bytes_]:
+        """Keys of all samples, in order."""
+        return self._index["key"]
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """Number of each shard's first sample."""
+        return self._ends - [record.n for record in self._manifest.records]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(record.bytes for record in self._manifest.records)
+
+    def sizes(self, field: str) -> NDArray[np.int64]:
+        """Payload bytes of all samples, in order."""
+        return self._index[f"{field}.size"]
 
     def key(self, i: int) -> str:
         """Key of sample ``i``.
@@ -103,29 +137,63 @@ class ShardSet:
         self._check(i)
         return bytes(self._index["key"][i]).decode()
 
+    def shard_of(self, i: int) -> str:
+        """Name of the shard that holds sample ``i``.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
+        self._check(i)
+        return self._manifest.records[self._shard(i)].name
+
     def get(self, i: int) -> dict[str, bytes]:
         """Payloads of sample ``i`` by extension.
+
+        A payload that is wrong is read again from a newly opened file, and then from a new copy if the set is staged.
 
         Raises:
             IndexError: there is no such sample.
             DamagedShardError: a payload is not the one that was written.
+            FetchError: a damaged staged shard cannot be had again.
         """
         self._check(i)
-        shard = int(np.searchsorted(self._ends, i, side="right"))
-        return {field: self._payload(shard, i, field) for field in self.fields}
+        return {field: self._payload(self._shard(i), i, field) for field in self.fields}
 
     def _check(self, i: int) -> None:
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of a data set of {len(self)}")
 
+    def _shard(self, i: int) -> int:
+        return int(np.searchsorted(self._ends, i, side="right"))
+
     def _payload(self, shard: int, i: int, field: str) -> bytes:
+        try:
+            return self._read(shard, i, field)
+        except DamagedShardError:
+            self._forget(shard)  # its handle may be stale, or the storage had a passing fault
+        try:
+            return self._read(shard, i, field)
+        except DamagedShardError:
+            self._forget(shard)
+            if self._cache is None:
+                raise
+        record = self._manifest.records[shard]
+        fetch(self._manifest.tar(record), self._cache, size=record.bytes, sha256=record.sha256, verify=True)
+        return self._read(shard, i, field)
+
+    def _read(self, shard: int, i: int, field: str) -> bytes:
         offset, size, crc = (int(self._index[f"{field}.{column}"][i]) for column in ("offset", "size", "crc32"))
-        payload = os.pread(self._file(shard), size, offset)
-        if len(payload) != size or zlib.crc32(payload) != crc:
+        try:
+            payload = os.pread(self._file(shard), size, offset)
+        except OSError as error:
+            raise DamagedShardError(
+                f"shard {self._paths[shard]}, key {self.key(i)}: payload .{field} cannot be read ({error}); "
+                "copy or build the shard again"
+            ) from error
+        if fault := payload_fault(payload, size, crc):
             raise DamagedShardError(
                 f"shard {self._paths[shard]}, key {self.key(i)}: payload .{field} is not the one that was written "
-                f"({len(payload)} of {size} bytes read, crc32 {zlib.crc32(payload):08x}, expected {crc:08x}); "
-                "copy or build the shard again"
+                f"({fault}); copy or build the shard again"
             )
         return payload
 
@@ -138,10 +206,14 @@ class ShardSet:
             self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
         return self._files[shard]
 
+    def _forget(self, shard: int) -> None:
+        if (file := self._files.pop(shard, None)) is not None:
+            os.close(file)
+
     def close(self) -> None:
         """Close what is open; the next read opens it again."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        for shard in list(self._files):
+            self._forget(shard)
 
     def __del__(self) -> None:
         # a half-made object has nothing open
@@ -152,48 +224,76 @@ class ShardSet:
         return {**self.__dict__, "_files": OrderedDict()}
 
 
-def _read_manifest(manifest: Path) -> dict[str, Any]:
-    if not manifest.is_file():
-        raise FileNotFoundError(
-            f"manifest {manifest} does not exist, so there is no complete data set; "
-            "make it with `python -m pipelines.prepare`"
+def shard_files(manifest: Manifest, cache: Path | None) -> list[tuple[Path, Path]]:
+    """Tar and index of every shard: in ``cache``, or beside the manifest.
+
+    Raises:
+        ValueError: the manifest is a URL and there is no ``cache``.
+    """
+    if cache is None:
+        if is_url(manifest.place):
+            raise ValueError(f"manifest {shown(manifest.place)} is a URL: name a cache folder for its shards, too")
+        return [(Path(manifest.tar(record)), Path(manifest.index(record))) for record in manifest.records]
+    return [
+        (
+            cached_path(manifest.tar(record), cache, record.sha256),
+            cached_path(manifest.index(record), cache, record.idx_sha256),
         )
-    try:
-        content: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"manifest {manifest} is not JSON: {error}") from error
-    version = content.get("format_version")
-    if version != FORMAT_VERSION:
-        raise ValueError(f"manifest {manifest} has format_version {version!r}; this code reads {FORMAT_VERSION}")
-    return content
+        for record in manifest.records
+    ]
 
 
-def _readindex_path(manifest: Path, record: ShardRecord) -> dict[str, NDArray[Any]]:
-    path = index_path(manifest.parent, record.name)
-    content = _existing(path, manifest).read_bytes()
+def read_index(path: Path, record: ShardRecord) -> Index:
+    """The index of one shard, checked against what the manifest says of it.
+
+    Raises:
+        DamagedShardError: it is another.
+    """
+    content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != record.idx_sha256:
         raise DamagedShardError(f"index {path} differs from its manifest; copy or build it again")
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        index = arrays["index"]
-    return {column: index[column] for column in index.dtype.names}
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            table: NDArray[Any] = arrays["index"]
+    except (OSError, ValueError, LookupError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise DamagedShardError(f"index {path} cannot be read ({error}); build the data set again") from error
+    if fault := _index_fault(table, record):
+        raise DamagedShardError(f"index {path} {fault}; build the data set again")
+    return {column: table[column] for column in table.dtype.names or ()}
 
 
-def _existing(path: Path, manifest: Path) -> Path:
+def payload_fault(payload: bytes, size: int, crc: int) -> str | None:
+    """How ``payload`` differs from what the index says; None when it does not."""
+    found = zlib.crc32(payload)
+    if len(payload) == size and found == crc:
+        return None
+    return f"{len(payload)} of {size} bytes read, crc32 {found:08x}, expected {crc:08x}"
+
+
+def _index_fault(table: NDArray[Any], record: ShardRecord) -> str | None:
+    columns = {f"{field}.{column}" for field in record.fields for column in ("offset", "size", "crc32")}
+    if set(table.dtype.names or ()) != {"key", *columns}:
+        return f"has not the columns of {', '.join(record.fields)}"
+    if table.shape != (record.n,):
+        return f"is of shape {table.shape}, its manifest says {record.n} samples"
+    if table.dtype["key"].kind != "S" or any(table.dtype[column].kind not in "iu" for column in columns):
+        return "has columns of other types than text and whole numbers"
+    for field in record.fields:
+        first, size = table[f"{field}.offset"], table[f"{field}.size"]
+        if first.min() < 0 or size.min() < 0 or (size > record.bytes - first).any():
+            return f"places a .{field} outside its shard"
+    return None
+
+
+def _stage(manifest: Manifest, cache: Path, progress: Progress | None) -> None:
+    wanted = []
+    for record in manifest.records:
+        wanted.append(Wanted(place=manifest.tar(record), sha256=record.sha256, size=record.bytes))
+        wanted.append(Wanted(place=manifest.index(record), sha256=record.idx_sha256))
+    fetch_all(wanted, cache, progress=progress)
+
+
+def _existing(path: Path, manifest: Manifest) -> Path:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, but {manifest} names it; copy or build it again")
+        raise FileNotFoundError(f"{path} is missing, but {shown(manifest.place)} names it; copy or build it again")
     return path
-
-
-def tar_path(folder: Path, shard: str) -> Path:
-    """Where a shard lies."""
-    return folder / f"{shard}.tar"
-
-
-def index_path(folder: Path, shard: str) -> Path:
-    """Where its index lies."""
-    return folder / f"{shard}.idx.npz"
-
-
-def fingerprint_of(records: Iterable[ShardRecord]) -> str:
-    """What identifies the content of a data set: it changes with any byte of any shard."""
-    return hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()

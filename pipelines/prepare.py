@@ -1,252 +1,149 @@
 """Turn official files, or scenes drawn here, into what training reads."""
 
 import argparse
+import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from datamodules.folders import FolderMismatch, holds, locked, new_folder, write_record
-from datamodules.scenes.config import ScenesConfig
+from datamodules.shard_writer import REJECTED, Progress
 from datamodules.sources.coco import CocoConfig, build_coco
+from datamodules.sources.hf import HfConfig, build_hf
+from datamodules.sources.images import ImagesConfig, build_images
 from datamodules.sources.llava import LlavaConfig, build_llava
-from pipelines.overrides import ConfigError, parse_overrides
+from pipelines.console import INTERRUPTED, say
+from pipelines.overrides import parse_overrides
+from pipelines.prepare_tools import add_tools
+from pipelines.scenes import PrepareScenesConfig, prepare_scenes
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-RECORD = "prepared.json"
-_FORMAT = 1
-"""Raised whenever the same configuration gives other files."""
-_FIT_IMAGES = 2000
-
-Say = Callable[[str], None]
+_REASONS = 5
+"""Kinds of rejects that the report shows, the most frequent first."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareScenesConfig(ScenesConfig):
-    """The scenes, and how they are tokenized."""
+class Source:
+    """A kind of input: its settings, its work, and what its help says."""
 
-    folder: str
-    """Where everything goes."""
-    vocab_size: int = 512
-    """Entries of the text tokenizer, at most."""
-    codebook_size: int = 512
-    patch_size: int = 4
-    """Side of the patch that becomes one code: 64 px give 256 codes of 4 x 4."""
-    per_shard: int = 1000
-
-    def problems(self) -> list[str]:
-        """Broken rules, each with the way out."""
-        found = super().problems()
-        if self.vocab_size < 257:
-            found.append(f"vocab_size={self.vocab_size} must be at least 257: 256 bytes and the end of text")
-        if not 1 <= self.codebook_size <= 65536:
-            found.append(f"codebook_size={self.codebook_size} must lie in [1, 65536]")
-        if self.patch_size < 1 or 64 % self.patch_size:
-            found.append(f"patch_size={self.patch_size} does not divide the scenes' 64 pixels; choose 2, 4, 8 or 16")
-        if self.per_shard < 1:
-            found.append(f"per_shard={self.per_shard} must be at least 1")
-        return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreparedPaths:
-    """Where to find what was prepared; ``t2i``, ``mmu_captions`` and ``mmu_instruct`` are manifests."""
-
-    folder: Path
-    scenes: Path
-    tokenizer: Path
-    vq: Path
-    t2i: Path
-    mmu_captions: Path
-    mmu_instruct: Path
-
-    @classmethod
-    def under(cls, folder: Path) -> "PreparedPaths":
-        """The paths in a prepared folder."""
-        return cls(
-            folder=folder,
-            scenes=folder / "scenes",
-            tokenizer=folder / "tokenizer.json",
-            vq=folder / "vq.safetensors",
-            t2i=folder / "t2i" / "manifest.json",
-            mmu_captions=folder / "mmu_captions" / "manifest.json",
-            mmu_instruct=folder / "mmu_instruct" / "manifest.json",
-        )
-
-
-def prepare_scenes(config: PrepareScenesConfig, say: Say = print) -> PreparedPaths:
-    """Draw the scenes, train both tokenizers on them and build the shards: all of it in ``config.folder``, or nothing.
-
-    Returns at once when the folder already holds this configuration. Any number of processes may ask at the same
-    time: one works, the others wait for it.
-
-    Raises:
-        ConfigError: a broken rule, or the folder holds something else.
-    """
-    if problems := config.problems():
-        raise ConfigError("prepare scenes: " + "; ".join(problems))
-    folder = Path(config.folder).resolve()
-    record = {"format_version": _FORMAT, **asdict(config)}
-    del record["folder"]
-    try:
-        with locked(folder):
-            if not holds(folder, RECORD, record):
-                with new_folder(folder) as partial:
-                    _build_scenes(PreparedPaths.under(partial), config, say)
-                    write_record(partial / RECORD, record)
-    except FolderMismatch as error:
-        raise ConfigError(str(error)) from error
-    return PreparedPaths.under(folder)
-
-
-def _build_scenes(paths: PreparedPaths, config: PrepareScenesConfig, say: Say) -> None:
-    from datamodules.scenes.vocabulary import train_tokenizer
-    from datamodules.scenes.write import write_scenes
-    from modules.omnimamba.vq import PatchKMeans
-
-    captions, pictures = paths.scenes / "annotations" / "captions_train2014.json", paths.scenes / "train2014"
-    with _timed(say, f"scenes: {config.images} training and {config.val_images} validation images"):
-        write_scenes(paths.scenes, config)
-    with _timed(say, "text tokenizer"):
-        train_tokenizer(_texts(paths.scenes), paths.tokenizer, vocab_size=config.vocab_size)
-    with _timed(say, f"image tokenizer: {config.codebook_size} codes of {config.patch_size} x {config.patch_size} px"):
-        vq = PatchKMeans.fit(
-            _load(sorted(pictures.iterdir())[:_FIT_IMAGES]),
-            codebook_size=config.codebook_size,
-            patch_size=config.patch_size,
-            seed=config.seed,
-        )
-        vq.save(paths.vq)
-    with _timed(say, "shards: t2i, mmu_captions, mmu_instruct"):
-        build_coco(
-            CocoConfig(
-                captions=str(captions),
-                images=str(pictures),
-                vq=str(paths.vq),
-                out=str(paths.t2i.parent),
-                name="scenes-train",
-                per_shard=config.per_shard,
-            )
-        )
-        for manifest in (paths.mmu_captions, paths.mmu_instruct):
-            name = manifest.parent.name
-            build_llava(
-                LlavaConfig(
-                    annotations=str(paths.scenes / "llava" / f"{name.removeprefix('mmu_')}.json"),
-                    images=str(paths.scenes),
-                    out=str(manifest.parent),
-                    name=f"scenes-{name.removeprefix('mmu_')}",
-                    per_shard=config.per_shard,
-                )
-            )
-
-
-def _texts(scenes: Path) -> Iterator[str]:
-    """What the text tokenizer learns from: captions, and questions and answers the way the model will see them."""
-    from datamodules.encode import PromptTemplate
-    from datamodules.scenes.questions import ANSWERS
-    from datamodules.sources.common import read_json
-
-    for each in read_json(scenes / "annotations" / "captions_train2014.json", "captions file")["annotations"]:
-        yield each["caption"]
-    # so that every answer becomes one token even where few images leave some out
-    for answer in ANSWERS:
-        yield from (answer, answer.capitalize(), f" {answer}")
-    template = PromptTemplate()
-    for entry in read_json(scenes / "llava" / "instruct.json", "conversations file"):
-        for turn in entry["conversations"]:
-            text = turn["value"].removeprefix("<image>\n")
-            yield template.question.format(question=text) if turn["from"] == "human" else text
-
-
-def _load(paths: Sequence[Path]) -> "Tensor":
-    """Images of one size as uint8 (N, 3, H, W)."""
-    import numpy as np
-    import torch
-
-    from datamodules.sources.common import checked_image
-
-    pixels = np.stack([np.asarray(checked_image(path)[1]) for path in paths])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-
-
-@contextmanager
-def _timed(say: Say, what: str) -> Iterator[None]:
-    """Says what was done and how long it took, once it is done."""
-    start = time.perf_counter()
-    yield
-    say(f"  {what} ({time.perf_counter() - start:.1f} s)")
+    about: str
+    config: type[Any]
+    work: Callable[[Any], None]
+    example: str
 
 
 def _scenes(config: PrepareScenesConfig) -> None:
     paths = prepare_scenes(config)
-    print(f"{paths.folder} is ready")
+    say(f"{paths.folder} is ready")
 
 
-def _coco(config: CocoConfig) -> None:
-    _report(build_coco(config))
+def _shards(build: Callable[[Any, Progress], Path], config: Any) -> None:
+    from pipelines.build_progress import BuildProgress
+
+    with BuildProgress(config.name) as progress:
+        manifest = build(config, progress.show)
+    _report(manifest)
 
 
-def _llava(config: LlavaConfig) -> None:
-    _report(build_llava(config))
-
-
-def _report(manifest: Path) -> None:
-    import json
-
-    content = json.loads(manifest.read_text(encoding="utf-8"))
-    counts = ", ".join(f"{key} {value}" for key, value in sorted(content["meta"]["counts"].items()))
-    print(f"{manifest}: {content['total']} samples in {len(content['shards'])} shards ({counts})")
-    if content["meta"]["counts"]["rejected"]:
-        print(f"reasons for each rejected entry: {manifest.parent / 'rejected.jsonl'}")
-
-
-SOURCES: dict[str, tuple[type[Any], Callable[[Any], None], str]] = {
-    "scenes": (PrepareScenesConfig, _scenes, "folder=data/scenes images=3000 seed=0"),
-    "coco": (
-        CocoConfig,
-        _coco,
-        "captions=annotations/captions_train2014.json images=train2014 vq=vq.safetensors out=data/t2i",
+SOURCES = {
+    "scenes": Source(
+        about="draw the embedded data, train their tokenizers and build their shards",
+        config=PrepareScenesConfig,
+        work=_scenes,
+        example="folder=data/scenes images=3000 seed=0",
     ),
-    "llava": (LlavaConfig, _llava, "annotations=llava_v1_5_mix665k.json images=. out=data/mmu_llava name=llava"),
+    "coco": Source(
+        about="COCO captions and images to T2I shards",
+        config=CocoConfig,
+        work=partial(_shards, build_coco),
+        example="captions=annotations/captions_train2014.json images=train2014 vq=vq.safetensors out=data/t2i",
+    ),
+    "images": Source(
+        about="a folder of images with captions, in a JSONL file or in .txt files beside them, to T2I shards",
+        config=ImagesConfig,
+        work=partial(_shards, build_images),
+        example="images=pictures captions=captions.jsonl vq=vq.safetensors out=data/t2i name=mine",
+    ),
+    "llava": Source(
+        about="LLaVA-style conversations, or LRV-Instruct's questions, and their images to MMU shards",
+        config=LlavaConfig,
+        work=partial(_shards, build_llava),
+        example="annotations=llava_v1_5_mix665k.json images=. out=data/mmu_llava name=llava",
+    ),
+    "hf": Source(
+        about="a Hugging Face data set to T2I shards (captions) or MMU shards (conversations or questions)",
+        config=HfConfig,
+        work=partial(_shards, build_hf),
+        example="dataset=data/vqa split=train question_column=question answer_column=answer out=data/mmu_vqa name=vqa",
+    ),
 }
-"""Configuration, work and an example of each source."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the verb; 0 on success, 2 when something the user gave cannot be used."""
+    """Run the verb; 0 on success, 2 when something the user gave cannot be used, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.prepare",
         description=__doc__,
-        epilog=_keys(),
+        epilog="\n\n".join(_keys(name, source) for name, source in SOURCES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", choices=SOURCES, help="what to prepare")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, listed below")
+    commands = parser.add_subparsers(metavar="source or tool", required=True)
+    for name, source in SOURCES.items():
+        command = commands.add_parser(
+            name,
+            help=source.about,
+            description=source.about,
+            epilog=_keys(name, source),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="settings, listed below")
+        command.set_defaults(run=partial(_run, source))
+    add_tools(commands)
     given = parser.parse_args(arguments)
-    cls, work, _ = SOURCES[given.source]
     try:
-        work(parse_overrides(cls, given.overrides))
+        code: int = given.run(given)
+        return code
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(source: Source, arguments: argparse.Namespace) -> int:
+    try:
+        source.work(parse_overrides(source.config, arguments.overrides))
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; run the same command again to go on: finished shards stay", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 
-def _keys() -> str:
-    """Settings and an example of every source, for the help."""
-    lines = []
-    for source, (cls, _, example) in SOURCES.items():
-        lines += ["", f"{source}:  python -m pipelines.prepare {source} {example}"]
-        for each in fields(cls):
-            default = "required" if each.default is MISSING else f"default {each.default}"
-            lines.append(f"  {each.name:<16} {default}")
-    return "\n".join(lines).lstrip()
+def _keys(name: str, source: Source) -> str:
+    """Settings and an example of a source, for the help."""
+    lines = [f"{name}:  python -m pipelines.prepare {name} {source.example}"]
+    for each in fields(source.config):
+        default = "required" if each.default is MISSING else f"default {each.default!r}"
+        lines.append(f"  {each.name:<20} {default}")
+    return "\n".join(lines)
+
+
+def _report(manifest: Path) -> None:
+    """What was built, and why some of it was not."""
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    counts = ", ".join(f"{key} {value}" for key, value in sorted(content["meta"]["counts"].items()))
+    say(f"{manifest}: {content['total']} samples in {len(content['shards'])} shards ({counts})")
+    rejects = [json.loads(line) for line in (manifest.parent / REJECTED).read_text(encoding="utf-8").splitlines()]
+    # the kind of a reason stands before its first colon
+    kinds = Counter(each["reason"].split(":")[0] for each in rejects).most_common()
+    for kind, count in kinds[:_REASONS]:
+        say(f"  rejected {count}: {kind}")
+    if kinds:
+        further = f" (and {len(kinds) - _REASONS} further kinds)" if len(kinds) > _REASONS else ""
+        say(f"  reasons for each{further}: {manifest.parent / REJECTED}")
 
 
 if __name__ == "__main__":

@@ -1,48 +1,127 @@
-"""What the readers of official files share: images checked to the last pixel, rejects written down, shards built."""
+"""What the sources share: settings, files read with care, pictures checked to the last pixel."""
 
-import io
+import errno
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+if TYPE_CHECKING:
+    from PIL import Image
 
-from datamodules.shard_writer import write_shards
-from datamodules.shards import Sample
+_MACHINE_FAULTS = frozenset(
+    (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENOTCONN)
+)
+"""What says nothing of the file asked for: the build must stop and go on later, not leave samples out."""
+_SHOWN = 120
+"""Characters of a name or text that a reason shows."""
 
-REJECTED = "rejected.jsonl"
+
+class BadEntryError(ValueError):
+    """An entry cannot become a sample; the message is the reason, its kind before the first colon."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rejected:
-    """An entry that does not become a sample, and why."""
+class SourceConfig:
+    """Where the shards go and how they are built; every source has these settings."""
 
-    key: str
-    reason: str
+    out: str
+    """Folder for the shards."""
+    name: str
+    """Starts the names of shards and keys."""
+    per_shard: int
+    """Entries of one shard."""
+    processes: int = 0
+    """Worker processes; 0 takes all cores."""
+    licence: str = ""
+    """Terms of the pictures and texts, for the manifest."""
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        found = [f"per_shard={self.per_shard} must be at least 1"] if self.per_shard < 1 else []
+        if self.processes < 0:
+            found.append(f"processes={self.processes} must be at least 0; 0 takes all cores")
+        return found
 
 
-class BadImageError(ValueError):
-    """An image file is missing or does not decode."""
+def processes_of(config: SourceConfig) -> int:
+    """Number of processes that ``config`` asks for."""
+    # the cores this process may use: a job is often given fewer than the machine has
+    return config.processes or len(os.sched_getaffinity(0))
 
 
-def checked_image(path: Path) -> tuple[bytes, Image.Image]:
-    """Bytes of an image file and the image, decoded in full.
+def read_file(folder: Path, name: str) -> bytes:
+    """Content of the file ``name`` in ``folder`` or below.
 
     Raises:
-        BadImageError: the file is missing, empty, truncated or no image.
+        BadEntryError: there is no such file, it cannot be read, or the name leads out of the folder.
+        OSError: the machine failed, not the file.
     """
-    if not path.is_file():
-        raise BadImageError(f"image {path.name} does not exist")
-    content = path.read_bytes()
+    path = PurePath(name)
+    # by name alone: links to where the pictures really lie are welcome
+    if path.is_absolute() or ".." in path.parts:
+        raise BadEntryError(f"image lies outside the image folder: {shown(name)}")
     try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadImageError(f"image {path.name} does not decode: {error}") from error
-    return content, image
+        return (folder / path).read_bytes()
+    except FileNotFoundError as error:
+        raise BadEntryError(f"image does not exist: {shown(name)}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
+            raise
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise BadEntryError(f"image cannot be read: {shown(name)} ({reason})") from error
+
+
+def decoded(content: bytes, name: str) -> "Image.Image":
+    """The picture that ``content`` holds, decoded in full, upright and in RGB.
+
+    Raises:
+        BadEntryError: it is empty, truncated, too large or no picture at all.
+    """
+    # late, as it brings torch along
+    from datamodules.images import decode
+
+    if not content:
+        raise BadEntryError(f"image is empty: {shown(name)}")
+    try:
+        return decode(content)
+    except ValueError as error:
+        raise BadEntryError(f"image does not decode: {shown(name)} ({shown(str(error))})") from error
+
+
+def clean_text(value: Any, what: str) -> str:
+    """``value``, if it is a text that can be stored; ``what`` names it in the reason.
+
+    Raises:
+        BadEntryError: it is no string, or holds half of a surrogate pair, which no tokenizer takes.
+    """
+    if not isinstance(value, str):
+        raise BadEntryError(f"{what} is {type(value).__name__}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadEntryError(f"{what} is no valid Unicode: {error.reason}") from error
+    return value
+
+
+def clean_captions(values: Any) -> list[str]:
+    """Captions from a text or a list of texts, white space made single spaces, empty ones left out.
+
+    Raises:
+        BadEntryError: something in it is no text, or there are none.
+    """
+    given = values if isinstance(values, list | tuple) else [values]
+    # some captions, COCO's among them, end in line breaks
+    captions = [" ".join(clean_text(value, "caption").split()) for value in given]
+    if not any(captions):
+        raise BadEntryError("no captions")
+    return [caption for caption in captions if caption]
+
+
+def shown(text: str) -> str:
+    """``text``, shortened to what fits into a reason."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -52,12 +131,38 @@ def read_json(path: Path, what: str) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: it is not JSON.
     """
+    return _parsed(_text(path, what), f"{what} {path}")
+
+
+def read_json_lines(path: Path, what: str) -> list[Any]:
+    """Values of a file with a JSON value a line, empty lines left out; ``what`` names it in errors.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not JSON.
+    """
+    # by "\n" alone: splitlines would also part at the separators that JSON strings may hold
+    lines = enumerate(_text(path, what).split("\n"), 1)
+    return [_parsed(line, f"{what} {path}, line {number}") for number, line in lines if line.strip()]
+
+
+def _text(path: Path, what: str) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"{what} {path} does not exist")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        # -sig: some editors put a byte order mark in front
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
         raise ValueError(f"{what} {path} is not JSON: {error}") from error
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{where} is nested too deeply to be read; these files have a few levels") from error
 
 
 def need_folder(path: Path, what: str) -> Path:
@@ -69,41 +174,3 @@ def need_folder(path: Path, what: str) -> Path:
     if not path.is_dir():
         raise FileNotFoundError(f"{what} {path} is not a folder")
     return path
-
-
-def build_shards(
-    folder: Path,
-    name: str,
-    entries: Iterable[Sample | Rejected],
-    *,
-    per_shard: int,
-    meta: Mapping[str, Any],
-    counts: Counter[str],
-) -> Path:
-    """Write the samples among ``entries`` to shards and the rejected ones to ``rejected.jsonl``; return the manifest.
-
-    ``counts`` is filled by whoever yields the entries, and by the samples and rejects counted here; the manifest's
-    ``meta`` holds it as it is at the end.
-
-    Raises:
-        ValueError: no entry became a sample; the message gives the first reasons.
-        FileExistsError: the folder already holds a data set.
-    """
-    rejected: list[Rejected] = []
-    found = {**meta, "counts": counts}
-
-    def samples() -> Iterator[Sample]:
-        for entry in entries:
-            if isinstance(entry, Rejected):
-                rejected.append(entry)
-            else:
-                counts["samples"] += 1
-                yield entry
-        counts["rejected"] = len(rejected)
-        lines = "".join(json.dumps(asdict(each)) + "\n" for each in rejected)
-        (folder / REJECTED).write_text(lines, encoding="utf-8")
-        if not counts["samples"]:
-            reasons = "; ".join(f"{each.key}: {each.reason}" for each in rejected[:3]) or "there were none"
-            raise ValueError(f"none of the {len(rejected)} entries for {folder} can be used ({reasons})")
-
-    return write_shards(folder, name, samples(), per_shard=per_shard, meta=found)

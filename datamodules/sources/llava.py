@@ -1,126 +1,106 @@
-"""LLaVA-style conversations to MMU shards: the conversation and the image's original bytes per sample."""
+"""LLaVA-style conversations to MMU shards: LLaVA-1.5, ShareGPT4V, LVIS-Instruct4V, their mixes, and LRV-Instruct."""
 
-import io
-import json
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.shards import Sample
+from datamodules.shard_writer import Progress, build_shards
 from datamodules.sources.common import (
-    BadImageError,
-    Rejected,
-    build_shards,
-    checked_image,
+    BadEntryError,
+    SourceConfig,
+    clean_text,
     need_folder,
+    processes_of,
+    read_file,
     read_json,
+    read_json_lines,
 )
+from datamodules.sources.mmu import Conversation, MMUMaker, checked_turns, question_and_answer
 from modules.files import sha256
 
-IMAGE_MARK = "<image>"
+_LRV_KEYS = {"image_id", "question", "answer"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlavaConfig:
+class LlavaConfig(SourceConfig):
     """Where the official files lie and where the shards go."""
 
     annotations: str
-    """LLaVA conversations JSON, such as llava_v1_5_mix665k.json."""
+    """Conversations, such as llava_v1_5_mix665k.json; .jsonl has one entry a line."""
     images: str
     """Folder that the image paths in it start from."""
-    out: str
-    """Folder for the shards."""
     name: str = "llava"
     """Starts the names of shards and keys, and is each sample's ``source``."""
     per_shard: int = 1000
 
-    def problems(self) -> list[str]:
-        """Broken rules, each with the way out."""
-        return [] if self.per_shard >= 1 else [f"per_shard={self.per_shard} must be at least 1"]
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Row of the plan: an entry of the file as it is there."""
+
+    key: str
+    row: int
+    content: Any
 
 
-def build_llava(config: LlavaConfig) -> Path:
+def build_llava(config: LlavaConfig, progress: Progress | None = None) -> Path:
     """Build the shards and return their manifest.
-
-    JPEG files are taken over byte for byte; other formats become JPEG of quality 95, which ``meta.counts`` records.
 
     Raises:
         FileNotFoundError: a file or folder of ``config`` is missing.
-        ValueError: the annotations file is no list, or nothing in it can be used.
-        FileExistsError: ``config.out`` already holds a data set.
+        ValueError: the annotations file is no list, or nothing in it can be used; see also `build_shards`.
+        FileExistsError: ``config.out`` already holds another data set.
     """
     annotations = Path(config.annotations)
-    content = read_json(annotations, "conversations file")
+    lines = annotations.suffix == ".jsonl"
+    content = (read_json_lines if lines else read_json)(annotations, "conversations file")
     if not isinstance(content, list):
         raise ValueError(f"conversations file {annotations} must hold a list of entries, not {type(content).__name__}")
     folder = need_folder(Path(config.images), "image folder")
-    counts: Counter[str] = Counter()
-    meta = {"source": "llava", "annotations": {"file": annotations.name, "sha256": sha256(annotations)}}
     return build_shards(
         Path(config.out),
         config.name,
-        _entries(config, content, folder, counts),
+        # keys by row: ids repeat in the official mixes, one image having several conversations
+        [Entry(key=f"{config.name}-{row:08d}", row=row, content=entry) for row, entry in enumerate(content)],
+        MMUMaker(read=EntryReader(folder), source=config.name),
         per_shard=config.per_shard,
-        meta=meta,
-        counts=counts,
+        meta={
+            "source": "llava",
+            "licence": config.licence,
+            "annotations": {"file": annotations.name, "sha256": sha256(annotations)},
+        },
+        processes=processes_of(config),
+        progress=progress,
     )
 
 
-def conversation_fault(entry: Any) -> str | None:
-    """Why an entry cannot be used, its image file aside; None when it can."""
-    if not isinstance(entry, dict):
-        return f"entry is {type(entry).__name__}, not an object"
-    if not isinstance(entry.get("image"), str) or not entry["image"]:
-        return "no image"
-    turns = entry.get("conversations")
-    if not isinstance(turns, list) or not turns or len(turns) % 2:
-        return "conversations must be a non-empty list of human and gpt turns in pairs"
-    for number, turn in enumerate(turns):
-        speaker = ("human", "gpt")[number % 2]
-        if not isinstance(turn, dict) or turn.get("from") != speaker:
-            return f"turn {number} is not from {speaker!r}"
-        if not isinstance(turn.get("value"), str):
-            return f"turn {number} has no text"
-        marks = turn["value"].count(IMAGE_MARK)
-        if marks != (number == 0):
-            return f"turn {number} holds {IMAGE_MARK} {marks} times; turn 0 needs it once, the others not at all"
-        if number and not turn["value"].strip():
-            return f"turn {number} is empty"
-    return None
+@dataclass(frozen=True)
+class EntryReader:
+    """Reads the conversation and picture of `Entry` rows."""
+
+    folder: Path
+
+    def __call__(self, row: Entry) -> Conversation:
+        """The conversation and picture of ``row``.
+
+        Raises:
+            BadEntryError: the entry has a fault, or its picture cannot be read.
+        """
+        entry = row.content
+        if not isinstance(entry, dict):
+            raise BadEntryError(f"entry is {type(entry).__name__}, not an object")
+        if entry.keys() >= _LRV_KEYS and "conversations" not in entry:
+            file, turns = _lrv_file(entry), question_and_answer(entry["question"], entry["answer"])
+        elif not entry.get("image"):
+            raise BadEntryError("no image")
+        else:
+            file, turns = clean_text(entry["image"], "image"), checked_turns(entry.get("conversations"))
+        content = read_file(self.folder, file)
+        return Conversation(id=str(entry.get("id", row.row)), turns=turns, file=file, content=content)
 
 
-def _entries(
-    config: LlavaConfig, content: list[Any], folder: Path, counts: Counter[str]
-) -> Iterator[Sample | Rejected]:
-    for row, entry in enumerate(content):
-        # by row: ids repeat in the official mixes, one image having several conversations
-        key = f"{config.name}-{row:08d}"
-        if fault := conversation_fault(entry):
-            yield Rejected(key=key, reason=fault)
-            continue
-        try:
-            picture = _jpeg(folder / entry["image"], counts)
-        except BadImageError as error:
-            yield Rejected(key=key, reason=str(error))
-            continue
-        turns = [{"from": turn["from"], "value": turn["value"]} for turn in entry["conversations"]]
-        sample = {
-            "id": str(entry.get("id", row)),
-            "conversations": turns,
-            "image": entry["image"],
-            "source": config.name,
-        }
-        yield key, {"json": json.dumps(sample).encode(), "jpg": picture}
-
-
-def _jpeg(path: Path, counts: Counter[str]) -> bytes:
-    content, image = checked_image(path)
-    # MPO is a JPEG with further pictures behind it
-    if image.format in ("JPEG", "MPO"):
-        return content
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=95)
-    counts[f"converted_from_{str(image.format).lower()}"] += 1
-    return buffer.getvalue()
+def _lrv_file(entry: dict[str, Any]) -> str:
+    image_id = entry["image_id"]
+    # LRV-Instruct names Visual Genome's pictures, some releases with the extension
+    name = clean_text(str(image_id) if type(image_id) is int else image_id, "image_id")
+    return name if name.endswith(".jpg") else f"{name}.jpg"

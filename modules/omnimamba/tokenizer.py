@@ -1,5 +1,6 @@
 """The text tokenizer: a local ``tokenizer.json`` plus the published model's ten special tokens."""
 
+import hashlib
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -31,6 +32,7 @@ class TextTokenizer:
                 "(GPT-NeoX's for the 1.3B model; `python -m pipelines.prepare scenes` trains one for its data)."
             )
         self.path = path
+        self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower

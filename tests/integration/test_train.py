@@ -2,78 +2,39 @@
 
 import fcntl
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from callbacks.tracking import read_metrics
-from modules.checkpoints import find_checkpoint, model_weights, problem, read_state
+from modules.checkpoints import find_checkpoint, problem, read_state
 from modules.stages import STAGES
 from modules.trainable import set_trainable
 from pipelines.compose import build_model
 from pipelines.config import load
-from pipelines.prepare import prepare_scenes
 
-ROOT = Path(__file__).parents[2]
-UNIFIED = "configs/smoke_unified.yaml"
-STEPS, SAVED_EVERY = 12, 4
-NO_EVALUATION = [f"evaluation.{task}=null" for task in ("pope", "gqa", "fid", "samples")]
-TIMED = {"time", "attempt", "train/tokens_per_s"}
-"""What may differ between two runs of the same configuration."""
-
-Train = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides that keep the 3:48 of a step but make it cheap; their data are made here, once."""
-    folder = tmp_path_factory.mktemp("data") / "scenes"
-    overrides = [
-        f"scenes.folder={folder}",
-        "scenes.images=80",
-        "scenes.val_images=4",
-        "scenes.patch_size=8",
-        "model.image_tokens=64",
-        "model.n_layer=1",
-        "tracking.wandb=disabled",
-    ]
-    config = load(ROOT / UNIFIED, overrides).scenes
-    assert config is not None
-    prepare_scenes(config, say=lambda _: None)
-    return overrides
-
-
-def command(config: str | Path, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "pipelines.train", str(config), *overrides]
-
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
-@pytest.fixture(scope="module")
-def train(small: list[str]) -> Train:
-    """Trains a configuration of the project with ``small`` and more overrides."""
-
-    def run(config: str, folder: Path, *more: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
-        words = command(config, *small, *NO_EVALUATION, f"run.dir={folder}", *more)
-        done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
-
-    return run
-
-
-LENGTH = [f"trainer.max_steps={STEPS}", f"checkpoint.every_n_steps={SAVED_EVERY}"]
+from .running import (
+    ENVIRONMENT,
+    LENGTH,
+    NO_EVALUATION,
+    ROOT,
+    SAVED_EVERY,
+    STEPS,
+    UNIFIED,
+    Train,
+    assert_same_weights,
+    command,
+    keys_of_steps,
+    kill_after,
+    lines,
+    losses,
+    weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,42 +46,6 @@ def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def losses(folder: Path) -> list[dict[str, Any]]:
-    """What was logged at each step, without what may differ from run to run."""
-    return [
-        {key: value for key, value in row.items() if key not in TIMED and not key.startswith("eval/")}
-        for row in read_metrics(folder)
-    ]
-
-
-def keys_of_steps(folder: Path) -> dict[int, dict[str, list[str]]]:
-    """Keys of each step's samples, in the order of micro-steps and ranks; the higher attempt counts."""
-    rows = lines(folder / "samples.jsonl")
-    last: dict[int, int] = {}
-    for row in rows:
-        last[row["step"]] = max(last.get(row["step"], 0), row["attempt"])
-    found: dict[int, dict[str, list[str]]] = {}
-    for row in rows:
-        if row["attempt"] == last[row["step"]]:
-            step = found.setdefault(row["step"], {"mmu": [], "t2i": []})
-            for task in step:
-                step[task] += row[task]
-    return found
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    return model_weights(read_state(find_checkpoint(folder, pytest.fail)))
-
-
-def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
 def test_the_run_folder_holds_what_the_design_says(finished: Path) -> None:
@@ -186,25 +111,13 @@ def test_training_again_from_nothing_gives_the_same_bits(finished: Path, train: 
     assert_same_weights(weights(tmp_path / "run"), weights(finished))
 
 
-def kill_after(step: int, words: list[str], folder: Path) -> None:
-    process = subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        deadline = time.monotonic() + 120
-        while not any(row["step"] >= step for row in read_metrics(folder)):
-            assert process.poll() is None, process.communicate()[1].decode()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.communicate()
-
-
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    finished: Path, train: Train, small: list[str], tmp_path: Path
+    finished: Path, train: Train, small: list[str], tmp_path: Path, sign: signal.Signals
 ) -> None:
     folder = tmp_path / "run"
     words = command(UNIFIED, *small, *NO_EVALUATION, *LENGTH, f"run.dir={folder}")
-    kill_after(SAVED_EVERY + 1, words, folder)
+    kill_after(SAVED_EVERY + 1, words, folder, sign)
     assert not (folder / "COMPLETE").exists()
     checkpoint = find_checkpoint(folder, pytest.fail)
     tracked = json.loads((folder / "provenance.json").read_text())["wandb_run_id"]

@@ -56,8 +56,26 @@ def test_the_limit_is_exact(tokenizer: TextTokenizer) -> None:
     # "In: Q\nOut: " has 11 ids, the answer 3 + end of text, then eot: 16
     ids, _ = encode_conversation(tokenizer, [("Q", "yes")], TEMPLATE, 16)
     assert tokenizer.pad not in ids
-    with pytest.raises(ValueError, match="first turn has 16 ids but a sequence holds 15"):
-        encode_conversation(tokenizer, [("Q", "yes")], TEMPLATE, 15)
+
+
+def test_a_first_answer_over_the_limit_is_cut_and_does_not_end(tokenizer: TextTokenizer) -> None:
+    t = tokenizer
+    turns = [("Q", "yes"), ("R", "no")]
+    question = [t.mmu, t.soi, t.eoi, t.sot, *t.encode("In: Q\nOut: ")]
+    ids, labels = encode_conversation(t, turns, TEMPLATE, 15)
+    assert ids == [*question, *t.encode("yes"), t.eot]
+    assert labels == [IGNORE] * 11 + t.encode("yes") + [IGNORE]
+    ids, labels = encode_conversation(t, turns, TEMPLATE, 13)
+    assert ids == [*question, *t.encode("y"), t.eot]
+    with pytest.raises(ValueError, match="first question has 11 ids, so a sequence of 12 has no room for an answer"):
+        encode_conversation(t, turns, TEMPLATE, 12)
+
+
+def test_padding_can_be_left_out(tokenizer: TextTokenizer) -> None:
+    padded = encode_conversation(tokenizer, [("Q", "yes")], TEMPLATE, 40)
+    ids, labels = encode_conversation(tokenizer, [("Q", "yes")], TEMPLATE, 40, pad=False)
+    assert (len(ids), len(labels)) == (20, 16)
+    assert padded == (ids + [tokenizer.pad] * 24, labels + [IGNORE] * 24)
 
 
 def test_a_question_is_the_beginning_of_its_conversation(tokenizer: TextTokenizer) -> None:

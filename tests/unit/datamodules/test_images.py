@@ -1,3 +1,4 @@
+import io
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.images import centre_crop, read_image, squeeze, to_image, to_tensor
+from datamodules.images import centre_crop, mmu_pixels, read_image, read_mmu_pixels, to_image, to_tensor
 
 
 def test_centre_crop_takes_the_middle_square() -> None:
@@ -23,13 +24,114 @@ def test_centre_crop_scales_as_cropping_and_then_scaling_by_lanczos() -> None:
     assert np.array_equal(np.asarray(centre_crop(image, 16)), np.asarray(expected))
 
 
-def test_squeeze_ignores_the_aspect() -> None:
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth waves of colour under the noise of a sensor."""
+    draw = np.random.Generator(np.random.PCG64(seed))
+    y, x = np.mgrid[:height, :width] / max(width, height)
+    pixels = 128 + draw.normal(0, 8, (height, width, 3))
+    for channel in range(3):
+        for _ in range(8):
+            across, down, phase = draw.normal(0, 10, 3)
+            pixels[..., channel] += 25 * np.sin(across * x + down * y + phase)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def file_of(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def by_pillow(payload: bytes, size: int) -> torch.Tensor:
+    with Image.open(io.BytesIO(payload)) as image:
+        return to_tensor(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}])
+@pytest.mark.parametrize("size", [64, 224])
+def test_mmu_pixels_are_pillows_within_one_grey_level(size: int, options: dict[str, object]) -> None:
+    for seed in range(3):
+        payload = file_of(photo(400, 301, seed), quality=90, **options)
+        difference = (mmu_pixels(payload, size).int() - by_pillow(payload, size).int()).abs()
+        assert difference.max() <= 1
+        assert difference.double().mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("WEBP", "RGB"), ("GIF", "P")],
+)
+def test_mmu_pixels_of_other_kinds_of_picture(kind: str, mode: str) -> None:
+    payload = file_of(photo(100, 80).convert(mode), kind)
+    difference = (mmu_pixels(payload, 48).int() - by_pillow(payload, 48).int()).abs()
+    assert difference.max() <= 1
+
+
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("not to be called")
+
+
+def test_plain_jpeg_files_take_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.images.decode", never)
+    for options in ({"quality": 90}, {"progressive": True}):
+        assert mmu_pixels(file_of(photo(40, 30), **options), 16).shape == (3, 16, 16)
+
+
+def test_a_picture_of_the_right_size_keeps_its_pixels() -> None:
+    payload = file_of(photo(48, 48))
+    assert torch.equal(mmu_pixels(payload, 48), to_tensor(Image.open(io.BytesIO(payload)).convert("RGB")))
+    assert mmu_pixels(payload, 48).is_contiguous()
+
+
+def test_mmu_pixels_ignore_the_aspect() -> None:
     image = Image.new("RGB", (40, 10), "red")
     image.paste("blue", (20, 0, 40, 10))
-    squeezed = np.asarray(squeeze(image, 8))
-    assert squeezed.shape == (8, 8, 3)
-    assert squeezed[4, 1].tolist() == [255, 0, 0]
-    assert squeezed[4, 6].tolist() == [0, 0, 255]
+    squeezed = mmu_pixels(file_of(image, "PNG"), 8)
+    assert squeezed.shape == (3, 8, 8)
+    assert squeezed[:, 4, 1].tolist() == [255, 0, 0]
+    assert squeezed[:, 4, 6].tolist() == [0, 0, 255]
+
+
+def test_mmu_sees_photos_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (32, 32), "red")
+    image.paste("blue", (16, 0, 32, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the left side of the sensor was up
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    for options in ({"exif": exif}, {"xmp": xmp}):
+        payload = file_of(image, quality=95, **options)
+        (tmp_path / "turned.jpg").write_bytes(payload)
+        for pixels in (mmu_pixels(payload, 32), to_tensor(read_image(tmp_path / "turned.jpg"))):
+            assert pixels[:, 4, 16].tolist() == pytest.approx([254, 0, 0], abs=3)
+            assert pixels[:, 28, 16].tolist() == pytest.approx([0, 0, 254], abs=3)
+
+
+def test_training_and_evaluation_see_the_same_pixels(tmp_path: Path) -> None:
+    payload = file_of(photo(90, 70))
+    (tmp_path / "photo.jpg").write_bytes(payload)
+    assert torch.equal(read_mmu_pixels(tmp_path / "photo.jpg", 40), mmu_pixels(payload, 40))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_what_does_not_decode_is_refused_with_the_reason(kind: str) -> None:
+    whole = file_of(photo(96, 64), kind)
+    with pytest.raises(ValueError, match="truncated"):
+        mmu_pixels(whole[: len(whole) * 3 // 4], 16)
+    for nothing in (b"", b"no picture", whole[:10]):
+        with pytest.raises(ValueError, match=r"no picture of a known kind|Truncated"):
+            mmu_pixels(nothing, 16)
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simplejpeg.decode_jpeg", never)
+    payload = file_of(photo(16, 16))
+    frame = payload.index(b"\xff\xc0")
+    huge = payload[: frame + 5] + b"\xff\xdc\xff\xdc" + payload[frame + 9 :]
+    with pytest.raises(ValueError, match="exceeds limit"):
+        mmu_pixels(huge, 16)
+    (tmp_path / "huge.jpg").write_bytes(huge)
+    with pytest.raises(ValueError, match=r"image .*huge\.jpg does not decode .*exceeds limit"):
+        read_image(tmp_path / "huge.jpg")
 
 
 def test_tensors_and_back() -> None:
@@ -45,6 +147,8 @@ def test_grey_pictures_become_rgb(tmp_path: Path) -> None:
 def test_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"image .*nowhere.jpg does not exist"):
         read_image(tmp_path / "nowhere.jpg")
+    with pytest.raises(FileNotFoundError, match=r"image .*nowhere.jpg does not exist"):
+        read_mmu_pixels(tmp_path / "nowhere.jpg", 16)
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(ValueError, match=r"image .*text.jpg does not decode"):
         read_image(tmp_path / "text.jpg")

@@ -1,4 +1,5 @@
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -8,9 +9,11 @@ from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pytest
 import webdataset
 
+from datamodules.fetch import FetchError
 from datamodules.shard_writer import write_shards
 from datamodules.shards import DamagedShardError, ShardSet
 
@@ -189,6 +192,214 @@ def test_an_altered_index_or_manifest_is_found_on_opening(manifest: Path) -> Non
     manifest.write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         ShardSet.open(manifest)
+
+
+DAMAGE: dict[str, tuple[object, str]] = {
+    "a list": ([], "must hold an object, not list; name the manifest.json"),
+    "empty": ({}, "has format_version None; this code reads 2"),
+    "no shards": ({"shards": []}, "lists no shards"),
+    "shards of another type": ({"shards": {"a": 1}}, "lists no shards"),
+    "a shard that is no object": ({"shards": [3]}, "shard 0 is no object"),
+    "a shard without a size": ({"shards": [{"name": "a", "n": 1}]}, "shard 0 lacks bytes, sha256, idx_sha256, fields"),
+    "another total": ({"total": 11}, "total or fingerprint do not fit"),
+    "no total": ({"total": None}, "total or fingerprint do not fit"),
+    "another fingerprint": ({"fingerprint": "0" * 64}, "total or fingerprint do not fit"),
+    "no meta": ({"meta": None}, "meta must be an object"),
+    "meta of another type": ({"meta": [1]}, "meta must be an object"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_manifest_is_named(manifest: Path, damage: str) -> None:
+    changed, message = DAMAGE[damage]
+    if isinstance(changed, dict) and changed:
+        changed = {**json.loads(manifest.read_text()), **changed}
+    manifest.write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match=rf"manifest {manifest}:? {message}|manifest {manifest}: .*{message}"):
+        ShardSet.open(manifest)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("name", "../other", "name may hold only letters, digits"),
+        ("name", 7, "name may hold only letters, digits"),
+        ("n", float("nan"), "n must be a whole number from 1 on, not nan"),
+        ("n", True, "n must be a whole number from 1 on, not True"),
+        ("n", 0, "n must be a whole number from 1 on, not 0"),
+        ("bytes", "12", "bytes must be a whole number from 1 on, not '12'"),
+        ("sha256", None, "sha256 must be 64 hexadecimal digits"),
+        ("idx_sha256", "AB", "idx_sha256 must be 64 hexadecimal digits"),
+        ("fields", "json", "fields must be a list of different extensions"),
+        ("fields", [], "fields must be a list of different extensions"),
+        ("fields", ["vq", "vq"], "fields must be a list of different extensions"),
+    ],
+)
+def test_an_impossible_shard_is_named(manifest: Path, key: str, value: object, message: str) -> None:
+    content = json.loads(manifest.read_text())
+    content["shards"][1][key] = value
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(DamagedShardError, match=f"manifest {manifest}: shard 1: {message}"):
+        ShardSet.open(manifest)
+
+
+def test_shards_that_are_not_alike_are_refused(manifest: Path) -> None:
+    content = json.loads(manifest.read_text())
+    twice = {**content, "shards": [content["shards"][0]] * 2}
+    manifest.write_text(json.dumps(twice))
+    with pytest.raises(DamagedShardError, match="names a shard twice"):
+        ShardSet.open(manifest)
+    content["shards"][2]["fields"] = ["json"]
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(DamagedShardError, match="its shards hold different fields"):
+        ShardSet.open(manifest)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b'{"total": ' + b"9" * 5000 + b"}", b"null", b"3"]
+)
+def test_a_manifest_that_is_no_manifest_is_named(manifest: Path, text: bytes) -> None:
+    manifest.write_bytes(text)
+    with pytest.raises(ValueError, match=rf"manifest {manifest} (is not JSON|must hold an object)"):
+        ShardSet.open(manifest)
+
+
+def test_a_folder_is_no_manifest(manifest: Path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder; name the manifest\.json in it"):
+        ShardSet.open(manifest.parent)
+    with pytest.raises(FileNotFoundError, match="there is no complete data set"):
+        ShardSet.open(manifest.parent / "manifest.json" / "deeper")
+
+
+def vouch_for(index: Path, content: bytes) -> None:
+    """Write ``content`` as the index and its hash to the manifest."""
+    manifest = index.parent / "manifest.json"
+    record = json.loads(manifest.read_text())
+    record["shards"][0]["idx_sha256"] = hashlib.sha256(content).hexdigest()
+    manifest.write_text(json.dumps(record))
+    index.write_bytes(content)
+
+
+def table_of(index: Path) -> np.ndarray:
+    return np.load(index)["index"].copy()
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def test_an_index_that_does_not_fit_its_shard_is_refused(manifest: Path) -> None:
+    index = manifest.parent / "demo-000000.idx.npz"
+    table = table_of(index)
+    outside, negative, text = table.copy(), table.copy(), table.copy()
+    outside["vq.offset"][1] = 10**15
+    negative["vq.size"][1] = -1
+    for content, message in (
+        (npz(index=table[:3]), r"is of shape \(3,\), its manifest says 4 samples"),
+        (npz(index=table[["key", "json.offset"]]), "has not the columns of json, vq"),
+        (npz(index=np.zeros(4)), "has not the columns of json, vq"),
+        (npz(index=text.astype([(n, "S9" if n == "vq.size" else t) for n, t in text.dtype.descr])), "other types"),
+        (npz(index=outside), r"places a \.vq outside its shard"),
+        (npz(index=negative), r"places a \.vq outside its shard"),
+        (npz(other=table), "cannot be read"),
+        (b"no index", "cannot be read"),
+        (b"", "cannot be read"),
+    ):
+        vouch_for(index, content)
+        with pytest.raises(DamagedShardError, match=rf"index .*demo-000000\.idx\.npz .*{message}"):
+            ShardSet.open(manifest)
+
+
+def test_places_and_names(manifest: Path) -> None:
+    shards = ShardSet.open(str(manifest))
+    assert [shards.shard_of(place) for place in (0, 3, 4, 9)] == [f"demo-00000{n}" for n in (0, 0, 1, 2)]
+    assert shards.keys.tolist() == [f"key-{n:04d}".encode() for n in range(10)]
+    assert shards.sizes("vq").tolist() == [len(payloads["vq"]) for _, payloads in samples()]
+    with pytest.raises(IndexError, match="sample 10 of"):
+        shards.shard_of(10)
+
+
+def test_a_url_needs_a_cache(manifest: Path) -> None:
+    with pytest.raises(ValueError, match=r"manifest file://.*manifest\.json is a URL: name a cache folder"):
+        ShardSet.open(f"file://{manifest}")
+
+
+def test_a_url_that_is_not_there_is_no_data_set(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"manifest file://.*manifest\.json does not exist"):
+        ShardSet.open(f"file://{tmp_path}/manifest.json", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_staged_set_is_read_from_the_cache(manifest: Path, tmp_path: Path, scheme: str) -> None:
+    told: list[tuple[int, int]] = []
+    staged = ShardSet.open(f"{scheme}{manifest}", tmp_path / "cache", progress=lambda *count: told.append(count))
+    assert told[-1] == (6, 6)
+    assert staged.fingerprint == ShardSet.open(manifest).fingerprint
+    for file in manifest.parent.glob("demo*"):
+        file.unlink()
+    assert [staged.get(place) for place in range(10)] == [payloads for _, payloads in samples()]
+    again = ShardSet.open(f"{scheme}{manifest}", tmp_path / "cache")
+    assert again.get(9) == staged.get(9)
+
+
+def staged_tar(cache: Path, number: int) -> Path:
+    [path] = cache.glob(f"*-demo-00000{number}.tar")
+    return path
+
+
+def flip(tar: Path, offset: int) -> None:
+    content = bytearray(tar.read_bytes())
+    content[offset] ^= 1
+    tar.write_bytes(content)
+
+
+def test_a_damaged_staged_shard_is_fetched_again(manifest: Path, tmp_path: Path) -> None:
+    staged = ShardSet.open(manifest, tmp_path / "cache")
+    tar = staged_tar(tmp_path / "cache", 1)
+    flip(tar, int(staged._index["vq.offset"][5]) + 100)
+    assert staged.get(5) == list(samples())[5][1]
+    assert tar.read_bytes() == (manifest.parent / "demo-000001.tar").read_bytes()
+    tar.unlink()
+    staged.close()
+    assert staged.get(6) == list(samples())[6][1]
+
+
+def test_a_worker_fetches_again_too(manifest: Path, tmp_path: Path) -> None:
+    staged = ShardSet.open(f"file://{manifest}", tmp_path / "cache")
+    staged.get(5)
+    flip(staged_tar(tmp_path / "cache", 1), int(staged._index["json.offset"][5]))
+    with get_context("fork").Pool(3) as pool:
+        assert pool.starmap(_read, [(staged, 5)] * 6) == [b'{"n": 5}'] * 6
+
+
+def test_a_shard_damaged_at_its_source_too_stops(manifest: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("datamodules.fetch.time.sleep", lambda _: None)
+    staged = ShardSet.open(manifest, tmp_path / "cache")
+    offset = int(staged._index["vq.offset"][5])
+    for tar in (staged_tar(tmp_path / "cache", 1), manifest.parent / "demo-000001.tar"):
+        flip(tar, offset)
+    with pytest.raises(FetchError, match=r"demo-000001\.tar could not be fetched in 5 tries: its sha256 is"):
+        staged.get(5)
+
+
+def test_a_file_replaced_by_a_good_one_is_opened_again(manifest: Path) -> None:
+    tar = manifest.parent / "demo-000001.tar"
+    shards, good = ShardSet.open(manifest), tar.read_bytes()
+    shards.get(5)
+    tar.write_bytes(bytes(len(good)))  # what the open handle still sees
+    repaired = tar.with_suffix(".new")
+    repaired.write_bytes(good)
+    os.replace(repaired, tar)
+    assert shards.get(5) == list(samples())[5][1]
+
+
+def test_a_shard_that_cannot_be_opened_any_more_is_named(manifest: Path) -> None:
+    shards = ShardSet.open(manifest)
+    (manifest.parent / "demo-000002.tar").unlink()
+    with pytest.raises(DamagedShardError, match=r"demo-000002\.tar, key key-0008: .* cannot be read \(.*No such file"):
+        shards.get(8)
 
 
 def _read(shards: ShardSet, place: int) -> bytes:

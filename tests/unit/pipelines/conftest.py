@@ -16,7 +16,7 @@ from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.stages import StageConfig
 from pipelines.config import RunConfig, TrainerConfig, as_dict
-from pipelines.prepare import PreparedPaths, PrepareScenesConfig, prepare_scenes
+from pipelines.scenes import PreparedPaths, PrepareScenesConfig, prepare_scenes
 
 
 @pytest.fixture(scope="session")

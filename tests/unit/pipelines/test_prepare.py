@@ -1,156 +1,120 @@
-import hashlib
+import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
-from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from datamodules.encode import PromptTemplate, encode_conversation
-from datamodules.scenes.questions import ANSWERS
 from datamodules.shards import ShardSet
-from modules.omnimamba.tokenizer import TextTokenizer
-from modules.omnimamba.vq import load_image_tokenizer
-from pipelines.overrides import ConfigError
-from pipelines.prepare import PreparedPaths, PrepareScenesConfig, main, prepare_scenes
+from pipelines.prepare import SOURCES, main
+from pipelines.scenes import PreparedPaths
 
-SMALL = {"images": 40, "val_images": 6, "codebook_size": 64, "per_shard": 30}
+ROOT = Path(__file__).parents[3]
 
 
-def quiet(_: str) -> None:
-    pass
+def llava_of(scenes: Path, out: Path) -> list[str]:
+    return [f"annotations={scenes}/llava/captions.json", f"images={scenes}", f"out={out}", "processes=1", "name=mine"]
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> PreparedPaths:
-    folder = tmp_path_factory.mktemp("prepared") / "data"
-    return prepare_scenes(PrepareScenesConfig(folder=str(folder), **SMALL), say=quiet)
-
-
-def digests(folder: Path) -> dict[str, str]:
-    # the order of the metadata in a safetensors header is not fixed
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def test_everything_is_there(prepared: PreparedPaths) -> None:
-    t2i, captions, instruct = (
-        ShardSet.open(path) for path in (prepared.t2i, prepared.mmu_captions, prepared.mmu_instruct)
-    )
-    assert len(t2i) == len(captions) == 40
-    assert len(instruct) == len(json.loads((prepared.scenes / "llava" / "instruct.json").read_text())) > 80
-    assert set(t2i.get(0)) == {"json", "vq"}
-    assert set(instruct.get(0)) == {"json", "jpg"}
-    assert all(shards.meta["counts"]["rejected"] == 0 for shards in (t2i, captions, instruct))
-
-
-def test_codes_are_those_of_the_pictures(prepared: PreparedPaths) -> None:
-    t2i, vq = ShardSet.open(prepared.t2i), load_image_tokenizer(prepared.vq)
-    assert (vq.codebook_size, vq.image_size, vq.tokens_per_image) == (64, 64, 256)
-    assert t2i.meta["vq"]["fingerprint"] == vq.fingerprint
-    sample = t2i.get(17)
-    image_id = json.loads(sample["json"])["image_id"]
-    with Image.open(prepared.scenes / "train2014" / f"COCO_train2014_{image_id:012d}.jpg") as picture:
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    codes = torch.from_numpy(np.frombuffer(sample["vq"], "<u2").astype(np.int64))
-    error = vq.decode(codes[None])[0].double() - pixels.double()
-    assert error.square().mean() < 0.1 * pixels.double().var()
-
-
-def test_answers_are_single_tokens_where_the_model_gives_them(prepared: PreparedPaths) -> None:
-    tokenizer = TextTokenizer(prepared.tokenizer)
-    for answer in [*ANSWERS, "Yes", "No"]:
-        _, labels = encode_conversation(tokenizer, [("Is it?", answer)], PromptTemplate(), 40)
-        taught = [label for label in labels if label != -100]
-        assert len(taught) == 2, answer
-        assert tokenizer.decode(taught[:1]) == answer
-        assert taught[1] == tokenizer.end_of_text
-
-
-def test_texts_survive_the_tokenizer(prepared: PreparedPaths) -> None:
-    tokenizer = TextTokenizer(prepared.tokenizer)
-    content = json.loads((prepared.scenes / "annotations" / "captions_val2014.json").read_text())
-    for each in content["annotations"]:
-        assert tokenizer.decode(tokenizer.encode(each["caption"])) == each["caption"]
-
-
-def test_the_same_configuration_gives_the_same_data(prepared: PreparedPaths, tmp_path: Path) -> None:
-    again = prepare_scenes(PrepareScenesConfig(folder=str(tmp_path / "again"), **SMALL), say=quiet)
-    assert digests(again.folder) == digests(prepared.folder)
-    assert load_image_tokenizer(again.vq).fingerprint == load_image_tokenizer(prepared.vq).fingerprint
-
-
-def test_preparing_again_does_nothing(prepared: PreparedPaths) -> None:
-    said: list[str] = []
-    before = {path: path.stat().st_mtime_ns for path in prepared.folder.rglob("*")}
-    assert prepare_scenes(PrepareScenesConfig(folder=str(prepared.folder), **SMALL), say=said.append) == prepared
-    assert {path: path.stat().st_mtime_ns for path in prepared.folder.rglob("*")} == before
-    assert not said
-
-
-def test_another_configuration_is_refused(prepared: PreparedPaths) -> None:
-    with pytest.raises(ConfigError, match=r"seed is 0 there and 1 here.*Choose another folder"):
-        prepare_scenes(PrepareScenesConfig(folder=str(prepared.folder), **SMALL, seed=1), say=quiet)
-
-
-def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
-    config = PrepareScenesConfig(folder=str(tmp_path / "data"), images=1, val_images=1, codebook_size=5000)
-    with pytest.raises(ValueError, match="different patches, fewer than codebook_size=5000"):
-        prepare_scenes(config, say=quiet)
-    assert [path.name for path in tmp_path.iterdir()] == [".data.lock"]
-
-
-def _prepare(folder: str) -> list[str]:
-    said: list[str] = []
-    config = PrepareScenesConfig(folder=folder, images=8, val_images=2, codebook_size=16)
-    ShardSet.open(prepare_scenes(config, say=said.append).mmu_instruct)
-    return said
-
-
-def test_of_several_processes_one_works_and_all_get_the_result(tmp_path: Path) -> None:
-    with get_context("spawn").Pool(2) as pool:
-        said = pool.map(_prepare, [str(tmp_path / "data")] * 2)
-    assert sorted(map(len, said)) == [0, 4]
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"vocab_size": 100}, "vocab_size=100 must be at least 257"),
-        ({"codebook_size": 0}, r"codebook_size=0 must lie in \[1, 65536\]"),
-        ({"patch_size": 5}, "patch_size=5 does not divide"),
-        ({"per_shard": 0}, "per_shard=0 must be at least 1"),
-        ({"images": 0}, "images=0 must be at least 1"),
-    ],
-)
-def test_broken_rules_are_named(tmp_path: Path, values, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        prepare_scenes(PrepareScenesConfig(folder=str(tmp_path / "data"), **values), say=quiet)
-    assert not list(tmp_path.iterdir())
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_the_verb_builds_from_official_files(prepared: PreparedPaths, tmp_path: Path, capsys) -> None:
     scenes = prepared.scenes
-    llava = [f"annotations={scenes}/llava/captions.json", f"images={scenes}", f"out={tmp_path}/mmu"]
     coco = [
         f"captions={scenes}/annotations/captions_val2014.json",
         f"images={scenes}/val2014",
         f"vq={prepared.vq}",
         f"out={tmp_path}/t2i",
+        "processes=1",
     ]
-    assert main(["llava", *llava, "name=mine"]) == 0
+    assert main(["llava", *llava_of(scenes, tmp_path / "mmu")]) == 0
     assert main(["coco", *coco]) == 0
     said = capsys.readouterr().out
-    assert "mmu/manifest.json: 40 samples in 1 shards" in said
-    assert "t2i/manifest.json: 6 samples in 1 shards" in said
+    assert "mmu/manifest.json: 12 samples in 1 shards (rejected 0, samples 12)" in said
+    assert "t2i/manifest.json: 4 samples in 1 shards" in said
+    assert "  rejected" not in said
     assert ShardSet.open(tmp_path / "t2i" / "manifest.json").key(0) == "coco2014-train-000000500001"
-    assert main(["coco", *coco]) == 2
-    assert "already holds a data set" in capsys.readouterr().err
+    before = contents(tmp_path / "t2i")
+    assert main(["coco", *coco]) == 0
+    assert contents(tmp_path / "t2i") == before
+    capsys.readouterr()
+    assert main(["coco", *coco, "batch=3"]) == 2
+    assert "already holds a data set, made from other files or settings" in capsys.readouterr().err
+
+
+def test_images_with_captions_and_a_hugging_face_data_set(
+    prepared: PreparedPaths, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    from datasets import Dataset, config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    pictures = sorted((prepared.scenes / "train2014").iterdir())[:3]
+    lines = [json.dumps({"file": path.name, "caption": "a scene"}) + "\n" for path in pictures]
+    (tmp_path / "captions.jsonl").write_text("".join(lines))
+    images = [f"images={pictures[0].parent}", f"captions={tmp_path}/captions.jsonl", f"vq={prepared.vq}"]
+    assert main(["images", *images, f"out={tmp_path}/images", "processes=1"]) == 0
+    columns = {"image": [path.read_bytes() for path in pictures], "q": ["What?"] * 3, "a": ["A scene."] * 3}
+    Dataset.from_dict(columns).to_parquet(tmp_path / "data.parquet")
+    hf = [f"dataset={tmp_path}/data.parquet", "question_column=q", "answer_column=a", f"out={tmp_path}/hf"]
+    assert main(["hf", *hf, "processes=1", "licence=CC0"]) == 0
+    assert len(ShardSet.open(tmp_path / "images" / "manifest.json")) == 3
+    assert ShardSet.open(tmp_path / "hf" / "manifest.json").meta["licence"] == "CC0"
+    assert capsys.readouterr().out.count(": 3 samples in 1 shards") == 2
+
+
+def test_rejects_are_reported_by_their_kind(tmp_path: Path, capsys) -> None:
+    talk = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    entries = [{"image": name, "conversations": talk} for name in ("a.png", "b.png", "c.png", "")]
+    entries += [{"image": "a.png", "conversations": kind} for kind in ([], [{}, {}], talk[::-1], [talk[0], 3])]
+    entries += [{"image": "a.png", "conversations": [talk[0], {"from": "gpt", "value": value}]} for value in ("", 7)]
+    (tmp_path / "mix.json").write_text(json.dumps(entries))
+    words = [f"annotations={tmp_path}/mix.json", f"images={tmp_path}", f"out={tmp_path}/out", "processes=1"]
+    assert main(["llava", *words]) == 0
+    said = capsys.readouterr().out
+    assert "1 samples in 1 shards (converted_from_png 1, rejected 9, samples 1)" in said
+    assert (
+        "\n  rejected 2: image does not exist\n  rejected 2: turn 0 is not from 'human'\n  rejected 1: no image\n"
+        in said
+    )
+    assert f"  reasons for each (and 2 further kinds): {tmp_path}/out/rejected.jsonl\n" in said
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> list[str]:
+    """Words for a build that takes seconds: large pictures, so that it can be stopped in the middle."""
+    file = io.BytesIO()
+    Image.effect_noise((1500, 1500), 60).convert("RGB").save(file, "JPEG")
+    (tmp_path / "a.jpg").write_bytes(file.getvalue())
+    talk = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]
+    (tmp_path / "mix.json").write_text(json.dumps([{"image": "a.jpg", "conversations": talk}] * 160))
+    return [f"annotations={tmp_path}/mix.json", f"images={tmp_path}", "per_shard=4"]
+
+
+def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(many: list[str], tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "out"
+    command = [sys.executable, "-m", "pipelines.prepare", "llava", *many, f"out={folder}", "processes=2"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(folder.glob(".build/llava-*.json")):
+        assert process.poll() is None, "the build ended before it could be stopped"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "stopped by Ctrl-C; run the same command again to go on: finished shards stay\n"
+    assert not (folder / "manifest.json").exists()
+    finished = len(list(folder.glob(".build/llava-*.json")))
+    assert main(["llava", *many, f"out={folder}", "processes=1"]) == 0
+    assert f"llava: going on after {4 * finished} of 160\n" in capsys.readouterr().out
+    assert main(["llava", *many, f"out={tmp_path}/undisturbed", "processes=2"]) == 0
+    assert contents(folder) == contents(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize(
@@ -160,25 +124,45 @@ def test_the_verb_builds_from_official_files(prepared: PreparedPaths, tmp_path: 
         (["scenes", "folder=x", "imges=3"], "imges"),
         (["scenes", "folder=x", "images=many"], "images"),
         (["llava", "annotations=none.json", "images=.", "out=x"], "conversations file none.json does not exist"),
+        (["hf", "dataset=none", "out=x"], "name either caption_column"),
+        (["images", "images=none", "vq=none", "out=x"], "image folder none is not a folder"),
+        (["coco", "captions=a", "images=b", "vq=c", "out=d", "processes=-1"], "processes=-1 must be at least 0"),
     ],
 )
 def test_wrong_arguments_are_explained(arguments: list[str], message: str, capsys) -> None:
     assert main(arguments) == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
 
 
-def test_the_help_comes_at_once_and_shows_an_example_of_each_source() -> None:
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "pipelines.prepare", "--help"]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert time.perf_counter() - start < 3
-    for source in ("scenes", "coco", "llava"):
-        assert f"python -m pipelines.prepare {source} " in said
+def test_an_unknown_source_is_refused_with_those_there_are(capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["cocoa"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert all(f"'{source}'" in said for source in SOURCES)
+
+
+def test_the_help_shows_the_keys_and_an_example_of_each_source(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    everything = capsys.readouterr().out
+    for name, source in SOURCES.items():
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        own = capsys.readouterr().out
+        for said in (own, everything):
+            assert f"python -m pipelines.prepare {name} {source.example}" in said
+        given = {word.split("=")[0] for word in source.example.split()}
+        keys = {line.split()[0] for line in own.splitlines() if " default " in line or " required" in line}
+        required = {line.split()[0] for line in own.splitlines() if line.endswith(" required")}
+        assert required <= given <= keys
+    assert "verify" in everything
 
 
 def test_heavy_libraries_are_not_needed_to_read_a_configuration() -> None:
-    code = (
-        "import sys, pipelines.prepare; print([m for m in ('torch', 'webdataset', 'tokenizers') if m in sys.modules])"
-    )
-    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    heavy = ("torch", "webdataset", "tokenizers", "datasets", "rich")
+    code = f"import sys, pipelines.prepare; print([m for m in {heavy} if m in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert said.strip() == "[]"

@@ -8,6 +8,7 @@ from PIL import Image
 
 from datamodules.shards import ShardSet
 from datamodules.sources.coco import CocoConfig, build_coco
+from datamodules.sources.t2i import describe_vq, device_of, processes_for_pictures
 from modules.omnimamba.vq import PatchKMeans
 
 LEVELS = torch.tensor([0, 60, 120, 180, 240], dtype=torch.uint8)
@@ -53,7 +54,8 @@ def picture(width: int, height: int) -> np.ndarray:
 
 def config(folder: Path, **values) -> CocoConfig:
     paths = {"captions": "captions.json", "images": "images", "vq": "vq.safetensors", "out": "out"}
-    return CocoConfig(**{**{key: str(folder / name) for key, name in paths.items()}, "name": "coco2014", **values})
+    defaults = {"name": "coco2014", "processes": 1}
+    return CocoConfig(**{**{key: str(folder / name) for key, name in paths.items()}, **defaults, **values})
 
 
 def build(folder: Path, **values) -> ShardSet:
@@ -80,9 +82,11 @@ def test_the_batch_size_changes_nothing(official: Path) -> None:
 def test_the_manifest_says_where_everything_came_from(official: Path) -> None:
     meta = build(official).meta
     assert meta["source"] == "coco"
+    assert meta["licence"].startswith("annotations CC BY 4.0")
     assert meta["captions"]["file"] == "captions.json"
     assert meta["vq"]["kind"] == "patch_kmeans"
     assert (meta["vq"]["codebook_size"], meta["vq"]["image_size"], meta["vq"]["tokens_per_image"]) == (5, 8, 4)
+    assert meta["vq"]["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
     assert len(meta["vq"]["fingerprint"]) == len(meta["captions"]["sha256"]) == 64
     counts = {"samples": 4, "rejected": 0, "captions_left_out": 0, "images_with_fewer_captions": 0}
     assert meta["counts"] == counts
@@ -115,9 +119,9 @@ def test_what_cannot_be_used_is_written_down(official: Path) -> None:
     assert [shards.key(place)[-4:] for place in range(len(shards))] == ["0007", "1000"]
     lines = [json.loads(line) for line in (official / "out" / "rejected.jsonl").read_text().splitlines()]
     reasons = {int(line["key"].removeprefix("coco2014-")): line["reason"] for line in lines}
-    assert reasons[5] == "image 5.jpg does not exist"
+    assert reasons[5] == "image does not exist: 5.jpg"
     assert reasons[6] == "captions for an image that the file does not list"
-    assert reasons[9].startswith("image COCO_train2014_000000000009.jpg does not decode")
+    assert reasons[9].startswith("image does not decode: COCO_train2014_000000000009.jpg (")
     assert reasons[42] == "no captions"
     assert shards.meta["counts"]["rejected"] == 4
 
@@ -125,7 +129,8 @@ def test_what_cannot_be_used_is_written_down(official: Path) -> None:
 def test_nothing_usable_is_an_error(official: Path) -> None:
     for path in (official / "images").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"none of the 4 entries for .*out can be used \(coco2014-000000000007: image"):
+    message = r"none of the 4 entries for .*out can be used \(coco2014-000000000007: image is empty: COCO_train2014_"
+    with pytest.raises(ValueError, match=message):
         build_coco(config(official))
     assert not (official / "out" / "manifest.json").exists()
     assert len((official / "out" / "rejected.jsonl").read_text().splitlines()) == 4
@@ -158,6 +163,19 @@ def test_a_missing_image_folder_is_named(official: Path) -> None:
         ("[]", "has not COCO's layout"),
         ('{"images": [{"id": 1}], "annotations": []}', r"has not COCO's layout \(KeyError: 'file_name'\)"),
         (
+            '{"images": [{"id": "x", "file_name": "a"}], "annotations": []}',
+            r"captions\.json .*id 'x' is no whole number",
+        ),
+        (
+            '{"images": [], "annotations": [{"id": 1.5, "image_id": 1, "caption": "a"}]}',
+            r"captions\.json has not COCO's layout \(TypeError: id 1\.5 is no whole number\).*ids are whole numbers",
+        ),
+        (
+            '{"images": [], "annotations": [{"id": 1, "image_id": "one", "caption": "a"}]}',
+            r"captions\.json has not COCO's layout .*id 'one' is no whole number",
+        ),
+        ("[" * 100_000, r"captions\.json is nested too deeply to be read"),
+        (
             '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": []}',
             "lists 2 images but only 1 different ids",
         ),
@@ -169,10 +187,77 @@ def test_another_layout_is_refused(official: Path, content: str, message: str) -
         build_coco(config(official))
 
 
+def test_pictures_are_turned_upright_before_they_are_cropped(official: Path) -> None:
+    """A camera held on its side: stored dark over light, seen dark beside light."""
+    name = "COCO_train2014_000000000009.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    stored = np.rot90(picture(8, 8), k=-1)
+    Image.fromarray(stored).save(official / "images" / name, quality=95, exif=exif)
+    assert np.frombuffer(build(official).get(1)["vq"], "<u2").tolist() == [1, 3, 1, 3]
+
+
+def test_unicode_and_hostile_captions(official: Path) -> None:
+    content = json.loads((official / "captions.json").read_text())
+    for each in content["annotations"]:
+        each["caption"] = {7: "Ein Hündchen 犬 🐕", 9: "half a \ud83d"}.get(each["image_id"], each["caption"])
+    write(official, content["images"], content["annotations"])
+    shards = build(official)
+    assert json.loads(shards.get(0)["json"])["captions"] == ["Ein Hündchen 犬 🐕"] * 5
+    assert "caption is no valid Unicode: surrogates not allowed" in (official / "out" / "rejected.jsonl").read_text()
+
+
+def test_other_processes_give_the_same_bytes(official: Path) -> None:
+    folders = [official / f"out{processes}" for processes in (1, 2)]
+    for processes, folder in zip((1, 2), folders, strict=True):
+        build_coco(config(official, out=str(folder), processes=processes, per_shard=2, batch=3))
+    one, two = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
+    assert one == two
+    assert len(one) == 6
+
+
+def test_another_tokenizer_in_the_same_place_is_not_mistaken_for_the_first(official: Path, monkeypatch) -> None:
+    def codes(out: str) -> list[int]:
+        return np.frombuffer(build(official, out=str(official / out)).get(1)["vq"], "<u2").tolist()
+
+    def write_levels(levels: torch.Tensor) -> None:
+        codebook = levels[:, None].expand(5, 48).contiguous()
+        PatchKMeans(codebook, image_size=8, patch_size=4).save(official / "vq.safetensors")
+
+    assert codes("first") == [1, 3, 1, 3]
+    write_levels(LEVELS.flip(0))
+    assert codes("second") == [3, 1, 3, 1]
+
+    def changed(path: str) -> dict:
+        write_levels(LEVELS + 1)  # one that no build has loaded yet
+        found = describe_vq(path)
+        write_levels(LEVELS)
+        return found
+
+    write_levels(LEVELS.roll(1))
+    monkeypatch.setattr("datamodules.sources.coco.describe_vq", changed)
+    with pytest.raises(
+        ValueError, match=r"vq\.safetensors was changed while shards were built with it; put the former"
+    ):
+        codes("third")
+
+
+def test_workers_take_the_gpus_in_turn(monkeypatch) -> None:
+    paths = {"captions": "", "images": "", "vq": "", "out": ""}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [device_of(worker) for worker in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(96))
+    assert [processes_for_pictures(CocoConfig(**paths, processes=n)) for n in (0, 64)] == [32, 64]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert device_of(5) == "cpu"
+    assert processes_for_pictures(CocoConfig(**paths)) == 96
+
+
 def test_problems() -> None:
     paths = {"captions": "", "images": "", "vq": "", "out": ""}
     assert CocoConfig(**paths).problems() == []
-    assert CocoConfig(**paths, batch=0, per_shard=0).problems() == [
+    assert CocoConfig(**paths, batch=0, per_shard=0, processes=-1).problems() == [
         "per_shard=0 must be at least 1",
+        "processes=-1 must be at least 0; 0 takes all cores",
         "batch=0 must be at least 1",
     ]

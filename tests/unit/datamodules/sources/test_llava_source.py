@@ -1,3 +1,4 @@
+import errno
 import json
 from pathlib import Path
 
@@ -6,7 +7,9 @@ import pytest
 from PIL import Image
 
 from datamodules.shards import ShardSet
-from datamodules.sources.llava import LlavaConfig, build_llava, conversation_fault
+from datamodules.sources.common import BadEntryError
+from datamodules.sources.llava import LlavaConfig, build_llava
+from datamodules.sources.mmu import checked_turns
 
 
 def turns(*values: str) -> list[dict[str, str]]:
@@ -34,7 +37,7 @@ def build(folder: Path, entries, **values) -> ShardSet:
 
 def config(folder: Path, **values) -> LlavaConfig:
     paths = {"annotations": "mix.json", "images": "images", "out": "out"}
-    return LlavaConfig(**{key: str(folder / name) for key, name in paths.items()}, **values)
+    return LlavaConfig(**{**{key: str(folder / name) for key, name in paths.items()}, "processes": 1, **values})
 
 
 def test_conversations_and_original_bytes(official: Path) -> None:
@@ -65,46 +68,125 @@ def test_other_formats_become_jpeg_once_and_are_counted(official: Path) -> None:
 
 def test_what_cannot_be_used_is_written_down(official: Path) -> None:
     text_only = {"id": "t", "conversations": turns("Hello", "Hi")}
-    shards = build(official, [text_only, entry(), entry("coco/broken.jpg"), entry("coco/none.jpg")])
+    shards = build(official, [text_only, entry(), entry("coco/broken.jpg"), entry("coco/none.jpg"), "text"])
     assert [shards.key(place) for place in range(len(shards))] == ["llava-00000001"]
     lines = [json.loads(line) for line in (official / "out" / "rejected.jsonl").read_text().splitlines()]
-    assert [line["key"] for line in lines] == ["llava-00000000", "llava-00000002", "llava-00000003"]
-    assert lines[0]["reason"] == "no image"
-    assert lines[1]["reason"].startswith("image broken.jpg does not decode")
-    assert lines[2]["reason"] == "image none.jpg does not exist"
-    assert shards.meta["counts"] == {"samples": 1, "rejected": 3}
+    assert [line["key"] for line in lines] == ["llava-00000000", "llava-00000002", "llava-00000003", "llava-00000004"]
+    assert lines[1]["reason"].startswith("image does not decode: coco/broken.jpg (")
+    assert [line["reason"] for line in (lines[0], *lines[2:])] == [
+        "no image",
+        "image does not exist: coco/none.jpg",
+        "entry is str, not an object",
+    ]
+    assert shards.meta["counts"] == {"samples": 1, "rejected": 4}
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("../secret.jpg", "image lies outside the image folder: ../secret.jpg"),
+        ("coco/../../secret.jpg", "image lies outside the image folder: coco/../../secret.jpg"),
+        ("/etc/passwd", "image lies outside the image folder: /etc/passwd"),
+        ("a" * 5000, f"image cannot be read: {'a' * 120}... (5000 characters) (File name too long)"),
+        ("coco", "image cannot be read: coco (Is a directory)"),
+        ("coco/a.jpg/b.jpg", "image cannot be read: coco/a.jpg/b.jpg (Not a directory)"),
+        ("a\0b.jpg", "image cannot be read: a\0b.jpg (embedded null byte)"),
+        (["coco/a.jpg"], "image is list, not text"),
+        (17, "image is int, not text"),
+        ("", "no image"),
+    ],
+)
+def test_names_that_are_no_picture_of_the_folder(official: Path, image, reason: str) -> None:
+    (official / "secret.jpg").write_bytes((official / "images" / "coco" / "a.jpg").read_bytes())
+    shards = build(official, [entry(image), entry()])
+    assert len(shards) == 1
+    assert json.loads((official / "out" / "rejected.jsonl").read_text())["reason"] == reason
+
+
+def test_a_failing_disk_stops_the_build_instead_of_leaving_samples_out(official: Path, monkeypatch) -> None:
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == "b.png":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        build(official, [entry(), entry("coco/b.png")])
+    monkeypatch.undo()
+    assert len(build(official, [entry(), entry("coco/b.png")])) == 2
 
 
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ("text", "entry is str, not an object"),
-        ({"id": "a", "conversations": turns("<image>", "x")}, "no image"),
-        ({"id": "a", "image": "a.jpg"}, "conversations must be a non-empty list"),
-        (entry("a.jpg", "<image>\nWhat?", "That.", "And?"), "in pairs"),
-        ({**entry(), "conversations": turns("<image>", "x")[::-1]}, "turn 0 is not from 'human'"),
-        ({**entry(), "conversations": [turns("<image>")[0], {"from": "gpt"}]}, "turn 1 has no text"),
-        (entry("a.jpg", "What?", "That."), "turn 0 holds <image> 0 times"),
-        (entry("a.jpg", "<image><image>", "That."), "turn 0 holds <image> 2 times"),
-        (entry("a.jpg", "<image>", "x", "<image>\nAnd?", "y"), "turn 2 holds <image> 1 times"),
-        (entry("a.jpg", "<image>", " \n"), "turn 1 is empty"),
+        (None, "conversations must be a non-empty list"),
+        (turns("<image>\nWhat?", "That.", "And?"), "in pairs"),
+        (turns("<image>", "x")[::-1], "turn 0 is not from 'human'"),
+        ([*turns("<image>", "x"), *turns("a", "b")[::-1]], "turn 2 is not from 'human'"),
+        ([turns("<image>")[0], {"from": "gpt"}], "turn 1 is NoneType, not text"),
+        ([turns("<image>")[0], {"from": "gpt", "value": ["x"]}], "turn 1 is list, not text"),
+        ([turns("<image>")[0], "x"], "turn 1 is not from 'gpt'"),
+        (turns("What?", "That."), "turn 0 holds <image> 0 times"),
+        (turns("<image><image>", "That."), "turn 0 holds <image> 2 times"),
+        (turns("<image>", "x", "<image>\nAnd?", "y"), "turn 2 holds <image> 1 times"),
+        (turns("<image>", " \n"), "turn 1 is empty"),
+        (turns("<image>", "half \udc80"), "turn 1 is no valid Unicode: surrogates not allowed"),
     ],
 )
 def test_faults_of_conversations(given, reason: str) -> None:
-    assert reason in str(conversation_fault(given))
+    with pytest.raises(BadEntryError, match=reason):
+        checked_turns(given)
 
 
-def test_a_good_conversation_has_no_fault() -> None:
-    assert conversation_fault(entry("a.jpg", "<image>\nWhat?", "That.", "And?", "This.")) is None
+def test_lrv_instruct_has_one_question_and_answer_an_entry(official: Path) -> None:
+    (official / "images" / "2392588.jpg").write_bytes((official / "images" / "coco" / "a.jpg").read_bytes())
+    lrv = {"image_id": "2392588", "question": "Is there a zebra?", "answer": "No.", "task": "existence"}
+    given = [
+        lrv,
+        {**lrv, "image_id": 2392588, "question": "Look: <image> A zebra?"},
+        {**lrv, "image_id": "2392588.jpg"},
+        {**lrv, "answer": ""},
+        {**lrv, "image_id": "../2392588"},
+        {**lrv, "answer": 3},
+    ]
+    shards = build(official, given)
+    contents = [json.loads(shards.get(place)["json"]) for place in range(len(shards))]
+    assert {content["image"] for content in contents} == {"2392588.jpg"}
+    assert contents[0]["conversations"] == turns("<image>\nIs there a zebra?", "No.")
+    assert contents[1]["conversations"] == turns("Look: <image> A zebra?", "No.")
+    reasons = [json.loads(line)["reason"] for line in (official / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert reasons == [
+        "turn 1 is empty",
+        "image lies outside the image folder: ../2392588.jpg",
+        "answer is int, not text",
+    ]
+
+
+def test_entries_may_come_a_line_each(official: Path) -> None:
+    lines = [json.dumps(entry("coco/a.jpg", "<image>", "Grün\u2028"), ensure_ascii=False), "", json.dumps(entry())]
+    (official / "mix.jsonl").write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    shards = ShardSet.open(build_llava(config(official, annotations=str(official / "mix.jsonl"))))
+    assert len(shards) == 2
+    assert json.loads(shards.get(0)["json"])["conversations"][1]["value"] == "Grün\u2028"
+    (official / "mix.jsonl").write_text("{}\n{'a'}")
+    with pytest.raises(ValueError, match=r"conversations file .*mix\.jsonl, line 2 is not JSON"):
+        build_llava(config(official, annotations=str(official / "mix.jsonl")))
 
 
 def test_missing_files_and_other_layouts_are_named(official: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"conversations file .*mix\.json does not exist"):
         build_llava(config(official))
-    (official / "mix.json").write_text('{"a": 1}')
-    with pytest.raises(ValueError, match=r"mix\.json must hold a list of entries, not dict"):
-        build_llava(config(official))
-    (official / "mix.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"none of the 0 entries .* can be used \(there were none\)"):
+    for content, message in (
+        ('{"a": 1}', r"mix\.json must hold a list of entries, not dict"),
+        ("[" * 100_000, r"conversations file .*mix\.json is nested too deeply to be read"),
+        ("[]", r"none of the 0 entries .* can be used \(there were none\)"),
+    ):
+        (official / "mix.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            build_llava(config(official))
+    (official / "mix.json").write_bytes(b'["\xff"]')
+    with pytest.raises(ValueError, match=r"mix\.json is not JSON: 'utf-8' codec"):
         build_llava(config(official))
     assert LlavaConfig(annotations="", images="", out="", per_shard=0).problems() == ["per_shard=0 must be at least 1"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from modules.objectives import task_losses
+from modules.objectives import LossWeights, task_losses, total_loss
 from modules.omnimamba.adapters import TASKS
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.model import OmniMamba
@@ -213,3 +213,33 @@ def test_the_published_sizes_are_the_defaults() -> None:
     assert shapes["t2i_positions"] == (329, 2048)
     language_model = sum(p.numel() for name, p in model.named_parameters() if name.startswith(("backbone", "text")))
     assert 1.3e9 < language_model < 1.4e9
+
+
+def test_rows_of_different_length_have_the_losses_and_gradients_of_padded_ones(model: OmniMamba) -> None:
+    batch = batch_of(mmu=3)
+    lengths = [6, 11, 9]
+    for row, length in enumerate(lengths):
+        batch["mmu"]["labels"][row, length - 4 :] = -100
+    ragged = {**batch, "mmu": {**batch["mmu"], "lengths": lengths}}
+    found = []
+    for each in (batch, ragged):
+        model.zero_grad()
+        losses = task_losses(model(each))
+        total_loss(losses, LossWeights()).backward()
+        found.append((losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+    (padded, padded_gradients), (short, short_gradients) = found
+    torch.testing.assert_close(short, padded, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(short_gradients, padded_gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_of_different_length_make_a_shorter_row(model: OmniMamba, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    forward = model.backbone.forward
+    monkeypatch.setattr(model.backbone, "forward", lambda x, *rest: seen.append((x.shape, *rest)) or forward(x, *rest))
+    batch = batch_of(mmu=3, t2i=1)
+    model({**batch, "mmu": {**batch["mmu"], "lengths": [6, 11, 9]}})
+    ((shape, segments, seq_idx),) = seen
+    mmu, t2i = [6 + 4, 11 + 4, 9 + 4], 16  # four patches; caption 5, six image tokens, five special ones
+    assert shape == (1, sum(mmu) + t2i, TINY.d_model)
+    assert segments == (sum(mmu), t2i)
+    assert seq_idx.tolist() == [[0] * mmu[0] + [1] * mmu[1] + [2] * mmu[2] + [3] * t2i]

@@ -1,0 +1,97 @@
+"""Samples that could not be used: written to ``RUN/bad_samples.jsonl``, counted over all ranks, limited."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+
+from callbacks.steps import step_taken
+from callbacks.tracking import Tracker, drop_torn_line
+from datamodules.datasets import DataError
+from datamodules.mixed import MixedDataModule
+from modules.omnimamba.adapters import Task
+
+BAD_SAMPLES = "bad_samples.jsonl"
+ALWAYS_ALLOWED = 10
+"""So many bad samples stop no run, however short it is."""
+
+
+class BadSampleLog(pl.Callback):
+    """One line a bad sample, {"step", "attempt", "rank", "task", "epoch", "key", "reason", "substitute"}, and
+    ``data/bad_samples_<task>`` logged whenever it grows.
+
+    ``step`` is the optimizer step that the substitute went into, counted from 1. What the ranks found is put together
+    whenever something is logged or saved, so it costs no collective on the other steps; a run that is resumed counts
+    on from the file.
+
+    Raises:
+        DataError: more than ``limit`` (a share) of a stream's samples so far, and more than ten, could not be used.
+    """
+
+    def __init__(self, folder: Path, tracker: Tracker, *, limit: float, every: tuple[int, ...]) -> None:
+        self.path = folder / BAD_SAMPLES
+        self.tracker, self.limit, self.every = tracker, limit, every
+        self.counts: Counter[Task] = Counter()
+        self._pending: list[dict[str, Any]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Count what earlier attempts found up to the step that this one starts from."""
+        counts: list[Counter[Task]] = [Counter()]
+        if trainer.is_global_zero:
+            drop_torn_line(self.path)
+            counts = [Counter(row["task"] for row in read_bad_samples(self.path, trainer.global_step))]
+        if trainer.world_size > 1:
+            dist.broadcast_object_list(counts)
+        self.counts = counts[0]
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
+        """Collect; put together at steps that are logged or saved."""
+        step = trainer.global_step if step_taken(trainer, i) else trainer.global_step + 1
+        self._pending += [
+            {"step": step, "attempt": self.tracker.attempt, "rank": trainer.global_rank, **bad} for bad in batch["bad"]
+        ]
+        if step_taken(trainer, i) and any(step % every == 0 for every in self.every):
+            self._put_together(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Put the rest together."""
+        self._put_together(trainer)
+
+    def _put_together(self, trainer: pl.Trainer) -> None:
+        found = [self._pending]
+        if trainer.world_size > 1:
+            found = [[] for _ in range(trainer.world_size)]
+            dist.all_gather_object(found, self._pending)
+        self._pending = []
+        rows = [row for rank in found for row in rank]
+        if not rows:
+            return
+        if trainer.is_global_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+        self.counts.update(row["task"] for row in rows)
+        self.tracker.log(trainer.global_step, {f"data/bad_samples_{task}": n for task, n in self.counts.items()})
+        self._check(trainer)
+
+    def _check(self, trainer: pl.Trainer) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, MixedDataModule)
+        for task, count in self.counts.items():
+            if count > max(ALWAYS_ALLOWED, self.limit * data.positions[task]):
+                raise DataError(
+                    f"{count} of {data.positions[task]} {task} samples so far could not be used, more than "
+                    f"data.bad_limit={self.limit}; {self.path} names each with the reason. Mend the data, or raise "
+                    "the limit and start again"
+                )
+
+
+def read_bad_samples(path: Path, up_to_step: int) -> list[dict[str, Any]]:
+    """Lines of steps that were taken; a step that was taken again has found the same, and counts once."""
+    if not path.is_file():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    found = {(row["step"], row["task"], row["epoch"], row["key"], row["substitute"]): row for row in rows}
+    return [row for row in found.values() if row["step"] <= up_to_step]

@@ -1,0 +1,102 @@
+"""Which pictures a benchmark asks about, to find them again in training data.
+
+Pictures go by their file name without folder and ending; COCO's by their number of twelve digits, however they are
+named: ``COCO_val2014_000000310196.jpg``, ``000000310196.jpg`` and the id 310196 are one.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+_COCO = re.compile(r"COCO_[a-z]+\d{4}_(\d{12})")
+_KEYS = ("file_name", "image", "imageId", "image_id")
+"""Under which the known benchmarks keep a picture's name or number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationImages:
+    """Names and, where the pictures themselves were given, contents, as `digest` makes them."""
+
+    names: NDArray[np.uint64]
+    contents: NDArray[np.uint64]
+
+
+def read_evaluation(places: list[Path]) -> EvaluationImages:
+    """The pictures of folders, and of question files of POPE, GQA, VQAv2 and COCO.
+
+    Raises:
+        FileNotFoundError: a place does not exist.
+        ValueError: a place names no picture.
+    """
+    names: set[int] = set()
+    contents: set[int] = set()
+    for place in places:
+        found = set(_folder(place, contents) if place.is_dir() else map(picture_name, _named_in(place)))
+        if not found:
+            raise ValueError(
+                f"{place} names no picture; give a folder of pictures, or a JSON file or JSON lines with records that "
+                f"hold {', '.join(_KEYS)}"
+            )
+        names.update(digest(name.encode()) for name in found)
+    return EvaluationImages(names=_array(names), contents=_array(contents))
+
+
+def picture_name(value: str | int) -> str:
+    """What a picture goes by: its path's last part without ending, or COCO's number."""
+    if isinstance(value, int):
+        return f"{value:012d}"
+    stem = PurePosixPath(value).stem
+    match = _COCO.fullmatch(stem)
+    return match.group(1) if match else stem
+
+
+def digest(content: bytes) -> int:
+    """64 bits that stand for ``content``: among ten million pictures two share them once in 370,000 sets."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
+
+
+def _array(values: set[int]) -> NDArray[np.uint64]:
+    return np.array(sorted(values), dtype=np.uint64)
+
+
+def _folder(folder: Path, contents: set[int]) -> Iterator[str]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in ENDINGS:
+            contents.add(digest(path.read_bytes()))
+            yield picture_name(path.name)
+
+
+def _named_in(path: Path) -> Iterator[str | int]:
+    for record in _records(path):
+        if isinstance(record, dict):
+            value = next((record[key] for key in _KEYS if key in record), None)
+            if isinstance(value, (str, int)):
+                yield value
+
+
+def _records(path: Path) -> list[Any]:
+    """The records of a file: a list, an object of records, COCO's ``images``, VQA's ``questions``, or JSON lines."""
+    if not path.is_file():
+        raise FileNotFoundError(f"evaluation file {path} does not exist")
+    try:
+        text = path.read_text(encoding="utf-8")
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError:
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"evaluation file {path} is neither JSON nor JSON lines ({error})") from error
+    if isinstance(content, dict):
+        for key in ("images", "questions"):
+            if isinstance(content.get(key), list):
+                return list(content[key])
+        return [content, *content.values()]
+    return content if isinstance(content, list) else []

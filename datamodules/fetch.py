@@ -1,0 +1,257 @@
+"""Remote files into a folder of this node: each is downloaded once, and only what has the right content counts.
+
+A place is a path or a URL of anything that fsspec opens: http(s)://, s3://, gs://, file://.
+"""
+
+import errno
+import fcntl
+import glob
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from modules.files import sha256 as sha256_of
+
+WAITS = (1.0, 2.0, 4.0, 8.0)
+"""Seconds between the tries of a download; one try more than there are waits."""
+THREADS = 8
+"""Files downloaded at once."""
+_STALLED = 60
+"""Seconds without a byte after which a connection counts as dead."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+Progress = Callable[[int, int], None]
+"""Told how many files are there, and of how many."""
+_T = TypeVar("_T")
+
+
+class FetchError(ValueError):
+    """A file could not be fetched; the message says what was found, what was expected, and the way out."""
+
+
+class _PassingFault(Exception):
+    """What another try may mend."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A file to be fetched. One of unknown ``size`` is small, and is hashed whenever it is asked for."""
+
+    place: str
+    sha256: str
+    size: int | None = None
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether ``place`` is a URL and no path."""
+    return "://" in str(place)
+
+
+def shown(place: str) -> str:
+    """``place`` as messages show it: without a query or a password, which may be secret."""
+    if not is_url(place):
+        return place
+    parts = urlsplit(place)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def sibling(place: str, name: str) -> str:
+    """The file ``name`` beside ``place``; a URL keeps its query, which may be what opens the door."""
+    if not is_url(place):
+        return str(Path(place).parent / name)
+    path, mark, query = place.partition("?")
+    return f"{path.rpartition('/')[0]}/{name}{mark}{query}"
+
+
+def cached_path(place: str, cache: Path, sha256: str) -> Path:
+    """Where `fetch` puts a file. The name begins with its hash, so files of equal names do not collide."""
+    name = (urlsplit(place).path if is_url(place) else place).rpartition("/")[2]
+    return cache / f"{sha256[:16]}-{name}"
+
+
+def fetch(
+    place: str,
+    cache: Path,
+    *,
+    size: int | None,
+    sha256: str,
+    verify: bool = False,
+    waits: Sequence[float] = WAITS,
+) -> Path:
+    """A copy of ``place`` in the folder ``cache``, of ``size`` bytes and with this hash.
+
+    Any number of processes of a node may ask at the same time: one downloads, the others wait for it. A copy of the
+    right size that is there already is taken as it is; with ``verify``, or where no size is known, it is hashed first
+    and replaced if it is wrong.
+
+    Raises:
+        FetchError: the file cannot be had, its content is another, or the disk is full.
+    """
+    target = cached_path(place, cache, sha256)
+    verify = verify or size is None
+    if not verify and _is_there(target, size, None):
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(target):
+        if not _is_there(target, size, sha256 if verify else None):
+            _download(place, target, size, sha256, waits)
+    return target
+
+
+def fetch_all(
+    wanted: Sequence[Wanted], cache: Path, *, progress: Progress | None = None, waits: Sequence[float] = WAITS
+) -> list[Path]:
+    """`fetch` every file, several at once; their paths in the same order.
+
+    Raises:
+        FetchError: a file cannot be had; none is begun after it. Or the disk has too little room for all.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    missing = [each for each in wanted if not cached_path(each.place, cache, each.sha256).exists()]
+    needed, free = sum(each.size or 0 for each in missing), shutil.disk_usage(cache).free
+    if needed > free:
+        raise FetchError(
+            f"{cache} has room for {free} bytes, but {len(missing)} files of {needed} bytes are to be staged there; "
+            "make room or name another folder"
+        )
+    with ThreadPoolExecutor(THREADS) as pool:
+        jobs = [
+            pool.submit(fetch, each.place, cache, size=each.size, sha256=each.sha256, waits=waits) for each in wanted
+        ]
+        try:
+            for done, job in enumerate(as_completed(jobs), start=1):
+                job.result()
+                if progress is not None:
+                    progress(done, len(jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [job.result() for job in jobs]
+
+
+def read_bytes(place: str, waits: Sequence[float] = WAITS) -> bytes:
+    """Content of a small file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        FetchError: it cannot be had.
+    """
+
+    def read(filesystem: Any, path: str) -> bytes:
+        return bytes(filesystem.cat_file(path))
+
+    return _tried(place, read, waits)
+
+
+def _is_there(target: Path, size: int | None, sha256: str | None) -> bool:
+    try:
+        found = target.stat().st_size
+    except FileNotFoundError:
+        return False
+    return size in (None, found) and sha256 in (None, sha256_of(target) if sha256 else None)
+
+
+def _download(place: str, target: Path, size: int | None, sha256: str, waits: Sequence[float]) -> None:
+    mine = f".{target.name}.partial-{socket.gethostname()}-"
+    for stale in target.parent.glob(f"{glob.escape(mine)}*"):  # a killed download's: we hold the lock
+        stale.unlink(missing_ok=True)
+    partial = target.with_name(f"{mine}{os.getpid()}")
+
+    def download(filesystem: Any, path: str) -> None:
+        filesystem.get_file(path, str(partial))
+        found = partial.stat().st_size
+        if size not in (None, found):
+            raise _PassingFault(f"{found} bytes came, {size} were expected")
+        if (digest := sha256_of(partial)) != sha256:
+            raise _PassingFault(f"its sha256 is {digest}, expected was {sha256}")
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+
+    try:
+        _tried(place, download, waits)
+    except FileNotFoundError as error:
+        raise FetchError(f"{shown(place)} does not exist; copy the data set again, all of it") from error
+    except OSError as error:
+        raise FetchError(
+            f"no space left in {target.parent} for {shown(place)} of {size or 'some'} bytes ({error}); "
+            "make room or name another folder"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _tried(place: str, action: Callable[[Any, str], _T], waits: Sequence[float]) -> _T:
+    """What ``action`` returns, tried again after passing faults.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: the disk is full.
+        FetchError: anything else, at the end of all tries.
+    """
+    for number, wait in enumerate((*waits, None), start=1):
+        try:
+            return _once(place, action)
+        except _PassingFault as fault:
+            if wait is None:
+                raise FetchError(
+                    f"{shown(place)} could not be fetched in {number} tries: {fault}; "
+                    "check the server, and that manifest and shards are of one build"
+                ) from fault
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def _once(place: str, action: Callable[[Any, str], _T]) -> _T:
+    # imported here because it takes a while, which local data sets can do without
+    from fsspec.core import url_to_fs
+
+    try:
+        filesystem, path = url_to_fs(place, **_options(place))
+    except (ImportError, ValueError) as error:
+        raise FetchError(
+            f"{shown(place)} cannot be opened: {error}. Install the package that fsspec needs for it "
+            "(s3fs for s3://, gcsfs for gs://, aiohttp for http://) or copy the data set to a disk"
+        ) from error
+    try:
+        return action(filesystem, path)
+    except (_PassingFault, FileNotFoundError):
+        raise
+    except PermissionError as error:
+        raise FetchError(f"{shown(place)} may not be read ({error}); check the rights and credentials") from error
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        raise _PassingFault(_said(error)) from error
+    except Exception as error:  # every backend raises its own
+        raise _PassingFault(_said(error)) from error
+
+
+def _said(error: Exception) -> str:
+    # a backend's message may hold the whole URL, and so a secret
+    return f"{type(error).__name__}: {str(error).partition('?')[0]}"
+
+
+def _options(place: str) -> dict[str, Any]:
+    if not place.startswith(("http://", "https://")):
+        return {}
+    from aiohttp import ClientTimeout
+
+    # aiohttp's own limit is five minutes for a whole file
+    timeout = ClientTimeout(total=None, sock_connect=_STALLED, sock_read=_STALLED)
+    return {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    with open(target.with_name(f".{target.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,113 @@
+"""What one sample after the other adds to a survey of a data set."""
+
+import io
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from datamodules.encode import PromptTemplate, encode_conversation
+from datamodules.evaluation_images import digest, picture_name
+from datamodules.inspection import PICTURES, turns_of
+from modules.omnimamba.tokenizer import TextTokenizer
+
+MMU_LENGTH, MMU_FRAME, MMU_IMAGE = 449, 4, 729
+"""Text ids of an MMU sequence, special ids about the image, and image positions of the published model."""
+T2I_LENGTH, T2I_FRAME = 68, 5
+"""Caption ids and special ids of a T2I sequence of the published model."""
+_ENDLESS = 2**40
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveyConfig:
+    """What to look for."""
+
+    tokenizer: str = ""
+    """A tokenizer.json; without one texts are not measured."""
+    length: int | None = None
+    """Ids that every text gets; None: those of the published model."""
+    image_positions: int = MMU_IMAGE
+    """Positions of the image in an MMU sequence."""
+    template: PromptTemplate = field(default_factory=PromptTemplate)
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        found = []
+        if self.length is not None and self.length < 1:
+            found.append(f"length={self.length} must be at least 1")
+        if self.image_positions < 0:
+            found.append(f"image_positions={self.image_positions} must not be negative")
+        return found
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """What was found so far; each list in order of the samples."""
+
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    captions: list[int] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    no_room: int = 0
+    unreadable: int = 0
+    contents: list[int] = field(default_factory=list)
+    files: list[int] = field(default_factory=list)
+    names: list[int] = field(default_factory=list)
+    """0 where a sample names no picture."""
+
+
+def add_sample(
+    found: Findings, sample: dict[str, bytes], tokenizer: TextTokenizer | None, config: SurveyConfig
+) -> None:
+    """Look at ``sample``; one that cannot be read counts as such and adds what was read of it."""
+    picture = next((sample[kind] for kind in PICTURES if kind in sample), None)
+    name = None
+    try:
+        if picture is not None:
+            with Image.open(io.BytesIO(picture)) as image:
+                found.widths.append(image.width)
+                found.heights.append(image.height)
+        content = json.loads(sample.get("json", b"{}"))
+        name = content.get("image", content.get("image_id"))
+        _add_text(found, content, tokenizer, config)
+    except (OSError, ValueError, SyntaxError, TypeError, AttributeError, Image.DecompressionBombError):
+        found.unreadable += 1
+    if isinstance(name, (str, int)):
+        found.files.append(digest(str(name).encode()))
+        found.names.append(digest(picture_name(name).encode()))
+    else:
+        found.files.append(0)
+        found.names.append(0)
+    found.contents.append(digest(picture if picture is not None else sample.get("vq", b"")))
+
+
+def _add_text(found: Findings, content: Any, tokenizer: TextTokenizer | None, config: SurveyConfig) -> None:
+    if "captions" in content:
+        captions = [str(caption) for caption in content["captions"]]
+        found.captions.append(len(captions))
+        if tokenizer is not None:
+            lengths = [len(tokenizer.encode(caption)) for caption in captions]
+            found.lengths += lengths
+            found.kept += [min(length, config.length or T2I_LENGTH) for length in lengths]
+    elif "conversations" in content:
+        turns = turns_of(content)
+        found.turns.append(len(turns))
+        if tokenizer is not None:
+            _add_conversation(found, turns, tokenizer, config)
+
+
+def _add_conversation(
+    found: Findings, turns: list[tuple[str, str]], tokenizer: TextTokenizer, config: SurveyConfig
+) -> None:
+    def ids(length: int) -> int:
+        return len(encode_conversation(tokenizer, turns, config.template, length, pad=False)[0]) - MMU_FRAME
+
+    whole, length = ids(_ENDLESS), config.length or MMU_LENGTH
+    found.lengths.append(whole)
+    try:
+        found.kept.append(whole if whole <= length else ids(length))
+    except ValueError:
+        found.no_room += 1

@@ -1,0 +1,224 @@
+"""Looks for every fault of a data set on disk, where training stops at the first."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.manifest import DamagedShardError, Manifest, ShardRecord
+from datamodules.shards import Index, payload_fault, read_index, shard_files
+from modules.files import sha256 as sha256_of
+
+PICTURES = ("jpg", "jpeg", "png", "webp")
+"""Extensions of what must decode as a picture."""
+
+EVERY_SHARD = "all"
+"""Stands for a shard's name where a fault is one of the set."""
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Something that is not as it should be."""
+
+    shard: str
+    key: str | None
+    """None: it is the shard as a whole, or its index."""
+    what: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What was looked at, and every fault found."""
+
+    shards: int
+    samples: int
+    bytes: int
+    faults: list[Fault]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shard:
+    """One shard to look at."""
+
+    record: ShardRecord
+    tar: Path
+    index: Path
+    sha256: bool
+    decode: bool
+    codebook_size: int | None
+
+
+def verify(
+    manifest: str | Path,
+    cache: str | Path | None = None,
+    *,
+    sha256: bool = False,
+    decode: bool = False,
+    processes: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Look at every shard and index beside ``manifest``, or at their staged copies in ``cache``.
+
+    Sizes and indexes always; with ``sha256`` all bytes of every shard, and in a damaged one every payload, so that the
+    keys are known; with ``decode`` every payload: whether it is what was written, and whether it decodes.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+        ValueError: the manifest cannot be used.
+    """
+    read = Manifest.read(manifest)
+    files = shard_files(read, None if cache is None else Path(cache))
+    tokenizer = read.meta.get("vq")
+    size = tokenizer.get("codebook_size") if isinstance(tokenizer, dict) else None
+    size = size if isinstance(size, int) else None
+    shards = [
+        _Shard(record=record, tar=tar, index=index, sha256=sha256, decode=decode, codebook_size=size)
+        for record, (tar, index) in zip(read.records, files, strict=True)
+    ]
+    faults: list[Fault] = []
+    names: list[NDArray[np.bytes_]] = []
+    results = in_processes(_look_at, shards, processes)
+    for number, (found, keys) in enumerate(results, start=1):
+        faults += found
+        names.append(keys)
+        if progress is not None:
+            progress(number, len(shards))
+    unique, counts = np.unique(np.concatenate(names), return_counts=True)
+    faults += [
+        Fault(shard=EVERY_SHARD, key=key.decode(errors="replace"), what=f"occurs {count} times; keys are unique")
+        for key, count in zip(unique[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True)
+    ]
+    return Verification(
+        shards=len(shards),
+        samples=sum(record.n for record in read.records),
+        bytes=sum(record.bytes for record in read.records),
+        faults=faults,
+    )
+
+
+def in_processes(work: Callable[[_Task], _Result], tasks: Sequence[_Task], processes: int) -> Iterator[_Result]:
+    """``work`` of every task, in order; one process works here, more are started for it."""
+    if processes < 1:
+        raise ValueError(f"processes={processes} must be at least 1")
+    if processes == 1:
+        yield from map(work, tasks)
+        return
+    # spawned: torch and the tokenizers have threads, which a fork would lose
+    with ProcessPoolExecutor(min(processes, len(tasks)), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(work, tasks)
+
+
+def _look_at(shard: _Shard) -> tuple[list[Fault], NDArray[np.bytes_]]:
+    """Faults and keys of one shard."""
+    name, record = shard.record.name, shard.record
+    faults: list[Fault] = []
+    index: Index | None = None
+    try:
+        index = read_index(shard.index, record)
+    except FileNotFoundError:
+        faults.append(Fault(shard=name, key=None, what=f"index {shard.index} is missing"))
+    except (DamagedShardError, OSError) as error:
+        faults.append(Fault(shard=name, key=None, what=str(error)))
+    keys = np.empty(0, "S1") if index is None else index["key"]
+    if not shard.tar.is_file():
+        return [*faults, Fault(shard=name, key=None, what=f"{shard.tar} is missing")], keys
+    found = shard.tar.stat().st_size
+    if found != record.bytes:
+        faults.append(Fault(shard=name, key=None, what=f"has {found} bytes, its manifest says {record.bytes}"))
+    damaged = shard.sha256 and (digest := sha256_of(shard.tar)) != record.sha256
+    if damaged:
+        faults.append(Fault(shard=name, key=None, what=f"has sha256 {digest}, its manifest says {record.sha256}"))
+    if index is not None and (damaged or shard.decode):
+        faults += _payload_faults(shard, index)
+    return faults, keys
+
+
+def _payload_faults(shard: _Shard, index: Index) -> Iterator[Fault]:
+    with shard.tar.open("rb") as file:
+        for row, key in enumerate(index["key"].tolist()):
+            for field in shard.record.fields:
+                offset, size, crc = (int(index[f"{field}.{column}"][row]) for column in ("offset", "size", "crc32"))
+                payload = os.pread(file.fileno(), size, offset)
+                if fault := payload_fault(payload, size, crc):
+                    what = f".{field} is not the one that was written ({fault})"
+                elif shard.decode and (fault := content_fault(field, payload, shard.codebook_size)):
+                    what = f".{field} {fault}"
+                else:
+                    continue
+                yield Fault(shard=shard.record.name, key=key.decode(errors="replace"), what=what)
+
+
+def content_fault(field: str, payload: bytes, codebook_size: int | None = None) -> str | None:
+    """Why a payload of this extension cannot be used although it is the one that was written; None when it can."""
+    if field == "json":
+        return _text_fault(payload)
+    if field == "vq":
+        return _codes_fault(payload, codebook_size)
+    if field in PICTURES:
+        from datamodules.images import mmu_pixels
+
+        try:
+            mmu_pixels(payload, 32)  # the way that training goes
+        except ValueError as error:
+            return f"does not decode ({error})"
+    return None
+
+
+def _text_fault(payload: bytes) -> str | None:
+    try:
+        content = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        return f"is not JSON ({error})"
+    if not isinstance(content, dict) or not ({"captions", "conversations"} & set(content)):
+        return "holds neither captions nor conversations"
+    if "captions" in content:
+        return None if _texts(content["captions"]) else "has captions that are no list of texts"
+    try:
+        turns_of(content)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, str) and each.strip() for each in value)
+
+
+def turns_of(content: Any) -> list[tuple[str, str]]:
+    """(question, answer) pairs of a stored conversation, without the mark of the image.
+
+    Raises:
+        ValueError: it is no conversation.
+    """
+    try:
+        values = [turn["value"].replace("<image>", "").strip() for turn in content["conversations"]]
+        pairs = list(zip(values[::2], values[1::2], strict=True))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"no conversation of questions and answers ({type(error).__name__}: {error})") from error
+    if not pairs:
+        raise ValueError("no conversation of questions and answers (it is empty)")
+    return pairs
+
+
+def _codes_fault(payload: bytes, codebook_size: int | None) -> str | None:
+    if not payload or len(payload) % 2:
+        return f"has {len(payload)} bytes; codes have two each"
+    highest = int(np.frombuffer(payload, "<u2").max())
+    if codebook_size is not None and highest >= codebook_size:
+        return f"holds code {highest}, but the codebook has {codebook_size}"
+    return None
+
+
+def shards_of(faults: Iterable[Fault]) -> list[str]:
+    """Names of the shards to copy or build again."""
+    return sorted({fault.shard for fault in faults if fault.shard != EVERY_SHARD})

@@ -1,0 +1,177 @@
+"""The manifest of a data set: what its shards are, where they lie, and what identifies them.
+
+``manifest.json`` is written last, so without it there is no data set. It is a path or a URL, and the shards lie beside
+it: ``NAME-000000.tar`` and ``NAME-000000.idx.npz``.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from datamodules.fetch import is_url, read_bytes, shown, sibling
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 2
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class DamagedShardError(ValueError):
+    """A shard is not what its manifest or index says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """What the manifest says of one shard."""
+
+    name: str
+    n: int
+    bytes: int
+    sha256: str
+    idx_sha256: str
+    fields: list[str]
+
+    def problems(self) -> list[str]:
+        """What cannot be true of a shard."""
+        found = []
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            found.append("name may hold only letters, digits, '-' and '_'")
+        found += [
+            f"{key} must be a whole number from 1 on, not {getattr(self, key)!r}"
+            for key in ("n", "bytes")
+            if type(getattr(self, key)) is not int or getattr(self, key) < 1
+        ]
+        found += [
+            f"{key} must be 64 hexadecimal digits"
+            for key in ("sha256", "idx_sha256")
+            if not isinstance(getattr(self, key), str) or not _SHA256.fullmatch(getattr(self, key))
+        ]
+        if (
+            not isinstance(self.fields, list)
+            or not all(isinstance(field, str) for field in self.fields)
+            or not self.fields
+            or len(set(self.fields)) < len(self.fields)
+        ):
+            found.append("fields must be a list of different extensions")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A manifest that has been read and checked."""
+
+    place: str
+    """Path or URL that it was read from."""
+    records: list[ShardRecord]
+    meta: dict[str, Any]
+
+    @classmethod
+    def read(cls, place: str | Path) -> "Manifest":
+        """Read and check the manifest at ``place``.
+
+        Raises:
+            FileNotFoundError: there is none.
+            FetchError: its server does not deliver it.
+            ValueError: it is no manifest, or of another format version.
+            DamagedShardError: it was altered.
+        """
+        place = str(place)
+        content = _content(place)
+        version = content.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"manifest {shown(place)} has format_version {version!r}; this code reads {FORMAT_VERSION}"
+            )
+        records = _records(content, place)
+        meta = content.get("meta")
+        if not isinstance(meta, dict):
+            raise DamagedShardError(f"manifest {shown(place)}: meta must be an object; it was altered, build it again")
+        return cls(place=place, records=records, meta=meta)
+
+    @property
+    def fields(self) -> list[str]:
+        """Extensions of every sample."""
+        return self.records[0].fields
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the content."""
+        return fingerprint_of(self.records)
+
+    def tar(self, record: ShardRecord) -> str:
+        """Path or URL of a shard."""
+        return sibling(self.place, f"{record.name}.tar")
+
+    def index(self, record: ShardRecord) -> str:
+        """Path or URL of its index."""
+        return sibling(self.place, f"{record.name}.idx.npz")
+
+
+def _content(place: str) -> dict[str, Any]:
+    try:
+        text = read_bytes(place) if is_url(place) else Path(place).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(
+            f"manifest {shown(place)} does not exist, so there is no complete data set; "
+            "make it with `python -m pipelines.prepare`"
+        ) from error
+    except IsADirectoryError as error:
+        raise ValueError(f"manifest {place} is a folder; name the {MANIFEST} in it") from error
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"manifest {shown(place)} is not JSON ({type(error).__name__}: {error}); copy or build it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"manifest {shown(place)} must hold an object, not {type(content).__name__}; "
+            f"name the {MANIFEST} of a data set"
+        )
+    return content
+
+
+def _records(content: dict[str, Any], place: str) -> list[ShardRecord]:
+    shards = content.get("shards")
+    if not isinstance(shards, list) or not shards:
+        raise DamagedShardError(f"manifest {shown(place)} lists no shards; copy or build it again")
+    records = []
+    wanted = [field.name for field in fields(ShardRecord)]
+    for number, shard in enumerate(shards):
+        if not isinstance(shard, dict) or (missing := [key for key in wanted if key not in shard]):
+            lacks = f"lacks {', '.join(missing)}" if isinstance(shard, dict) else "is no object"
+            raise DamagedShardError(f"manifest {shown(place)}: shard {number} {lacks}; copy or build it again")
+        record = ShardRecord(**{key: shard[key] for key in wanted})
+        if problems := record.problems():
+            raise DamagedShardError(
+                f"manifest {shown(place)}: shard {number}: {'; '.join(problems)}; copy or build it again"
+            )
+        records.append(record)
+    if len({record.name for record in records}) < len(records):
+        raise DamagedShardError(f"manifest {shown(place)} names a shard twice; build it again")
+    if any(sorted(record.fields) != sorted(records[0].fields) for record in records):
+        raise DamagedShardError(f"manifest {shown(place)}: its shards hold different fields; build it again")
+    if content.get("fingerprint") != fingerprint_of(records) or content.get("total") != sum(r.n for r in records):
+        raise DamagedShardError(
+            f"manifest {shown(place)}: total or fingerprint do not fit its shards; it was altered, build it again"
+        )
+    return records
+
+
+def tar_path(folder: Path, shard: str) -> Path:
+    """Where a shard lies."""
+    return folder / f"{shard}.tar"
+
+
+def index_path(folder: Path, shard: str) -> Path:
+    """Where its index lies."""
+    return folder / f"{shard}.idx.npz"
+
+
+def fingerprint_of(records: Iterable[ShardRecord]) -> str:
+    """What identifies the content of a data set: it changes with any byte of any shard."""
+    return hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()

@@ -1,0 +1,132 @@
+"""One sample of a data set the way that the model is shown it."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from datamodules.encode import IGNORE, PromptTemplate, encode_caption, encode_conversation
+from datamodules.inspection import PICTURES, turns_of
+from datamodules.shards import ShardSet
+from modules.omnimamba.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, TextTokenizer
+
+_NEAREST = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """A position of the text sequence."""
+
+    position: int
+    id: int
+    text: str
+    """As the vocabulary has it: a space in front of a word is Ġ."""
+    label: int | None
+    """What is to be predicted here; None: no loss is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peek:
+    """One sample."""
+
+    index: int
+    key: str
+    shard: str
+    payloads: dict[str, bytes]
+    content: dict[str, Any]
+    """Its text as stored."""
+
+
+def peek(shards: ShardSet, wanted: str) -> Peek:
+    """The sample with the key ``wanted``, or with this number.
+
+    Raises:
+        ValueError: there is no such sample; the message names keys like it. Or its text is no JSON object.
+        DamagedShardError: it is not what was written.
+    """
+    index = _index(shards, wanted)
+    payloads = shards.get(index)
+    try:
+        content = json.loads(payloads.get("json", b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{shards.key(index)}: its text is not JSON ({error}); prepare the data again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{shards.key(index)}: its text is no object but {type(content).__name__}")
+    return Peek(index=index, key=shards.key(index), shard=shards.shard_of(index), payloads=payloads, content=content)
+
+
+def tokens(
+    content: dict[str, Any],
+    tokenizer: TextTokenizer,
+    template: PromptTemplate,
+    *,
+    mmu_length: int,
+    caption_length: int,
+    caption: int = 0,
+) -> list[Token]:
+    """The text sequence of a sample: its conversation, or one of its captions.
+
+    Raises:
+        ValueError: there is neither, or the first question leaves no room for an answer.
+    """
+    if "conversations" in content:
+        ids, labels = encode_conversation(tokenizer, turns_of(content), template, mmu_length)
+        aligned = [IGNORE] * (len(ids) - len(labels)) + labels
+    elif content.get("captions"):
+        if not 0 <= caption < len(content["captions"]):
+            raise ValueError(f"caption {caption} of {len(content['captions'])}; they are counted from 0")
+        ids = encode_caption(tokenizer, content["captions"][caption], caption_length)
+        aligned = [IGNORE] * len(ids)
+    else:
+        raise ValueError("the sample has neither conversations nor captions")
+    vocabulary = Tokenizer.from_file(str(tokenizer.path))
+    special = {tokenizer.encode(name)[0]: name for name in (*SPECIAL_TOKENS, END_OF_TEXT)}
+    return [
+        Token(
+            position=position,
+            id=each,
+            text=special.get(each) or vocabulary.id_to_token(each) or "?",
+            label=None if label == IGNORE else label,
+        )
+        for position, (each, label) in enumerate(zip(ids, aligned, strict=True))
+    ]
+
+
+def picture_of(sample: Peek) -> tuple[str, bytes] | None:
+    """Extension and bytes of its picture; None where it has codes only."""
+    return next(((kind, sample.payloads[kind]) for kind in PICTURES if kind in sample.payloads), None)
+
+
+def codes_of(sample: Peek) -> NDArray[np.int64] | None:
+    """VQ codes (I,) of a T2I sample."""
+    payload = sample.payloads.get("vq")
+    return None if payload is None else np.frombuffer(payload, "<u2").astype(np.int64)
+
+
+def _index(shards: ShardSet, wanted: str) -> int:
+    found = np.flatnonzero(shards.keys == wanted.encode())
+    if found.size:
+        return int(found[0])
+    if wanted.isdecimal() and int(wanted) < len(shards):
+        return int(wanted)
+    raise ValueError(
+        f"{wanted!r} is neither a key nor a number below {len(shards)}; "
+        f"the nearest keys are {', '.join(nearest_keys(shards.keys, wanted))}"
+    )
+
+
+def nearest_keys(keys: NDArray[np.bytes_], wanted: str) -> list[str]:
+    """The keys whose beginning and end have most signs in common with those of ``wanted``."""
+    text = np.frombuffer(wanted.encode(), np.uint8)
+    signs = np.ascontiguousarray(keys).view(np.uint8).reshape(len(keys), -1)
+    lengths = np.char.str_len(keys)
+    alike = np.zeros(len(keys), dtype=np.int64)
+    for length in np.unique(lengths).tolist():
+        rows, n = lengths == length, min(length, len(text))
+        starts, ends = signs[rows, :n], signs[rows, length - n : length]
+        for same in (starts == text[:n], (ends == text[len(text) - n :])[:, ::-1]):
+            alike[rows] += np.logical_and.accumulate(same, axis=1).sum(1)
+    return [bytes(keys[place]).decode() for place in np.argsort(-alike, kind="stable")[:_NEAREST]]

@@ -1,0 +1,101 @@
+"""One shard on disk: a webdataset tar and its index, the same bytes for the same samples."""
+
+import os
+import re
+import socket
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from datamodules.manifest import ShardRecord, index_path, tar_path
+from datamodules.shards import Sample
+from modules.files import sha256
+
+PARTIAL = ".partial-"
+"""Part of the name of every file that is not whole yet."""
+_BLOCK = 512
+_EXTENSION = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
+
+
+def write_shard(folder: Path, shard: str, samples: Iterable[Sample], scratch: Path) -> ShardRecord:
+    """Write ``samples``, at least one, to the tar of ``shard`` and its index, and return what a manifest says of them.
+
+    Each file is written in ``scratch`` (on the same file system), brought safely to disk and moved to its place.
+
+    Raises:
+        ValueError: samples with different fields, or a field that is no extension.
+    """
+    # imported here because it brings torch along, which readers of a manifest can do without
+    from webdataset import TarWriter
+
+    keys: list[str] = []
+    columns: dict[str, list[int]] = {}
+    with replacing(tar_path(folder, shard), scratch) as file:
+        # an integer mtime: a fractional one costs a header per member and no two builds would be alike
+        with TarWriter(file, encoder=False, mtime=0) as writer:
+            for key, payloads in _alike(samples):
+                keys.append(key)
+                for field in sorted(payloads):
+                    payload = payloads[field]
+                    writer.write({"__key__": key, field: payload})
+                    padded = -(-len(payload) // _BLOCK) * _BLOCK
+                    entry = (writer.tarstream.offset - padded, len(payload), zlib.crc32(payload))
+                    for column, value in zip(("offset", "size", "crc32"), entry, strict=True):
+                        columns.setdefault(f"{field}.{column}", []).append(value)
+        size = file.tell()
+    _write_index(index_path(folder, shard), keys, columns, scratch)
+    return ShardRecord(
+        name=shard,
+        n=len(keys),
+        bytes=size,
+        sha256=sha256(tar_path(folder, shard)),
+        idx_sha256=sha256(index_path(folder, shard)),
+        fields=sorted({column.rsplit(".", 1)[0] for column in columns}),
+    )
+
+
+@contextmanager
+def replacing(path: Path, scratch: Path) -> Iterator[BinaryIO]:
+    """A file in the folder ``scratch`` that takes ``path``'s place, safe on disk, once the block has succeeded."""
+    # the host too: builders on two nodes may share a folder and a process number
+    partial = scratch / f"{path.name}{PARTIAL}{socket.gethostname()}-{os.getpid()}"
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _alike(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """Pass samples on as long as all have the same fields."""
+    fields: list[str] = []
+    for key, payloads in samples:
+        fields = fields or sorted(payloads)
+        if sorted(payloads) != fields or not fields:
+            raise ValueError(
+                f"key {key!r} has fields {sorted(payloads)}, the samples before it {fields}; all need the same"
+            )
+        for field in fields:
+            if not _EXTENSION.fullmatch(field):
+                raise ValueError(
+                    f"key {key!r}: field {field!r} is no extension (lower-case letters, digits, '_', inner dots)"
+                )
+        yield key, payloads
+
+
+def _write_index(path: Path, keys: list[str], columns: dict[str, list[int]], scratch: Path) -> None:
+    encoded = np.array([key.encode() for key in keys])
+    dtype = [("key", encoded.dtype), *((column, "<u4" if column.endswith("crc32") else "<i8") for column in columns)]
+    index = np.empty(len(keys), dtype=dtype)
+    index["key"] = encoded
+    for column, values in columns.items():
+        index[column] = values
+    with replacing(path, scratch) as file:
+        np.savez(file, index=index)

@@ -1,0 +1,202 @@
+"""A Hugging Face data set to T2I shards (it has captions) or MMU shards (it has conversations)."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules.shard_writer import Make, Progress, build_shards
+from datamodules.sources.common import BadEntryError, SourceConfig, clean_captions, processes_of, read_file
+from datamodules.sources.mmu import Conversation, MMUMaker, checked_turns, question_and_answer
+from datamodules.sources.t2i import CaptionedPicture, T2IMaker, describe_vq, processes_for_pictures
+
+_ROWS_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfConfig(SourceConfig):
+    """Which data set, which of its columns, and where the shards go.
+
+    The columns named decide what is built: ``caption_column`` gives T2I shards; ``conversations_column``, or
+    ``question_column`` and ``answer_column``, give MMU shards.
+    """
+
+    dataset: str
+    """Name on the hub, a folder made by ``save_to_disk``, a folder of data files, or a .parquet file."""
+    config: str = ""
+    """Configuration of the data set, where it has several."""
+    split: str = "train"
+    image_column: str = "image"
+    caption_column: str = ""
+    """A text or a list of texts."""
+    conversations_column: str = ""
+    """A list of turns, each {"from": "human" or "gpt", "value": text}."""
+    question_column: str = ""
+    answer_column: str = ""
+    vq: str = ""
+    """Image tokenizer file, for T2I shards."""
+    batch: int = 64
+    """Images tokenized at once, for T2I shards."""
+    name: str = "hf"
+    """Starts the names of shards and keys, and is each MMU sample's ``source``."""
+    per_shard: int = 1000
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns named besides the image's."""
+        named = (self.caption_column, self.conversations_column, self.question_column, self.answer_column)
+        return [column for column in named if column]
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        found = super().problems()
+        if self.batch < 1:
+            found.append(f"batch={self.batch} must be at least 1")
+        asked = bool(self.question_column), bool(self.answer_column)
+        if asked[0] != asked[1]:
+            found.append("question_column and answer_column belong together; name both")
+        if bool(self.caption_column) + bool(self.conversations_column) + any(asked) != 1:
+            found.append(
+                "name either caption_column (T2I shards), or conversations_column, or question_column and "
+                "answer_column (MMU shards)"
+            )
+        if bool(self.caption_column) != bool(self.vq):
+            found.append("vq, the image tokenizer file, goes with caption_column, and with nothing else")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfRow:
+    """Row of the plan."""
+
+    key: str
+    number: int
+
+
+def build_hf(config: HfConfig, progress: Progress | None = None) -> Path:
+    """Build the shards and return their manifest.
+
+    Raises:
+        OSError: there is no such data set, or the hub cannot be reached.
+        ValueError: a column or split is missing, or nothing can be used; see also `build_shards`.
+        FileExistsError: ``config.out`` already holds another data set.
+    """
+    dataset = _with_columns(_load(config), config)
+    reader = HfReader(dataset, config)
+    meta: dict[str, Any] = {
+        "source": "hf",
+        "licence": config.licence or str(dataset.info.license or ""),
+        "dataset": {"name": Path(config.dataset).name, "config": config.config, "split": config.split},
+        "columns": [config.image_column, *config.text_columns],
+        "texts": {"sha256": _digest(dataset.select_columns(config.text_columns))},
+    }
+    make: Make[HfRow] = MMUMaker(read=reader.conversation, source=config.name)
+    if config.caption_column:
+        vq = describe_vq(config.vq)
+        meta |= {"vq": vq, "batch": config.batch}
+        make = T2IMaker(read=reader.captioned, vq=config.vq, vq_fingerprint=vq["fingerprint"], batch=config.batch)
+    return build_shards(
+        Path(config.out),
+        config.name,
+        [HfRow(key=f"{config.name}-{number:08d}", number=number) for number in range(len(dataset))],
+        make,
+        per_shard=config.per_shard,
+        meta=meta,
+        processes=processes_for_pictures(config) if config.caption_column else processes_of(config),
+        progress=progress,
+    )
+
+
+def _load(config: HfConfig) -> Any:
+    import datasets
+
+    path = Path(config.dataset)
+    if path.is_file():
+        kind = "json" if path.suffix in (".json", ".jsonl") else path.suffix.removeprefix(".")
+        return datasets.load_dataset(kind, data_files=str(path), split=config.split)
+    if not any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        return datasets.load_dataset(config.dataset, config.config or None, split=config.split)
+    saved = datasets.load_from_disk(str(path))
+    if isinstance(saved, datasets.Dataset):
+        if config.split != HfConfig.split:
+            raise ValueError(f"{path} was saved as one data set without splits; leave split={config.split} out")
+        return saved
+    if config.split not in saved:
+        raise ValueError(f"data set {path} has no split {config.split!r}; it has {', '.join(saved)}")
+    return saved[config.split]
+
+
+def _with_columns(dataset: Any, config: HfConfig) -> Any:
+    """The columns that are needed, with the pictures' files as they are."""
+    import datasets
+
+    wanted = [config.image_column, *config.text_columns]
+    if missing := [column for column in wanted if column not in dataset.column_names]:
+        raise ValueError(
+            f"data set {config.dataset} has no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}"
+        )
+    kind = dataset.features[config.image_column]
+    is_binary = isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary")
+    is_struct = isinstance(kind, dict) and "bytes" in kind
+    if not (isinstance(kind, datasets.Image) or is_binary or is_struct):
+        raise ValueError(f"data set {config.dataset}: column {config.image_column} holds {kind}, not images")
+    return dataset.select_columns(wanted).cast_column(config.image_column, datasets.Image(decode=False))
+
+
+def _digest(texts: Any) -> str:
+    """Hex SHA-256 of the text columns: the data set's own fingerprint differs from copy to copy."""
+    digest = hashlib.sha256()
+    for batch in texts.iter(batch_size=_ROWS_AT_ONCE):
+        digest.update(json.dumps(batch, default=str).encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class HfReader:
+    """Reads rows of a data set whose image column gives files."""
+
+    dataset: Any
+    config: HfConfig
+
+    def captioned(self, row: HfRow) -> CaptionedPicture:
+        """Captions and picture of ``row``.
+
+        Raises:
+            BadEntryError: it has none that can be used.
+        """
+        content = self.dataset[row.number]
+        captions = clean_captions(content[self.config.caption_column])
+        file, picture = _picture(content[self.config.image_column], row.number)
+        return CaptionedPicture(file=file, captions=captions, content=picture, about={"row": row.number})
+
+    def conversation(self, row: HfRow) -> Conversation:
+        """Conversation and picture of ``row``.
+
+        Raises:
+            BadEntryError: it has none that can be used.
+        """
+        config, content = self.config, self.dataset[row.number]
+        if config.conversations_column:
+            turns = checked_turns(_listed(content[config.conversations_column]))
+        else:
+            turns = question_and_answer(content[config.question_column], content[config.answer_column])
+        file, picture = _picture(content[config.image_column], row.number)
+        return Conversation(id=str(row.number), turns=turns, file=file, content=picture)
+
+
+def _listed(turns: Any) -> Any:
+    """A list of turns; some releases of `datasets` give lists of objects as an object of lists."""
+    if isinstance(turns, dict):
+        return [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
+    return turns
+
+
+def _picture(value: dict[str, Any] | None, number: int) -> tuple[str, bytes]:
+    """Name and content of a picture's file."""
+    name = Path((value or {}).get("path") or f"row-{number}").name
+    if value and value["bytes"] is not None:
+        return name, value["bytes"]
+    if value and value["path"]:
+        return name, read_file(Path(value["path"]).parent, name)
+    raise BadEntryError("no image")

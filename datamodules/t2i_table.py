@@ -1,0 +1,159 @@
+"""A T2I shard set as memory maps: codes and tokenized captions, read a whole micro-batch at a time.
+
+The table is made once from the shards, by whichever process comes first, and holds nothing that they and the text
+tokenizer do not: delete it and it is made again. Every row ends in a seal, so that a damaged one is noticed.
+
+Shapes: N samples, M captions of all samples, B batch, I image tokens, C caption ids.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.encode import encode_caption
+from datamodules.folders import locked, new_folder
+from datamodules.shards import DamagedShardError, ShardSet
+from modules.omnimamba.tokenizer import TextTokenizer
+
+_VERSION = 1
+_SEAL = 0x5A17
+"""Exclusive or of all words of a whole row; a row of zeros has not got it."""
+_ROWS = 8192
+"""Rows turned into arrays at once while a table is made."""
+
+
+class T2ITable:
+    """Random access to the samples of a T2I shard set."""
+
+    def __init__(self, folder: Path) -> None:
+        """Map what `open_table` made."""
+        self.folder = folder
+        try:
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            self.largest_code = int(meta["largest_code"])
+            self._codes = _mapped(folder / "codes.bin", "<u2", meta["codes"])
+            self._captions = _mapped(folder / "captions.bin", meta["caption_type"], meta["captions"])
+            self._first = np.fromfile(folder / "first.bin", "<i8")
+            if len(self._first) != len(self._codes) + 1 or self._first[-1] != len(self._captions):
+                raise ValueError("first.bin does not fit its captions")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedShardError(
+                f"T2I table {folder} cannot be read ({error}); delete it: it is made from the shards anew"
+            ) from error
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self._codes)
+
+    @property
+    def image_tokens(self) -> int:
+        """Codes of each sample."""
+        return int(self._codes.shape[1]) - 1
+
+    def codes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """VQ codes (B, I).
+
+        Raises:
+            DamagedShardError: the table on disk is not what was written.
+        """
+        return self._whole(self._codes, indices, "codes.bin")
+
+    def captions(self, indices: NDArray[np.int64], choice: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Ids (B, C+5) of one caption a sample: the one that ``choice`` (B,) names, modulo how many there are.
+
+        Raises:
+            DamagedShardError: the table on disk is not what was written.
+        """
+        first = self._first[indices]
+        counts = (self._first[indices + 1] - first).astype(np.uint64)
+        return self._whole(self._captions, first + (choice % counts).astype(np.int64), "captions.bin")
+
+    def _whole(self, rows: NDArray[Any], chosen: NDArray[np.int64], name: str) -> NDArray[np.int64]:
+        found = rows[chosen]
+        broken = np.bitwise_xor.reduce(found, axis=1) != _SEAL
+        if broken.any():
+            row = int(chosen[broken][0])
+            raise DamagedShardError(
+                f"T2I table {self.folder / name}, row {row}: not what was written. Delete the folder and start again: "
+                "the table is made from the shards anew"
+            )
+        return found[:, :-1].astype(np.int64)
+
+
+def open_table(shards: ShardSet, tokenizer: TextTokenizer, caption_length: int, folder: Path) -> T2ITable:
+    """The table of ``shards`` under ``folder``, made first if it is not there; other processes wait for it.
+
+    Its name holds the fingerprints of data and tokenizer and the caption length, so none is ever taken for another.
+
+    Raises:
+        OSError: the folder cannot be written.
+        DamagedShardError: a table is there but damaged.
+        ValueError: a sample has no captions, or codes of another length than the others.
+    """
+    kind = f"t2i-v{_VERSION}-{shards.fingerprint[:16]}-{tokenizer.fingerprint[:16]}-{caption_length}"
+    path = folder / kind
+    if not path.is_dir():
+        with locked(path):
+            if not path.is_dir():
+                with new_folder(path) as partial:
+                    _make(partial, shards, tokenizer, caption_length)
+    return T2ITable(path)
+
+
+def _make(folder: Path, shards: ShardSet, tokenizer: TextTokenizer, caption_length: int) -> None:
+    caption_type = "<u2" if len(tokenizer) <= 1 << 16 else "<u4"
+    first, codes_shape, largest = [0], (0, 0), 0
+    with (folder / "codes.bin").open("wb") as codes_file, (folder / "captions.bin").open("wb") as captions_file:
+        for start in range(0, len(shards), _ROWS):
+            codes, captions = [], []
+            for key, payload, texts in _samples(shards, range(start, min(start + _ROWS, len(shards)))):
+                codes.append(np.frombuffer(payload, "<u2"))
+                if len(codes[-1]) != len(codes[0]) or codes_shape[1] not in (0, len(codes[-1]) + 1):
+                    raise ValueError(f"{key}: {len(codes[-1])} codes, but the samples before it have another number")
+                captions += [encode_caption(tokenizer, text, caption_length) for text in texts]
+                first.append(first[-1] + len(texts))
+            block = np.stack(codes)
+            largest = max(largest, int(block.max()))
+            codes_shape = (codes_shape[0] + len(block), block.shape[1] + 1)
+            codes_file.write(_sealed(block).tobytes())
+            captions_file.write(_sealed(np.array(captions, caption_type)).tobytes())
+    np.array(first, "<i8").tofile(folder / "first.bin")
+    meta = {
+        "codes": codes_shape,
+        "captions": (first[-1], caption_length + 6),
+        "caption_type": caption_type,
+        "largest_code": largest,
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+
+def _samples(shards: ShardSet, indices: range) -> Iterator[tuple[str, bytes, list[str]]]:
+    """Key, codes and captions of each sample."""
+    for i in indices:
+        fields = shards.get(i)
+        captions = json.loads(fields["json"])["captions"]
+        if not captions:
+            raise ValueError(f"{shards.key(i)}: no captions; prepare the data again without it")
+        yield shards.key(i), fields["vq"], captions
+
+
+def _sealed(rows: NDArray[Any]) -> NDArray[Any]:
+    """``rows`` (N, W) with one more word each, (N, W+1), which makes the exclusive or of the row the seal."""
+    words = np.bitwise_xor.reduce(rows, axis=1) ^ rows.dtype.type(_SEAL)
+    return np.concatenate([rows, words[:, None]], axis=1)
+
+
+def _mapped(path: Path, kind: str, shape: tuple[int, int]) -> NDArray[Any]:
+    """A memory map of the whole file.
+
+    Raises:
+        ValueError: the file has not the size that ``shape`` asks for.
+    """
+    expected = int(np.prod(shape)) * np.dtype(kind).itemsize
+    if path.stat().st_size != expected:
+        raise ValueError(f"{path.name} has {path.stat().st_size} bytes, not {expected}")
+    return np.memmap(path, kind, mode="r", shape=tuple(shape))

@@ -1,0 +1,90 @@
+"""Measure how fast parts of the pipeline are on this machine: one table, and JSON to keep.
+
+Examples:
+    python -m pipelines.benchmark data folder=data/bench --json data.json
+    python -m pipelines.benchmark data folder=data/bench deep_samples=100000 seconds=1
+    python -m pipelines.benchmark train stage=t2i_pretrain "micro_batch={t2i: 90}" --json train.json
+    python -m pipelines.benchmark train hardware.strategy=zero2 hardware.devices=2
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.console import run_verb, say
+
+if TYPE_CHECKING:
+    from pipelines.benchmark_data import Line
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    data = commands.add_parser("data", help="reading, decoding and mixing of samples, against plain webdataset")
+    data.add_argument("overrides", nargs="+", metavar="key=value", help="settings; folder=... is required")
+    data.add_argument("--json", type=Path, help="file that the measurements are written to")
+    data.set_defaults(run=_data)
+    train = commands.add_parser("train", help="steps of a stage on a GPU, against mamba_ssm's own language model")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
+    train.add_argument("--json", type=Path, help="file that the measurements are written to")
+    train.set_defaults(run=_train)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    from pipelines.benchmark_data import DataBenchmarkConfig, as_json, measure_data
+    from pipelines.overrides import parse_overrides
+
+    config = parse_overrides(DataBenchmarkConfig, arguments.overrides)
+    lines = measure_data(config, say)
+    _show(lines)
+    if arguments.json:
+        arguments.json.write_text(as_json(config, lines), encoding="utf-8")
+        say(f"written to {arguments.json}")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    import json
+
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from pipelines.benchmark_train import TrainBenchmarkConfig, measure_train
+    from pipelines.overrides import parse_overrides
+
+    found = measure_train(parse_overrides(TrainBenchmarkConfig, arguments.overrides))
+    if getattr(rank_zero_only, "rank", 0):
+        return
+    for name in ("ours", "baseline"):
+        if figures := found.get(name):
+            say(
+                f"{name:<9} {figures['seconds_per_step']:.3f} s/step  {figures['tokens_per_second']:,.0f} tokens/s  "
+                f"{figures['peak_gib']:.1f} GiB  {figures['tflops']:.0f} TFLOP/s  "
+                f"loss {figures['first_loss']:.3f} -> {figures['last_loss']:.3f}"
+            )
+    say(f"on {found['gpu']}; GEMM rate {found['gemm_tflops'] or float('nan'):.0f} TFLOP/s")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        say(f"written to {arguments.json}")
+
+
+def _show(lines: "list[Line]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("measure", "unit", "ours", "webdataset", "ratio", "target")
+    for column in table.columns[2:5]:
+        column.justify = "right"
+    for line in lines:
+        beside = (
+            ("-", "-") if line.webdataset is None else (f"{line.webdataset:,.0f}", f"{line.ours / line.webdataset:.1f}")
+        )
+        table.add_row(line.what, line.unit, f"{line.ours:,.0f}", *beside, line.target)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    run_verb(main)

@@ -1,0 +1,242 @@
+"""Looking into prepared data: verify it, count it, and look at a sample."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.console import USER_ERRORS, say
+
+if TYPE_CHECKING:
+    from datamodules.peek import Peek, Token
+    from datamodules.survey import Summary, Survey
+
+FAULTY, UNUSABLE = 1, 2
+"""Exit codes: the data has faults; what the user gave cannot be used."""
+
+
+def add_tools(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``verify``, ``stats`` and ``peek``; each sets ``run``, from the arguments to the exit code."""
+    verify = _command(commands, "verify", _verify, "look for every fault of a data set; exits 1 if there is one")
+    verify.add_argument("--sha256", action="store_true", help="hash every shard, and name the keys that are damaged")
+    verify.add_argument("--decode", action="store_true", help="check and decode every payload")
+    _processes(verify)
+    stats = _command(commands, "stats", _stats, "count what a data set holds")
+    stats.add_argument("--tokenizer", default="", help="tokenizer.json to measure the texts with")
+    stats.add_argument("--length", type=int, help="ids that every text gets (default 449; captions 68)")
+    stats.add_argument("--image-positions", type=int, default=729, help="of an MMU image (default 729)")
+    stats.add_argument(
+        "--evaluation", nargs="+", default=[], type=Path, metavar="PLACE", help="question files or folders of pictures"
+    )
+    stats.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    _processes(stats)
+    peek = _command(commands, "peek", _peek, "show one sample as the model sees it")
+    peek.add_argument("key", metavar="KEY", help="its key, or its number from 0 on")
+    peek.add_argument("--tokenizer", default="", help="tokenizer.json, to show tokens and labels")
+    peek.add_argument("--length", type=int, help="ids of the text (default 449; captions 68)")
+    peek.add_argument("--caption", type=int, default=0, help="which caption becomes tokens (default 0)")
+    peek.add_argument("--vq", default="", help="image tokenizer file, to draw a T2I sample's codes")
+    peek.add_argument("--out", type=Path, help="file for the picture (default KEY.jpg, or KEY.png of codes)")
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    work: Callable[[argparse.Namespace], int],
+    what: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=what, description=what)
+    parser.add_argument("manifest", metavar="MANIFEST", help="manifest.json of the data set: a path or a URL")
+    parser.add_argument("--cache", type=Path, help="folder that the shards are staged in")
+    parser.set_defaults(run=partial(_guarded, work))
+    return parser
+
+
+def _processes(parser: argparse.ArgumentParser) -> None:
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument(
+        "--processes", type=int, default=cores, help=f"processes that work (default {cores}: all cores)"
+    )
+
+
+def _guarded(work: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    try:
+        return work(arguments)
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return UNUSABLE
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal that shows how much is done; nothing where errors go to a file."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, of: progress.update(task, completed=done, total=of)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from datamodules.inspection import shards_of, verify
+
+    with _bar("shards") as progress:
+        found = verify(
+            arguments.manifest,
+            arguments.cache,
+            sha256=arguments.sha256,
+            decode=arguments.decode,
+            processes=arguments.processes,
+            progress=progress,
+        )
+    for fault in found.faults:
+        say(f"{fault.shard}{f', key {fault.key}' if fault.key else ''}: {fault.what}")
+    checked = ["sizes", "indexes", *(["sha256"] if arguments.sha256 else []), *(["decode"] if arguments.decode else [])]
+    say(
+        f"{arguments.manifest}: {found.shards} shards, {found.samples} samples, {found.bytes} bytes; "
+        f"checked: {', '.join(checked)}; {len(found.faults)} faults"
+    )
+    if found.faults:
+        say(f"copy or build again: {', '.join(shards_of(found.faults)) or 'the data set'}")
+    return FAULTY if found.faults else 0
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    from datamodules.evaluation_images import read_evaluation
+    from datamodules.findings import SurveyConfig
+    from datamodules.survey import survey
+
+    config = SurveyConfig(
+        tokenizer=arguments.tokenizer, length=arguments.length, image_positions=arguments.image_positions
+    )
+    evaluation = read_evaluation(arguments.evaluation) if arguments.evaluation else None
+    with _bar("shards") as progress:
+        found = survey(
+            arguments.manifest,
+            arguments.cache,
+            config,
+            evaluation,
+            processes=arguments.processes,
+            progress=progress,
+        )
+    if arguments.json:
+        say(json.dumps(asdict(found), indent=2))
+    else:
+        _show_survey(found)
+    return 0
+
+
+def _show_survey(found: "Survey") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("", "mean", "median", "p90", "max", "total")
+    rows: dict[str, Summary | None] = {
+        **{f"bytes of .{kind}": summary for kind, summary in found.payloads.items()},
+        "image width": found.width,
+        "image height": found.height,
+        "captions per image": found.captions,
+        "questions per conversation": found.turns,
+        "ids per text": found.text_ids,
+    }
+    for name, summary in rows.items():
+        if summary is not None:
+            table.add_row(name, *(f"{value:,.1f}".removesuffix(".0") for value in asdict(summary).values()))
+    console.print(f"{found.samples:,} samples in {found.shards:,} shards of {found.bytes:,} bytes")
+    console.print(table)
+    lines = [
+        f"repeated pictures: {found.repeated_contents} by content, {found.repeated_names} by name",
+        f"unreadable: {found.unreadable}" + (" (verify --decode names them)" if found.unreadable else ""),
+    ]
+    if (padding := found.padding) is not None:
+        lines += [
+            f"every text at {padding.length} ids: {padding.cut} cut, {padding.no_room} without room for an answer",
+            f"  padding is {padding.text_waste:.1%} of the text and {padding.sequence_waste:.1%} of all positions "
+            f"({padding.positions_fixed:,.0f} a sequence; {padding.positions_packed:,.1f} without padding)",
+        ]
+    if (overlap := found.overlap) is not None:
+        by_content = "not compared" if overlap.by_content is None else overlap.by_content
+        lines.append(f"pictures that are evaluated on: {overlap.by_name} by name, {by_content} by content")
+        lines += [f"  {key}" for key in overlap.keys]
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+
+
+def _peek(arguments: argparse.Namespace) -> int:
+    from datamodules.encode import PromptTemplate
+    from datamodules.findings import MMU_LENGTH, T2I_LENGTH
+    from datamodules.peek import peek, tokens
+    from datamodules.shards import ShardSet
+
+    sample = peek(ShardSet.open(arguments.manifest, arguments.cache), arguments.key)
+    sizes = ", ".join(f".{kind} {len(payload)} bytes" for kind, payload in sample.payloads.items())
+    say(f"{sample.key}: sample {sample.index}, in shard {sample.shard} ({sizes})")
+    say(json.dumps(sample.content, indent=2, ensure_ascii=False))
+    _write_picture(sample, arguments)
+    if arguments.tokenizer:
+        from modules.omnimamba.tokenizer import TextTokenizer
+
+        _show_tokens(
+            tokens(
+                sample.content,
+                TextTokenizer(arguments.tokenizer),
+                PromptTemplate(),
+                mmu_length=arguments.length or MMU_LENGTH,
+                caption_length=arguments.length or T2I_LENGTH,
+                caption=arguments.caption,
+            )
+        )
+    return 0
+
+
+def _write_picture(sample: "Peek", arguments: argparse.Namespace) -> None:
+    from datamodules.images import decode, to_image
+    from datamodules.peek import codes_of, picture_of
+
+    stored, codes = picture_of(sample), codes_of(sample)
+    if stored is not None:
+        kind, payload = stored
+        out = arguments.out or Path(f"{sample.key}.{kind}")
+        if out.suffix.lower() == f".{kind}":
+            out.write_bytes(payload)
+        else:
+            decode(payload).save(out)
+    elif codes is not None and arguments.vq:
+        import torch
+
+        from modules.omnimamba.vq import load_image_tokenizer
+
+        out = arguments.out or Path(f"{sample.key}.png")
+        to_image(load_image_tokenizer(arguments.vq).decode(torch.from_numpy(codes)[None])[0]).save(out)
+    else:
+        say("no picture is stored; --vq names the image tokenizer that draws its codes")
+        return
+    say(f"picture: {out}")
+
+
+def _show_tokens(sequence: "list[Token]") -> None:
+    """One line a position; of a run of padding only the first."""
+    from modules.omnimamba.tokenizer import PAD
+
+    say(f"{'position':>8}  {'id':>6}  {'label':>6}  token")
+    run = 0
+    for token in [*sequence, None]:
+        if token is not None and token.text == PAD and run:
+            run += 1
+            continue
+        if run > 1:
+            say(f"{'...':>8}  {run - 1} more {PAD}")
+        if token is None:
+            break
+        run = int(token.text == PAD)
+        label: Any = "-" if token.label is None else token.label
+        say(f"{token.position:>8}  {token.id:>6}  {label:>6}  {token.text}")

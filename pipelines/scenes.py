@@ -1,0 +1,184 @@
+"""Scenes drawn here, with tokenizers trained on them, as shards: what the embedded runs learn from."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datamodules.folders import FolderMismatch, holds, locked, new_folder, write_record
+from datamodules.scenes.config import ScenesConfig
+from datamodules.sources.coco import CocoConfig, build_coco
+from datamodules.sources.llava import LlavaConfig, build_llava
+from pipelines.overrides import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RECORD = "prepared.json"
+_FORMAT = 2
+"""Raised whenever the same configuration gives other files."""
+_FIT_IMAGES = 2000
+_LICENCE = "drawn here; free to use"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareScenesConfig(ScenesConfig):
+    """The scenes, and how they are tokenized."""
+
+    folder: str
+    """Where everything goes."""
+    vocab_size: int = 512
+    """Entries of the text tokenizer, at most."""
+    codebook_size: int = 512
+    patch_size: int = 4
+    """Side of the patch that becomes one code: 64 px give 256 codes of 4 x 4."""
+    per_shard: int = 1000
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        found = super().problems()
+        if self.vocab_size < 257:
+            found.append(f"vocab_size={self.vocab_size} must be at least 257: 256 bytes and the end of text")
+        if not 1 <= self.codebook_size <= 65536:
+            found.append(f"codebook_size={self.codebook_size} must lie in [1, 65536]")
+        if self.patch_size < 1 or 64 % self.patch_size:
+            found.append(f"patch_size={self.patch_size} does not divide the scenes' 64 pixels; choose 2, 4, 8 or 16")
+        if self.per_shard < 1:
+            found.append(f"per_shard={self.per_shard} must be at least 1")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedPaths:
+    """Where to find what was prepared; ``t2i``, ``mmu_captions`` and ``mmu_instruct`` are manifests."""
+
+    folder: Path
+    scenes: Path
+    tokenizer: Path
+    vq: Path
+    t2i: Path
+    mmu_captions: Path
+    mmu_instruct: Path
+
+    @classmethod
+    def under(cls, folder: Path) -> "PreparedPaths":
+        """The paths in a prepared folder."""
+        return cls(
+            folder=folder,
+            scenes=folder / "scenes",
+            tokenizer=folder / "tokenizer.json",
+            vq=folder / "vq.safetensors",
+            t2i=folder / "t2i" / "manifest.json",
+            mmu_captions=folder / "mmu_captions" / "manifest.json",
+            mmu_instruct=folder / "mmu_instruct" / "manifest.json",
+        )
+
+
+def prepare_scenes(config: PrepareScenesConfig, say: Say = print) -> PreparedPaths:
+    """Draw the scenes, train both tokenizers on them and build the shards: all of it in ``config.folder``, or nothing.
+
+    Returns at once when the folder already holds this configuration. Any number of processes may ask at the same
+    time: one works, the others wait for it.
+
+    Raises:
+        ConfigError: a broken rule, or the folder holds something else.
+    """
+    if problems := config.problems():
+        raise ConfigError("prepare scenes: " + "; ".join(problems))
+    folder = Path(config.folder).resolve()
+    record = {"format_version": _FORMAT, **asdict(config)}
+    del record["folder"]
+    try:
+        with locked(folder):
+            if not holds(folder, RECORD, record):
+                with new_folder(folder) as partial:
+                    _build_scenes(PreparedPaths.under(partial), config, say)
+                    write_record(partial / RECORD, record)
+    except FolderMismatch as error:
+        raise ConfigError(str(error)) from error
+    return PreparedPaths.under(folder)
+
+
+def _build_scenes(paths: PreparedPaths, config: PrepareScenesConfig, say: Say) -> None:
+    from datamodules.scenes.vocabulary import train_tokenizer
+    from datamodules.scenes.write import write_scenes
+    from modules.omnimamba.vq import PatchKMeans
+
+    captions, pictures = paths.scenes / "annotations" / "captions_train2014.json", paths.scenes / "train2014"
+    with _timed(say, f"scenes: {config.images} training and {config.val_images} validation images"):
+        write_scenes(paths.scenes, config)
+    with _timed(say, "text tokenizer"):
+        train_tokenizer(_texts(paths.scenes), paths.tokenizer, vocab_size=config.vocab_size)
+    with _timed(say, f"image tokenizer: {config.codebook_size} codes of {config.patch_size} x {config.patch_size} px"):
+        vq = PatchKMeans.fit(
+            _load(sorted(pictures.iterdir())[:_FIT_IMAGES]),
+            codebook_size=config.codebook_size,
+            patch_size=config.patch_size,
+            seed=config.seed,
+        )
+        vq.save(paths.vq)
+    with _timed(say, "shards: t2i, mmu_captions, mmu_instruct"):
+        build_coco(
+            CocoConfig(
+                captions=str(captions),
+                images=str(pictures),
+                vq=str(paths.vq),
+                out=str(paths.t2i.parent),
+                name="scenes-train",
+                per_shard=config.per_shard,
+                processes=1,
+                licence=_LICENCE,
+            )
+        )
+        for manifest in (paths.mmu_captions, paths.mmu_instruct):
+            name = manifest.parent.name
+            build_llava(
+                LlavaConfig(
+                    annotations=str(paths.scenes / "llava" / f"{name.removeprefix('mmu_')}.json"),
+                    images=str(paths.scenes),
+                    out=str(manifest.parent),
+                    name=f"scenes-{name.removeprefix('mmu_')}",
+                    per_shard=config.per_shard,
+                    processes=1,
+                    licence=_LICENCE,
+                )
+            )
+
+
+def _texts(scenes: Path) -> Iterator[str]:
+    """What the text tokenizer learns from: captions, and questions and answers the way the model will see them."""
+    from datamodules.encode import PromptTemplate
+    from datamodules.scenes.questions import ANSWERS
+    from datamodules.sources.common import read_json
+
+    for each in read_json(scenes / "annotations" / "captions_train2014.json", "captions file")["annotations"]:
+        yield each["caption"]
+    # so that every answer becomes one token even where few images leave some out
+    for answer in ANSWERS:
+        yield from (answer, answer.capitalize(), f" {answer}")
+    template = PromptTemplate()
+    for entry in read_json(scenes / "llava" / "instruct.json", "conversations file"):
+        for turn in entry["conversations"]:
+            text = turn["value"].removeprefix("<image>\n")
+            yield template.question.format(question=text) if turn["from"] == "human" else text
+
+
+def _load(paths: Sequence[Path]) -> "Tensor":
+    """Images of one size as uint8 (N, 3, H, W)."""
+    import torch
+
+    from datamodules.images import read_image, to_tensor
+
+    return torch.stack([to_tensor(read_image(path)) for path in paths])
+
+
+@contextmanager
+def _timed(say: Say, what: str) -> Iterator[None]:
+    """Says what was done and how long it took, once it is done."""
+    start = time.perf_counter()
+    yield
+    say(f"  {what} ({time.perf_counter() - start:.1f} s)")

@@ -1,0 +1,117 @@
+"""The memory map holds what the shards hold, is made once, and notices damage."""
+
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodules.encode import encode_caption
+from datamodules.shard_writer import write_shards
+from datamodules.shards import DamagedShardError, ShardSet
+from datamodules.t2i_table import T2ITable, open_table
+from modules.omnimamba.tokenizer import TextTokenizer
+
+CODES = np.random.default_rng(0).integers(0, 1 << 16, (9, 16)).astype("<u2")
+CAPTIONS = [[f"{'x' * i} {j}" for j in range(1 + i % 3)] for i in range(9)]
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    samples = [
+        (f"image-{i}", {"json": json.dumps({"captions": CAPTIONS[i]}).encode(), "vq": CODES[i].tobytes()})
+        for i in range(9)
+    ]
+    return write_shards(tmp_path / "set", "t2i", samples, per_shard=4, meta={})
+
+
+@pytest.fixture
+def table(manifest: Path, tokenizer: TextTokenizer, tmp_path: Path) -> T2ITable:
+    return open_table(ShardSet.open(manifest), tokenizer, 12, tmp_path / "cache")
+
+
+def test_codes_and_captions_are_those_of_the_shards(table: T2ITable, tokenizer: TextTokenizer) -> None:
+    assert (len(table), table.image_tokens, table.largest_code) == (9, 16, CODES.max())
+    indices = np.array([8, 0, 3, 3])
+    codes = table.codes(indices)
+    assert codes.dtype == np.int64
+    assert np.array_equal(codes, CODES[indices])
+    for choice in range(4):
+        rows = table.captions(indices, np.full(4, choice, np.uint64))
+        expected = [CAPTIONS[i][choice % len(CAPTIONS[i])] for i in indices]
+        assert rows.tolist() == [encode_caption(tokenizer, text, 12) for text in expected]
+
+
+def test_a_table_is_made_once(manifest: Path, table: T2ITable, tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in table.folder.iterdir()}
+    again = open_table(ShardSet.open(manifest), tokenizer, 12, tmp_path / "cache")
+    assert again.folder == table.folder
+    assert {path: path.stat().st_mtime_ns for path in table.folder.iterdir()} == before
+    longer = open_table(ShardSet.open(manifest), tokenizer, 13, tmp_path / "cache")
+    assert longer.folder != table.folder
+
+
+def _open(manifest: Path, tokenizer: Path, cache: Path) -> int:
+    table = open_table(ShardSet.open(manifest), TextTokenizer(tokenizer), 12, cache)
+    return (table.folder / "codes.bin").stat().st_ino
+
+
+def test_processes_that_ask_at_once_share_one(manifest: Path, tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    with ProcessPoolExecutor(4, get_context("spawn")) as pool:
+        opened = pool.map(_open, [manifest] * 4, [tokenizer.path] * 4, [tmp_path / "shared"] * 4)
+        assert len(set(opened)) == 1
+    assert len([path for path in (tmp_path / "shared").iterdir() if path.is_dir()]) == 1
+
+
+@pytest.mark.parametrize("name", ["codes.bin", "captions.bin"])
+def test_a_flipped_bit_is_found_on_reading(table: T2ITable, name: str) -> None:
+    path = table.folder / name
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 16
+    path.write_bytes(content)
+    damaged = T2ITable(table.folder)
+    first, last = np.array([0]), np.array([8])
+    none = np.array([2], np.uint64)
+    assert np.array_equal(damaged.codes(first)[0], CODES[0])
+    with pytest.raises(DamagedShardError, match=rf"{name}, row \d+: not what was written\. Delete the folder"):
+        (damaged.codes if name == "codes.bin" else lambda at: damaged.captions(at, none))(last)
+
+
+def test_a_page_of_zeros_is_found_on_reading(table: T2ITable) -> None:
+    path = table.folder / "codes.bin"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(DamagedShardError, match=r"codes\.bin, row 4"):
+        T2ITable(table.folder).codes(np.array([4]))
+
+
+@pytest.mark.parametrize("name", ["codes.bin", "captions.bin", "first.bin", "meta.json"])
+def test_a_short_or_missing_file_is_found_on_opening(table: T2ITable, name: str) -> None:
+    os.truncate(table.folder / name, (table.folder / name).stat().st_size - 8)
+    with pytest.raises(DamagedShardError, match=r"cannot be read .* delete it: it is made from the shards anew"):
+        T2ITable(table.folder)
+    (table.folder / name).unlink()
+    with pytest.raises(DamagedShardError, match="cannot be read"):
+        T2ITable(table.folder)
+
+
+@pytest.mark.parametrize(
+    ("captions", "codes", "message"),
+    [
+        ([], bytes(32), "image-1: no captions"),
+        (["x"], bytes(30), "image-1: 15 codes, but the samples before it have another number"),
+    ],
+)
+def test_what_makes_no_table_is_named(
+    tmp_path: Path, tokenizer: TextTokenizer, captions: list[str], codes: bytes, message: str
+) -> None:
+    samples = [
+        ("image-0", {"json": b'{"captions": ["x"]}', "vq": bytes(32)}),
+        ("image-1", {"json": json.dumps({"captions": captions}).encode(), "vq": codes}),
+    ]
+    manifest = write_shards(tmp_path / "odd", "t2i", samples, per_shard=4, meta={})
+    with pytest.raises(ValueError, match=message):
+        open_table(ShardSet.open(manifest), tokenizer, 12, tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
