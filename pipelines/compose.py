@@ -39,8 +39,8 @@ COMPUTE = {"float32": torch.float32, "bf16": torch.bfloat16}
 ZERO_STAGES: dict[str, Literal[1, 2, 3]] = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
-def check_hardware(config: HardwareConfig) -> None:
-    """Refuse hardware that this machine does not have, before anything else is done.
+def check_hardware(config: HardwareConfig, *, deterministic: bool = False) -> None:
+    """Refuse hardware that this machine does not have, before anything else is done, and load a GPU's kernels.
 
     Raises:
         ConfigError: GPUs are asked for and too few are there.
@@ -52,6 +52,8 @@ def check_hardware(config: HardwareConfig) -> None:
             f"shows {torch.cuda.device_count()} GPUs; use hardware.accelerator=cpu or a machine that has them"
         )
     if config.accelerator == "gpu":
+        if deterministic:
+            kernels.choose_deterministic()
         kernels.load()
     cores = os.cpu_count() or 1
     if config.threads > cores:

@@ -42,7 +42,7 @@ def fit(config: RunConfig) -> Path:
         logging.getLogger(name).setLevel(logging.WARNING)
     leader = getattr(rank_zero_only, "rank", 0) == 0
     report = say if leader else _silent
-    check_hardware(config.hardware)
+    check_hardware(config.hardware, deterministic=config.trainer.deterministic)
     run = open_run(config)
     if run.complete:
         report(f"{run.path} is complete ({COMPLETE}); nothing to do")

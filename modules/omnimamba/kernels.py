@@ -7,6 +7,7 @@ Shapes: B batch, L length, D d_model, E d_inner, H heads, P head size, N state s
 C = E + 2N channels of the convolution, Z = 2E + 2N + H columns of the input projection.
 """
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -34,6 +35,11 @@ class Kernels:
     ssm_step: Any
     norm: Any
     gated_norm: Any
+
+
+def choose_deterministic() -> None:
+    """Have both packages sum in a fixed order. To be called before `load`: mamba_ssm chooses when it is imported."""
+    os.environ.update(MAMBA_DETERMINISTIC="1", CAUSAL_CONV1D_DETERMINISTIC="1")
 
 
 @cache
