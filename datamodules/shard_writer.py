@@ -104,7 +104,7 @@ def build_shards(
         return _finish(folder, name, [shard.name for shard in shards], {**meta, **_identity(plan)})
 
 
-def _check(name: str, keys: Sequence[str], per_shard: int, processes: int = 1) -> None:
+def _check(name: str, keys: Sequence[str], per_shard: int, processes: int) -> None:
     """Refuse what readers of the format would mix up."""
     if not _KEY.fullmatch(name):
         raise ValueError(f"data set name {name!r} may hold only letters, digits, '-' and '_': readers split at dots")
@@ -276,27 +276,3 @@ def _commit_path(folder: Path, shard: str) -> Path:
 def _read_commit(folder: Path, shard: str) -> dict[str, Any]:
     commit: dict[str, Any] = json.loads(_commit_path(folder, shard).read_text(encoding="utf-8"))
     return commit
-
-
-def write_shards(
-    folder: Path, name: str, samples: Iterable[Sample], *, per_shard: int, meta: Mapping[str, Any]
-) -> Path:
-    """Write ``samples`` to shards of ``per_shard`` samples and return the path of their manifest.
-
-    Raises:
-        FileExistsError: the folder already holds a data set.
-        ValueError: as `build_shards`.
-    """
-    given = list(samples)
-    _check(name, [key for key, _ in given], per_shard)
-    if (folder / MANIFEST).exists():
-        raise FileExistsError(f"{folder / MANIFEST} exists: the folder already holds a data set. Choose another folder")
-    if not given:
-        raise ValueError(f"no samples for {folder / name}: nothing to write")
-    folder.mkdir(parents=True, exist_ok=True)
-    records = [
-        write_shard(folder, f"{name}-{start // per_shard:06d}", given[start : start + per_shard], folder)
-        for start in range(0, len(given), per_shard)
-    ]
-    write_manifest(folder, name, records, meta, folder)
-    return folder / MANIFEST

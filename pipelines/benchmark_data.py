@@ -8,8 +8,10 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import islice
 from multiprocessing import active_children
 from pathlib import Path
@@ -24,7 +26,7 @@ from datamodules.encode import PromptTemplate, encode_caption, encode_conversati
 from datamodules.images import mmu_pixels, to_tensor
 from datamodules.mixed import Counts, DataConfig, MixedDataModule
 from datamodules.scenes.vocabulary import train_tokenizer
-from datamodules.shard_writer import write_shards
+from datamodules.shard_writer import build_shards
 from datamodules.shards import Sample
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.tokenizer import TextTokenizer
@@ -75,9 +77,9 @@ def measure_data(config: DataBenchmarkConfig, say: Callable[[str], None]) -> lis
     folder = Path(config.folder)
     bench = _Bench(config, folder, _tokenizer(folder))
     say(f"shards in {folder}")
-    bench.t2i = _once(folder / "t2i", lambda: _t2i_samples(config.t2i_samples), 8192)
-    bench.mmu = _once(folder / "mmu", lambda: _mmu_samples(config.mmu_samples), 1000)
-    bench.deep = _once(folder / "deep", lambda: _deep_samples(config.deep_samples), 1000)
+    bench.t2i = _built(folder / "t2i", config.t2i_samples, _t2i_sample, 8192)
+    bench.mmu = _built(folder / "mmu", config.mmu_samples, _mmu_sample, 1000)
+    bench.deep = _built(folder / "deep", config.deep_samples, _deep_sample, 1000)
     lines = []
     for part in (bench.decode, bench.t2i_stream, bench.mmu_stream, bench.mix, bench.memory, bench.resume):
         for line in part():
@@ -267,10 +269,27 @@ def _pillow(payload: bytes) -> torch.Tensor:
         return to_tensor(image.convert("RGB").resize((384, 384), Image.Resampling.BICUBIC))
 
 
-def _once(folder: Path, samples: Callable[[], Iterator[Sample]], per_shard: int) -> Path:
-    """The manifest in ``folder``, written first if it is not there."""
-    manifest = folder / "manifest.json"
-    return manifest if manifest.is_file() else write_shards(folder, "bench", samples(), per_shard=per_shard, meta={})
+@dataclass(frozen=True)
+class _Row:
+    key: str
+    number: int
+
+
+@dataclass(frozen=True)
+class _Maker:
+    fields: Callable[[int], dict[str, bytes]]
+
+    def __call__(self, rows: Sequence[_Row], counts: Counter[str]) -> Iterator[Sample]:
+        for row in rows:
+            yield row.key, self.fields(row.number)
+
+
+def _built(folder: Path, count: int, fields: Callable[[int], dict[str, bytes]], per_shard: int) -> Path:
+    """The manifest of a set of ``count`` samples, built first if it is not there."""
+    rows = [_Row(f"sample-{number:08d}", number) for number in range(count)]
+    meta = {"source": "benchmark", "fields": fields.__name__}
+    cores = os.cpu_count() or 1
+    return build_shards(folder, "bench", rows, _Maker(fields), per_shard=per_shard, meta=meta, processes=cores)
 
 
 _WORDS = ("a", "the", "two", "red", "small", "man", "woman", "dog", "on", "with", "street", "table", "riding", "of")
@@ -289,23 +308,24 @@ def _tokenizer(folder: Path) -> TextTokenizer:
     return TextTokenizer(path)
 
 
-def _t2i_samples(count: int) -> Iterator[Sample]:
-    codes = np.random.default_rng(0).integers(0, 16384, (count, 256)).astype("<u2")
-    for i in range(count):
-        captions = [_caption(5 * i + j) for j in range(5)]
-        yield f"image-{i:08d}", {"json": json.dumps({"captions": captions}).encode(), "vq": codes[i].tobytes()}
+def _t2i_sample(number: int) -> dict[str, bytes]:
+    codes = np.random.default_rng(number).integers(0, 16384, 256).astype("<u2")
+    captions = [_caption(5 * number + j) for j in range(5)]
+    return {"json": json.dumps({"captions": captions}).encode(), "vq": codes.tobytes()}
 
 
-def _mmu_samples(count: int) -> Iterator[Sample]:
-    for i in range(count):
-        yield f"talk-{i:08d}", {"json": _talk(i), "jpg": _photo(i)}
+def _mmu_sample(number: int) -> dict[str, bytes]:
+    return {"json": _talk(number), "jpg": _photo(number)}
 
 
-def _deep_samples(count: int) -> Iterator[Sample]:
-    """Many samples of few bytes: what counts is their number."""
-    fields = {"json": _talk(0), "jpg": _jpeg(np.zeros((8, 8, 3), np.uint8))}
-    for i in range(count):
-        yield f"talk-{i:08d}", fields
+@lru_cache
+def _few_bytes() -> dict[str, bytes]:
+    return {"json": _talk(0), "jpg": _jpeg(np.zeros((8, 8, 3), np.uint8))}
+
+
+def _deep_sample(_number: int) -> dict[str, bytes]:
+    """One of many: what counts is their number."""
+    return _few_bytes()
 
 
 def _talk(number: int) -> bytes:

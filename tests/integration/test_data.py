@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from callbacks.bad_samples import read_bad_samples
-from datamodules.shard_writer import write_shards
 from datamodules.shards import ShardSet
 from modules.checkpoints import find_checkpoint
 from pipelines.config import load
 from tests.unit.datamodules.sources.conftest import broken, usable
+from tests.unit.datamodules.writing import write_shards
 
 from .running import ENVIRONMENT, NO_EVALUATION, ROOT, UNIFIED, Train, command, keys_of_steps, kill_after, lines, losses
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from datamodules.shard_writer import write_shards
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.tokenizer import END_OF_TEXT, TextTokenizer
+from tests.unit.datamodules.writing import write_shards
 
 MODEL = ModelConfig(
     image_vocab=50,

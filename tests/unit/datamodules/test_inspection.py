@@ -12,8 +12,8 @@ import webdataset
 from PIL import Image
 
 from datamodules.inspection import EVERY_SHARD, Fault, content_fault, in_processes, shards_of, turns_of, verify
-from datamodules.shard_writer import write_shards
 from datamodules.shards import DamagedShardError, ShardSet
+from tests.unit.datamodules.writing import write_shards
 
 COUNT, VICTIM = 12, 5
 

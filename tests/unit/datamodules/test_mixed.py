@@ -16,9 +16,9 @@ from datamodules.datasets import DataError
 from datamodules.encode import IGNORE, PromptTemplate, encode_caption
 from datamodules.mixed import Counts, DataConfig, MixedDataModule
 from datamodules.plan import Places
-from datamodules.shard_writer import write_shards
 from datamodules.shards import DamagedShardError
 from modules.omnimamba.tokenizer import TextTokenizer
+from tests.unit.datamodules.writing import write_shards
 
 from .conftest import MODEL, jpeg
 

@@ -6,9 +6,9 @@ import pytest
 
 from datamodules.encode import PromptTemplate
 from datamodules.peek import codes_of, nearest_keys, peek, picture_of, tokens
-from datamodules.shard_writer import write_shards
 from datamodules.shards import ShardSet
 from modules.omnimamba.tokenizer import TextTokenizer
+from tests.unit.datamodules.writing import write_shards
 
 
 def shown(content: dict[str, object], tokenizer: TextTokenizer, **options: int) -> list[tuple[str, str | None]]:

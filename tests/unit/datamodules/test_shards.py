@@ -14,8 +14,8 @@ import pytest
 import webdataset
 
 from datamodules.fetch import FetchError
-from datamodules.shard_writer import write_shards
 from datamodules.shards import DamagedShardError, ShardSet
+from tests.unit.datamodules.writing import write_shards
 
 
 def samples(count: int = 10) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -103,35 +103,6 @@ def test_counts_made_while_writing_reach_the_manifest(tmp_path: Path) -> None:
             yield sample
 
     assert ShardSet.open(write_shards(tmp_path, "demo", counted(), per_shard=9, meta=meta)).meta == {"seen": 3}
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        (("COCO.train.1", {"vq": b"", "json": b""}), "key 'COCO.train.1' may hold only letters"),
-        (("", {"vq": b"", "json": b""}), "key '' may hold only"),
-        (("key-0001", {"vq": b"", "json": b""}), "key 'key-0001' occurs twice"),
-        (("other", {"json": b""}), r"key 'other' has fields \['json'\], the samples before it \['json', 'vq'\]"),
-    ],
-)
-def test_samples_that_readers_would_mix_up_are_refused(tmp_path: Path, bad, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        write_shards(tmp_path, "demo", [*samples(6), bad], per_shard=4, meta={})
-    assert not (tmp_path / "manifest.json").exists()
-    assert not list(tmp_path.glob("*partial*"))
-
-
-def test_other_unusable_input_is_refused(tmp_path: Path, manifest: Path) -> None:
-    with pytest.raises(ValueError, match=r"no samples for .*demo"):
-        write_shards(tmp_path / "none", "demo", [], per_shard=4, meta={})
-    with pytest.raises(ValueError, match=r"data set name 'a\.b'"):
-        write_shards(tmp_path / "none", "a.b", samples(), per_shard=4, meta={})
-    with pytest.raises(ValueError, match="per_shard=0 must be at least 1"):
-        write_shards(tmp_path / "none", "demo", samples(), per_shard=0, meta={})
-    with pytest.raises(ValueError, match="field 'JPG' is no extension"):
-        write_shards(tmp_path / "none", "demo", [("a", {"JPG": b""})], per_shard=4, meta={})
-    with pytest.raises(FileExistsError, match="already holds a data set"):
-        write_shards(manifest.parent, "demo", samples(), per_shard=4, meta={})
 
 
 def test_an_interrupted_build_is_no_data_set_and_can_be_repeated(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from PIL import Image
 
 from datamodules.evaluation_images import digest, picture_name, read_evaluation
 from datamodules.findings import SurveyConfig
-from datamodules.shard_writer import write_shards
 from datamodules.survey import Padding, Summary, survey
 from modules.omnimamba.tokenizer import TextTokenizer
+from tests.unit.datamodules.writing import write_shards
 
 
 def jpeg_of(shade: int, size: tuple[int, int]) -> bytes:

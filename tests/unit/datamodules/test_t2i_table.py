@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from datamodules.encode import encode_caption
-from datamodules.shard_writer import write_shards
 from datamodules.shards import DamagedShardError, ShardSet
 from datamodules.t2i_table import T2ITable, open_table
 from modules.omnimamba.tokenizer import TextTokenizer
+from tests.unit.datamodules.writing import write_shards
 
 CODES = np.random.default_rng(0).integers(0, 1 << 16, (9, 16)).astype("<u2")
 CAPTIONS = [[f"{'x' * i} {j}" for j in range(1 + i % 3)] for i in range(9)]

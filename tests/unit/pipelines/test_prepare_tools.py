@@ -187,7 +187,7 @@ def test_what_cannot_be_used_is_an_error_with_exit_code_two(
 def test_signs_that_a_terminal_library_could_take_for_its_own_are_shown(
     tmp_path: Path, prepared: PreparedPaths, run: Run
 ) -> None:
-    from datamodules.shard_writer import write_shards
+    from tests.unit.datamodules.writing import write_shards
 
     buffer = io.BytesIO()
     Image.new("L", (8, 8)).save(buffer, "JPEG")
