@@ -1,0 +1,89 @@
+"""The benchmarks run and say what they measured; how fast anything is, is no matter of tests."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from datamodules.mixed import Counts
+from modules.omnimamba.config import ModelConfig, VisionConfig
+from pipelines.benchmark_data import DataBenchmarkConfig
+from pipelines.benchmark_train import TrainBenchmarkConfig, measure_train, positions
+from pipelines.config import HardwareConfig
+
+ROOT = Path(__file__).parents[3]
+TINY = ModelConfig(
+    d_model=16,
+    n_layer=2,
+    d_state=4,
+    headdim=8,
+    chunk_size=8,
+    vocab_size=32,
+    image_vocab=24,
+    image_tokens=6,
+    caption_length=5,
+    mmu_text_length=9,
+    mmu_positions=40,
+    t2i_positions=20,
+    projector_hidden=12,
+    image_mlp_hidden=12,
+    vision=VisionConfig(kind="features", given_patches=3, given_width=5),
+)
+
+
+def test_data_are_measured_and_written_down(tmp_path: Path) -> None:
+    sizes = ["t2i_samples=1000", "mmu_samples=100", "deep_samples=1000", "seconds=0.05", "rounds=1", "workers=1"]
+    words = ["data", f"folder={tmp_path / 'shards'}", *sizes, "--json", str(tmp_path / "data.json")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.benchmark", *words], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "data.json").read_text())
+    assert found["machine"]["cores"] >= 1
+    assert found["config"]["t2i_samples"] == 1000
+    units = [(line["unit"], line["webdataset"] is not None) for line in found["results"]]
+    assert units == [("images/s", True), *[("samples/s", True)] * 6, ("MB", False), ("ms", False)]
+    assert all(line["ours"] > 0 for line in found["results"] if line["unit"] != "MB")
+    for line in found["results"]:
+        assert line["what"].split(",")[0] in done.stdout
+
+
+def test_broken_rules_of_the_data_benchmark() -> None:
+    assert DataBenchmarkConfig(folder="x", workers=0, seconds=0).problems() == [
+        "workers=0 must be at least 1",
+        "seconds=0 must be above 0",
+    ]
+
+
+def config(**changes: object) -> TrainBenchmarkConfig:
+    values = {"model": TINY, "micro_batch": Counts(mmu=2, t2i=3), "precision": "float32", "warmup": 1, "steps": 8}
+    return TrainBenchmarkConfig(**{**values, "hardware": HardwareConfig(), "lr": 1e-2, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stage", ["mmu_pretrain", "t2i_pretrain", "unified_finetune"])
+def test_a_stage_learns_the_batch_that_it_is_measured_on(stage: str) -> None:
+    found = measure_train(config(stage=stage))
+    assert found["ours"]["last_loss"] < found["ours"]["first_loss"]
+    assert found["ours"]["seconds_per_step"] > 0
+    assert found["gpu"] == "CPU"
+    assert "baseline" not in found
+
+
+def test_model_flops_are_those_of_a_count_by_hand() -> None:
+    found = measure_train(config())["ours"]
+    tokens = 2 * (3 + 9 + 4) + 3 * (5 + 6 + 5)
+    assert positions(TINY, Counts(mmu=2, t2i=3), ("mmu", "t2i")) == tokens
+    inner, columns = 32, 2 * 32 + 2 * 4 + 4
+    blocks = 2 * (16 * columns + inner * 16)
+    heads = 2 * 3 * 16 * 32 + 3 * 6 * 16 * 24  # three labels of nine a conversation, six codes a picture
+    assert found["tflops"] * found["seconds_per_step"] * 1e12 == pytest.approx(6 * (tokens * blocks + heads))
+
+
+def test_broken_rules_of_the_training_benchmark() -> None:
+    problems = config(micro_batch=Counts(mmu=0, t2i=3), steps=0).problems()
+    assert problems == [
+        "stage unified_finetune trains mmu: micro_batch.mmu must be at least 1",
+        "steps=0 must be at least 1",
+    ]
