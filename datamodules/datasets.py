@@ -3,7 +3,6 @@
 Shapes: B batch, S image size, T text ids, C caption ids, I image tokens.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
@@ -18,6 +17,7 @@ from datamodules.encode import IGNORE, PromptTemplate, encode_caption, encode_co
 from datamodules.images import mmu_pixels
 from datamodules.plan import Places
 from datamodules.shards import ShardSet
+from datamodules.stored import content_of, turns_of
 from datamodules.t2i_table import T2ITable
 from modules.omnimamba.adapters import Task
 from modules.omnimamba.config import ModelConfig
@@ -142,7 +142,7 @@ class MMUSamples:
         try:
             ids, labels = encode_conversation(
                 self.tokenizer,
-                _turns(fields["json"]),
+                turns_of(content_of(fields["json"])),
                 self.template,
                 self.model.mmu_text_length,
                 pad=self.pad == "fixed",
@@ -170,20 +170,6 @@ class _MMUSample(NamedTuple):
     image: Tensor
     ids: list[int]
     labels: list[int]
-
-
-def _turns(payload: bytes) -> list[tuple[str, str]]:
-    """(question, answer) pairs of a stored conversation.
-
-    Raises:
-        ValueError: it is no conversation.
-    """
-    try:
-        talk = json.loads(payload)["conversations"]
-        values = [turn["value"].replace("<image>", "").strip() for turn in talk]
-        return list(zip(values[::2], values[1::2], strict=True))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"no conversation of questions and answers ({type(error).__name__}: {error})") from error
 
 
 class MixedDataset(Dataset[Any]):

@@ -99,7 +99,7 @@ def fetch(
     verify = verify or size is None
     if not verify and _is_there(target, size, None):
         return target
-    cache.mkdir(parents=True, exist_ok=True)
+    _make(cache)
     with _locked(target):
         if not _is_there(target, size, sha256 if verify else None):
             _download(place, target, size, sha256, waits)
@@ -114,7 +114,7 @@ def fetch_all(
     Raises:
         FetchError: a file cannot be had; none is begun after it. Or the disk has too little room for all.
     """
-    cache.mkdir(parents=True, exist_ok=True)
+    _make(cache)
     missing = [each for each in wanted if not cached_path(each.place, cache, each.sha256).exists()]
     needed, free = sum(each.size or 0 for each in missing), shutil.disk_usage(cache).free
     if needed > free:
@@ -137,6 +137,15 @@ def fetch_all(
     return [job.result() for job in jobs]
 
 
+def _make(cache: Path) -> None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FetchError(
+            f"cache {cache} cannot be made ({error.strerror}); name a folder of this node that can be written"
+        ) from error
+
+
 def read_bytes(place: str, waits: Sequence[float] = WAITS) -> bytes:
     """Content of a small file.
 
@@ -154,7 +163,7 @@ def read_bytes(place: str, waits: Sequence[float] = WAITS) -> bytes:
 def _is_there(target: Path, size: int | None, sha256: str | None) -> bool:
     try:
         found = target.stat().st_size
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return size in (None, found) and sha256 in (None, sha256_of(target) if sha256 else None)
 

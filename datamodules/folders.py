@@ -31,7 +31,7 @@ def holds(folder: Path, record: str, config: Mapping[str, Any]) -> bool:
         raise FolderMismatch(
             f"{folder} is not empty and holds no {record}, so it was not made here; choose another folder"
         )
-    there = json.loads((folder / record).read_text(encoding="utf-8"))
+    there = _read(folder / record)
     here = json.loads(json.dumps(dict(config)))  # as it is read back: tuples become lists
     keys = sorted({*there, *here})
     differing = [key for key in keys if there.get(key) != here.get(key)]
@@ -42,6 +42,16 @@ def holds(folder: Path, record: str, config: Mapping[str, Any]) -> bool:
             "Choose another folder, set the same values, or delete it"
         )
     return True
+
+
+def _read(record: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FolderMismatch(f"{record} cannot be read ({error}); delete {record.parent} to begin anew") from error
+    if not isinstance(content, dict):
+        raise FolderMismatch(f"{record} holds no object; delete {record.parent} to begin anew")
+    return content
 
 
 @contextmanager

@@ -1,19 +1,19 @@
 """Looks for every fault of a data set on disk, where training stops at the first."""
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.manifest import DamagedShardError, Manifest, ShardRecord
 from datamodules.shards import Index, payload_fault, read_index, shard_files
+from datamodules.stored import captions_of, codes_of, content_of, turns_of
 from modules.files import sha256 as sha256_of
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -176,44 +176,20 @@ def content_fault(field: str, payload: bytes, codebook_size: int | None = None) 
 
 def _text_fault(payload: bytes) -> str | None:
     try:
-        content = json.loads(payload)
-    except (ValueError, RecursionError) as error:
-        return f"is not JSON ({error})"
-    if not isinstance(content, dict) or not ({"captions", "conversations"} & set(content)):
-        return "holds neither captions nor conversations"
-    if "captions" in content:
-        return None if _texts(content["captions"]) else "has captions that are no list of texts"
-    try:
-        turns_of(content)
+        content = content_of(payload)
+        if not {"captions", "conversations"} & set(content):
+            return "holds neither captions nor conversations"
+        _ = captions_of(content) if "captions" in content else turns_of(content)
     except ValueError as error:
         return str(error)
     return None
 
 
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(each, str) and each.strip() for each in value)
-
-
-def turns_of(content: Any) -> list[tuple[str, str]]:
-    """(question, answer) pairs of a stored conversation, without the mark of the image.
-
-    Raises:
-        ValueError: it is no conversation.
-    """
-    try:
-        values = [turn["value"].replace("<image>", "").strip() for turn in content["conversations"]]
-        pairs = list(zip(values[::2], values[1::2], strict=True))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"no conversation of questions and answers ({type(error).__name__}: {error})") from error
-    if not pairs:
-        raise ValueError("no conversation of questions and answers (it is empty)")
-    return pairs
-
-
 def _codes_fault(payload: bytes, codebook_size: int | None) -> str | None:
-    if not payload or len(payload) % 2:
-        return f"has {len(payload)} bytes; codes have two each"
-    highest = int(np.frombuffer(payload, "<u2").max())
+    try:
+        highest = int(codes_of(payload).max())
+    except ValueError as error:
+        return str(error)
     if codebook_size is not None and highest >= codebook_size:
         return f"holds code {highest}, but the codebook has {codebook_size}"
     return None

@@ -1,6 +1,6 @@
 """The mixed data module: every micro-batch of every rank holds exactly the configured samples of each task."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ FIELDS: dict[Task, set[str]] = {"mmu": {"json", "jpg"}, "t2i": {"json", "vq"}}
 """What each sample of a task must hold."""
 ENDLESS = 10**9
 """Length of the loader. A loader without one is prefetched by Lightning, and a resume would lose that batch."""
+
+
+Report = Callable[[str], None]
+"""Told what is being done, a line at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +109,16 @@ class MixedDataModule(pl.LightningDataModule):
     """Feeds a stage. Its state is the position of each stream, committed when a step has been taken, never on fetch."""
 
     def __init__(
-        self, config: DataConfig, model: ModelConfig, tokenizer: TextTokenizer, *, tasks: Sequence[Task], seed: int
+        self,
+        config: DataConfig,
+        model: ModelConfig,
+        tokenizer: TextTokenizer,
+        *,
+        tasks: Sequence[Task],
+        seed: int,
+        report: Report = lambda _: None,
     ) -> None:
-        """Open the shards of ``tasks``.
+        """Open the shards of ``tasks``; ``report`` is told of what takes time.
 
         Raises:
             FileNotFoundError: a task has no manifest.
@@ -116,6 +127,7 @@ class MixedDataModule(pl.LightningDataModule):
         super().__init__()
         self.config = config
         self.seed = seed
+        self._report = report
         self.samples: dict[Task, T2ISamples | MMUSamples] = {}
         for task in (task for task in TASKS if task in tasks):
             shards = self._open(task)
@@ -128,7 +140,12 @@ class MixedDataModule(pl.LightningDataModule):
 
     def _open(self, task: Task) -> ShardSet:
         manifest = getattr(self.config, task)
-        shards = ShardSet.open(manifest, self.config.cache or None)
+
+        def staged(done: int, files: int) -> None:
+            if done == files or done % max(1, files // 10) == 0:
+                self._report(f"data.{task}: {done} of {files} files are in {self.config.cache}")
+
+        shards = ShardSet.open(manifest, self.config.cache or None, progress=staged)
         if missing := FIELDS[task] - set(shards.fields):
             raise ValueError(
                 f"data.{task}={manifest} holds {', '.join(sorted(shards.fields))} but no "
@@ -140,7 +157,7 @@ class MixedDataModule(pl.LightningDataModule):
         manifest = self.config.t2i
         folder = Path(self.config.cache) if self.config.cache else Path(manifest).parent / ".cache"
         try:
-            table = open_table(shards, tokenizer, model.caption_length, folder)
+            table = open_table(shards, tokenizer, model.caption_length, folder, self._report)
         except OSError as error:
             raise DataError(
                 f"the table of {manifest} cannot be written to {folder} ({error}); name a folder of this node with "

@@ -1,6 +1,5 @@
 """One sample of a data set the way that the model is shown it."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +8,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from datamodules.encode import IGNORE, PromptTemplate, encode_caption, encode_conversation
-from datamodules.inspection import PICTURES, turns_of
+from datamodules.inspection import PICTURES
 from datamodules.shards import ShardSet
+from datamodules.stored import content_of, turns_of
 from modules.omnimamba.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, TextTokenizer
 
 _NEAREST = 3
@@ -50,11 +50,9 @@ def peek(shards: ShardSet, wanted: str) -> Peek:
     index = _index(shards, wanted)
     payloads = shards.get(index)
     try:
-        content = json.loads(payloads.get("json", b"{}"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{shards.key(index)}: its text is not JSON ({error}); prepare the data again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{shards.key(index)}: its text is no object but {type(content).__name__}")
+        content = content_of(payloads.get("json", b"{}"))
+    except ValueError as error:
+        raise ValueError(f"{shards.key(index)}: its .json {error}; prepare the data again") from error
     return Peek(index=index, key=shards.key(index), shard=shards.shard_of(index), payloads=payloads, content=content)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from datamodules.folders import holds, locked
-from datamodules.manifest import FORMAT_VERSION, MANIFEST, ShardRecord, fingerprint_of, index_path, tar_path
+from datamodules.manifest import FORMAT_VERSION, MANIFEST, Manifest, ShardRecord, fingerprint_of, index_path, tar_path
 from datamodules.shard_file import PARTIAL, replacing, write_shard
 from datamodules.shard_workers import Tick, run_tasks
 from datamodules.shards import Sample
@@ -88,6 +88,8 @@ def build_shards(
         _Shard(f"{name}-{number:06d}", rows[start : start + per_shard])
         for number, start in enumerate(range(0, len(rows), per_shard))
     ]
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; name a folder for the shards")
     with locked(folder):
         if _is_built(folder, plan):
             return folder / MANIFEST
@@ -136,8 +138,7 @@ def _is_built(folder: Path, plan: Mapping[str, Any]) -> bool:
     manifest = folder / MANIFEST
     if not manifest.exists():
         return False
-    meta = json.loads(manifest.read_text(encoding="utf-8")).get("meta", {})
-    if meta.get("plan") != plan["plan"]:
+    if Manifest.read(manifest).meta.get("plan") != plan["plan"]:
         raise FileExistsError(
             f"{manifest} exists: the folder already holds a data set, made from other files or settings. "
             "Choose another folder or delete it"

@@ -6,8 +6,9 @@ tokenizer do not: delete it and it is made again. Every row ends in a seal, so t
 Shapes: N samples, M captions of all samples, B batch, I image tokens, C caption ids.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 from datamodules.encode import encode_caption
 from datamodules.folders import locked, new_folder
 from datamodules.shards import DamagedShardError, ShardSet
+from datamodules.stored import captions_of, codes_of, content_of
 from modules.omnimamba.tokenizer import TextTokenizer
 
-_VERSION = 1
+_VERSION = 2
 _SEAL = 0x5A17
 """Exclusive or of all words of a whole row; a row of zeros has not got it."""
 _ROWS = 8192
@@ -38,8 +40,8 @@ class T2ITable:
             self._codes = _mapped(folder / "codes.bin", "<u2", meta["codes"])
             self._captions = _mapped(folder / "captions.bin", meta["caption_type"], meta["captions"])
             self._first = np.fromfile(folder / "first.bin", "<i8")
-            if len(self._first) != len(self._codes) + 1 or self._first[-1] != len(self._captions):
-                raise ValueError("first.bin does not fit its captions")
+            if hashlib.sha256(self._first.tobytes()).hexdigest() != meta["first_sha256"]:
+                raise ValueError("first.bin is not what was written")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedShardError(
                 f"T2I table {folder} cannot be read ({error}); delete it: it is made from the shards anew"
@@ -84,8 +86,16 @@ class T2ITable:
         return found[:, :-1].astype(np.int64)
 
 
-def open_table(shards: ShardSet, tokenizer: TextTokenizer, caption_length: int, folder: Path) -> T2ITable:
+def open_table(
+    shards: ShardSet,
+    tokenizer: TextTokenizer,
+    caption_length: int,
+    folder: Path,
+    report: Callable[[str], None] = lambda _: None,
+) -> T2ITable:
     """The table of ``shards`` under ``folder``, made first if it is not there; other processes wait for it.
+
+    ``report`` is told when it has to be made.
 
     Its name holds the fingerprints of data and tokenizer and the caption length, so none is ever taken for another.
 
@@ -99,6 +109,7 @@ def open_table(shards: ShardSet, tokenizer: TextTokenizer, caption_length: int, 
     if not path.is_dir():
         with locked(path):
             if not path.is_dir():
+                report(f"making the table of {len(shards)} T2I samples in {path}, once")
                 with new_folder(path) as partial:
                     _make(partial, shards, tokenizer, caption_length)
     return T2ITable(path)
@@ -110,10 +121,13 @@ def _make(folder: Path, shards: ShardSet, tokenizer: TextTokenizer, caption_leng
     with (folder / "codes.bin").open("wb") as codes_file, (folder / "captions.bin").open("wb") as captions_file:
         for start in range(0, len(shards), _ROWS):
             codes, captions = [], []
-            for key, payload, texts in _samples(shards, range(start, min(start + _ROWS, len(shards)))):
-                codes.append(np.frombuffer(payload, "<u2"))
+            for key, row, texts in _samples(shards, range(start, min(start + _ROWS, len(shards)))):
+                codes.append(row)
                 if len(codes[-1]) != len(codes[0]) or codes_shape[1] not in (0, len(codes[-1]) + 1):
-                    raise ValueError(f"{key}: {len(codes[-1])} codes, but the samples before it have another number")
+                    raise ValueError(
+                        f"key {key} has {len(row)} codes, the samples before it another number; prepare the data again "
+                        "with one VQ tokenizer"
+                    )
                 captions += [encode_caption(tokenizer, text, caption_length) for text in texts]
                 first.append(first[-1] + len(texts))
             block = np.stack(codes)
@@ -121,24 +135,28 @@ def _make(folder: Path, shards: ShardSet, tokenizer: TextTokenizer, caption_leng
             codes_shape = (codes_shape[0] + len(block), block.shape[1] + 1)
             codes_file.write(_sealed(block).tobytes())
             captions_file.write(_sealed(np.array(captions, caption_type)).tobytes())
-    np.array(first, "<i8").tofile(folder / "first.bin")
+    starts = np.array(first, "<i8")
+    starts.tofile(folder / "first.bin")
     meta = {
         "codes": codes_shape,
         "captions": (first[-1], caption_length + 6),
         "caption_type": caption_type,
         "largest_code": largest,
+        "first_sha256": hashlib.sha256(starts.tobytes()).hexdigest(),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 
-def _samples(shards: ShardSet, indices: range) -> Iterator[tuple[str, bytes, list[str]]]:
+def _samples(shards: ShardSet, indices: range) -> Iterator[tuple[str, NDArray[Any], list[str]]]:
     """Key, codes and captions of each sample."""
     for i in indices:
         fields = shards.get(i)
-        captions = json.loads(fields["json"])["captions"]
-        if not captions:
-            raise ValueError(f"{shards.key(i)}: no captions; prepare the data again without it")
-        yield shards.key(i), fields["vq"], captions
+        try:
+            yield shards.key(i), codes_of(fields["vq"]), captions_of(content_of(fields["json"]))
+        except ValueError as error:
+            raise ValueError(
+                f"shard {shards.shard_of(i)}, key {shards.key(i)} {error}; prepare the data again without it"
+            ) from error
 
 
 def _sealed(rows: NDArray[Any]) -> NDArray[Any]:

@@ -128,14 +128,19 @@ def build_stage(config: RunConfig, model: OmniMamba) -> StageModule:
     return stage(model, config.stage, config.optim, max_steps=config.trainer.max_steps, seed=config.seed)
 
 
-def build_data(config: RunConfig, tokenizer: TextTokenizer, vq: ImageTokenizer | None) -> MixedDataModule:
+def build_data(
+    config: RunConfig,
+    tokenizer: TextTokenizer,
+    vq: ImageTokenizer | None,
+    report: Callable[[str], None] = lambda _: None,
+) -> MixedDataModule:
     """The data module of the stage's tasks.
 
     Raises:
         ConfigError: the T2I shards hold codes of another VQ tokenizer than ``vq``.
     """
     tasks = STAGES[config.stage.name].tasks
-    data = MixedDataModule(config.data, config.model, tokenizer, tasks=tasks, seed=config.seed)
+    data = MixedDataModule(config.data, config.model, tokenizer, tasks=tasks, seed=config.seed, report=report)
     if "t2i" in data.samples and vq is not None:
         made_with = data.samples["t2i"].shards.meta.get("vq", {})
         if made_with.get("fingerprint") != vq.fingerprint:

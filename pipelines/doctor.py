@@ -4,10 +4,12 @@
 
 Examples:
     python -m pipelines.doctor reference tests/unit/reference/reference.json
+    python -m pipelines.doctor reference tests/unit/reference/vision.json
 
-`reference` loads the weights beside STEM.json (STEM_weights.safetensors), computes logits, losses, gradients and greedy
-ids, and compares them with the recorded ones (STEM_tensors.safetensors) on the device it runs on. It prints a table of
-relative errors and ends with exit code 1 where one is above its tolerance.
+`reference` loads the weights beside STEM.json (STEM_weights.safetensors), computes what was recorded of the published
+model (STEM_tensors.safetensors) on the device it runs on, and prints a table of relative errors. STEM.json tells what
+that is: logits, losses, gradients and greedy ids of the language model, features of the ViTs, or codes and pictures of
+the VQ tokenizer. It ends with exit code 1 where an error is above its tolerance.
 """
 
 import argparse

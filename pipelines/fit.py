@@ -52,7 +52,7 @@ def fit(config: RunConfig) -> Path:
         torch.set_num_threads(config.hardware.threads)
     make_embedded_data(config)
     tokenizer, vq = build_tokenizer(config.model), build_vq(config.model)
-    data = build_data(config, tokenizer, vq)
+    data = build_data(config, tokenizer, vq, report)
     stage = build_stage(config, build_model(config, report=report, resumed=run.checkpoint is not None))
     for line in [f"{config.name}: stage {config.stage.name}, run folder {run.path}", *stage.report.lines()]:
         report(line)

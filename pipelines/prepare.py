@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datamodules.manifest import MANIFEST
 from datamodules.shard_writer import REJECTED, Progress
 from datamodules.sources.coco import CocoConfig, build_coco
 from datamodules.sources.hf import HfConfig, build_hf
@@ -42,8 +43,13 @@ def _scenes(config: PrepareScenesConfig) -> None:
 def _shards(build: Callable[[Any, Progress], Path], config: Any) -> None:
     from pipelines.build_progress import BuildProgress
 
+    built_before = (Path(config.out) / MANIFEST).exists()
     with BuildProgress(config.name) as progress:
         manifest = build(config, progress.show)
+    if built_before:
+        say(
+            f"{config.out} was built before from the same texts and settings; nothing was done. Delete it to build anew"
+        )
     _report(manifest)
 
 

@@ -76,7 +76,7 @@ def _read_captions(path: Path) -> tuple[dict[int, str], dict[int, list[Any]]]:
     """File name and captions by image id."""
     content = read_json(path, "captions file")
     try:
-        images = {_whole(image["id"]): str(image["file_name"]) for image in content["images"]}
+        images = {_whole(image["id"]): _name(image["file_name"]) for image in content["images"]}
         by_image: dict[int, list[Any]] = defaultdict(list)
         for each in sorted(content["annotations"], key=lambda each: _whole(each["id"])):
             by_image[_whole(each["image_id"])].append(each["caption"])
@@ -90,6 +90,12 @@ def _read_captions(path: Path) -> tuple[dict[int, str], dict[int, list[Any]]]:
             f"captions file {path} lists {len(content['images'])} images but only {len(images)} different ids"
         )
     return images, by_image
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"file_name {value!r} is no name")
+    return value
 
 
 def _whole(value: Any) -> int:

@@ -63,7 +63,11 @@ def read_file(folder: Path, name: str) -> bytes:
     if path.is_absolute() or ".." in path.parts:
         raise BadEntryError(f"image lies outside the image folder: {shown(name)}")
     try:
+        if (folder / path).exists() and not (folder / path).is_file():
+            raise BadEntryError(f"image is no regular file: {shown(name)}")
         return (folder / path).read_bytes()
+    except BadEntryError:
+        raise
     except FileNotFoundError as error:
         raise BadEntryError(f"image does not exist: {shown(name)}") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
@@ -97,7 +101,7 @@ def clean_text(value: Any, what: str) -> str:
         BadEntryError: it is no string, or holds half of a surrogate pair, which no tokenizer takes.
     """
     if not isinstance(value, str):
-        raise BadEntryError(f"{what} is {type(value).__name__}, not text")
+        raise BadEntryError(f"{what} is no text: {type(value).__name__}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -148,7 +152,7 @@ def read_json_lines(path: Path, what: str) -> list[Any]:
 
 def _text(path: Path, what: str) -> str:
     if not path.is_file():
-        raise FileNotFoundError(f"{what} {path} does not exist")
+        raise FileNotFoundError(f"{what} {path} {'is no file' if path.exists() else 'does not exist'}")
     try:
         # -sig: some editors put a byte order mark in front
         return path.read_text(encoding="utf-8-sig")
@@ -159,7 +163,7 @@ def _text(path: Path, what: str) -> str:
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or a number of thousands of digits
         raise ValueError(f"{where} is not JSON: {error}") from error
     except RecursionError as error:
         raise ValueError(f"{where} is nested too deeply to be read; these files have a few levels") from error

@@ -73,9 +73,14 @@ def _listed(path: Path) -> dict[str, list[Any]]:
     """Captions by file, of all lines that name it."""
     found: dict[str, list[Any]] = {}
     for entry in read_json_lines(path, "captions file"):
-        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str) or not entry.keys() & _CAPTION_KEYS:
+        if (
+            not isinstance(entry, dict)
+            or not isinstance(entry.get("file"), str)
+            or len(entry.keys() & _CAPTION_KEYS) != 1
+        ):
             raise ValueError(
-                f'captions file {path}: an entry must hold "file" and "caption" or "captions", not {str(entry)[:100]}'
+                f'captions file {path}: an entry must hold "file" and one of "caption" and "captions", not '
+                f"{str(entry)[:100]}"
             )
         captions = entry.get("captions", entry.get("caption"))
         found.setdefault(entry["file"], []).extend(captions if isinstance(captions, list) else [captions])

@@ -295,3 +295,12 @@ def test_neighbours_of_a_place() -> None:
     assert sibling("manifest.json", "a.tar") == "a.tar"
     assert sibling("s3://bucket/set/manifest.json", "a.tar") == "s3://bucket/set/a.tar"
     assert sibling("https://host/set/manifest.json?sig=1/2", "a.tar") == "https://host/set/a.tar?sig=1/2"
+
+
+def test_a_cache_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for cache in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(FetchError, match=r"cache .*file.* cannot be made .*name a folder of this node"):
+            fetch("nowhere", cache, size=1, sha256="0" * 64)
+        with pytest.raises(FetchError, match="cannot be made"):
+            fetch_all([Wanted(place="nowhere", sha256="0" * 64, size=1)], cache)

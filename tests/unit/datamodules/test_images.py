@@ -1,4 +1,5 @@
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.images import centre_crop, mmu_pixels, read_image, read_mmu_pixels, to_image, to_tensor
+from datamodules.images import centre_crop, decode, mmu_pixels, read_image, read_mmu_pixels, to_image, to_tensor
 
 
 def test_centre_crop_takes_the_middle_square() -> None:
@@ -156,3 +157,21 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:900])
     with pytest.raises(ValueError, match=r"image .*half.png does not decode"):
         read_image(tmp_path / "half.png")
+
+
+@pytest.mark.parametrize("raised", [NotImplementedError("a kind of DDS"), RuntimeError("AVIF"), struct.error("x")])
+def test_whatever_a_plugin_raises_on_a_damaged_file_is_told(monkeypatch: pytest.MonkeyPatch, raised: Exception) -> None:
+    def load(image: Image.Image) -> None:
+        raise raised
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    buffer = io.BytesIO()
+    Image.new("RGB", (3, 3)).save(buffer, "PNG")
+    with pytest.raises(ValueError, match=f"^{raised}$"):
+        decode(buffer.getvalue())
+
+
+def test_a_kind_of_dds_that_pillow_does_not_know_is_told() -> None:
+    header = struct.pack("<7I44x2I4s5I16x", 124, 0x1007, 8, 8, 0, 0, 0, 32, 0x4, b"ABCD", 0, 0, 0, 0, 0)
+    with pytest.raises(ValueError, match="Unimplemented pixel format"):
+        decode(b"DDS " + header + bytes(64))

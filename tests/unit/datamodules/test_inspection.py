@@ -11,7 +11,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from datamodules.inspection import EVERY_SHARD, Fault, content_fault, in_processes, shards_of, turns_of, verify
+from datamodules.inspection import EVERY_SHARD, Fault, content_fault, in_processes, shards_of, verify
 from datamodules.shards import DamagedShardError, ShardSet
 from tests.unit.datamodules.writing import write_shards
 
@@ -199,8 +199,9 @@ def test_a_url_is_verified_only_where_it_is_staged(manifest: Path, tmp_path: Pat
     ("field", "payload", "what"),
     [
         ("json", b"{", "is not JSON"),
-        ("json", b"[]", "holds neither captions nor conversations"),
-        ("json", b'{"captions": []}', "has captions that are no list of texts"),
+        ("json", b"[]", "holds list, not an object"),
+        ("json", b"{}", "holds neither captions nor conversations"),
+        ("json", b'{"captions": []}', "has no captions"),
         ("json", b'{"captions": ["a", ""]}', "has captions that are no list of texts"),
         ("json", b'{"captions": "a"}', "has captions that are no list of texts"),
         ("json", b'{"conversations": [{"value": "Q"}]}', "no conversation of questions and answers"),
@@ -233,10 +234,6 @@ def test_undecodable_content_is_found_although_its_checksum_is_right(tmp_path: P
     assert verify(manifest, decode=True).faults == [
         Fault(shard="t2i-000000", key="a", what=".vq holds code 99, but the codebook has 64")
     ]
-
-
-def test_turns_are_pairs_without_the_mark_of_the_image() -> None:
-    assert turns_of(json.loads(talk("<image>\nWhere?", "There."))) == [("Where?", "There.")]
 
 
 def test_work_is_handed_back_in_order() -> None:

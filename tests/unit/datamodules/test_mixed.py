@@ -359,3 +359,16 @@ def test_lightning_goes_on_with_the_next_samples_even_where_it_looks_at_the_load
     assert len(whole) == 7 * accumulation
     run(3, None)
     assert run(7, tmp_path / "3.ckpt").seen == whole[3 * accumulation :]
+
+
+def test_what_takes_time_is_said(
+    mmu_manifest: Path, t2i_manifest: Path, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    config = DataConfig(mmu=str(mmu_manifest), t2i=str(t2i_manifest), cache=str(tmp_path / "cache"))
+    for expected in (1, 0):  # the second time all is there
+        said: list[str] = []
+        MixedDataModule(config, MODEL, tokenizer, tasks=("mmu", "t2i"), seed=7, report=said.append)
+        # three and four shards with an index each
+        assert f"data.mmu: 6 of 6 files are in {tmp_path / 'cache'}" in said
+        assert f"data.t2i: 8 of 8 files are in {tmp_path / 'cache'}" in said
+        assert len([line for line in said if line.startswith("making the table of 30 T2I samples")]) == expected

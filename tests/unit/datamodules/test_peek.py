@@ -88,7 +88,7 @@ def test_captions_have_no_labels(tokenizer: TextTokenizer) -> None:
 def test_text_that_is_no_object_is_named(tmp_path: Path) -> None:
     bad = [("a", {"json": b"{"}), ("b", {"json": json.dumps([1]).encode()})]
     shards = ShardSet.open(write_shards(tmp_path, "bad", bad, per_shard=9, meta={}))
-    with pytest.raises(ValueError, match="a: its text is not JSON"):
+    with pytest.raises(ValueError, match=r"a: its \.json is not JSON"):
         peek(shards, "a")
-    with pytest.raises(ValueError, match="b: its text is no object but list"):
+    with pytest.raises(ValueError, match=r"b: its \.json holds list, not an object"):
         peek(shards, "b")

@@ -1,6 +1,8 @@
+import errno
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -349,3 +351,28 @@ def test_ctrl_c_stops_workers_and_leaves_a_folder_that_goes_on(tmp_path: Path) -
     _wait_for_end(workers)
     assert 1 <= len(commits(folder)) < 15
     assert len(ShardSet.open(build(folder, 60, make=Maker(rejects=(3, 8, 9, 10, 11, 41))))) == 54
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*set/\.build/plan\.json'"):
+        build(tmp_path / "set")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "", "\x00"])
+@pytest.mark.parametrize("name", ["manifest.json", ".build/plan.json"])
+def test_a_damaged_record_in_the_folder_is_named(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / "set" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        build(tmp_path / "set")
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "set").write_text("")
+    with pytest.raises(NotADirectoryError, match="set is a file; name a folder for the shards"):
+        build(tmp_path / "set")

@@ -87,6 +87,14 @@ def test_a_page_of_zeros_is_found_on_reading(table: T2ITable) -> None:
         T2ITable(table.folder).codes(np.array([4]))
 
 
+def test_captions_counted_wrongly_are_found_on_opening(table: T2ITable) -> None:
+    first = np.fromfile(table.folder / "first.bin", "<i8")
+    first[1:-1] = 2
+    first.tofile(table.folder / "first.bin")
+    with pytest.raises(DamagedShardError, match=r"first\.bin is not what was written"):
+        T2ITable(table.folder)
+
+
 @pytest.mark.parametrize("name", ["codes.bin", "captions.bin", "first.bin", "meta.json"])
 def test_a_short_or_missing_file_is_found_on_opening(table: T2ITable, name: str) -> None:
     os.truncate(table.folder / name, (table.folder / name).stat().st_size - 8)
@@ -100,8 +108,10 @@ def test_a_short_or_missing_file_is_found_on_opening(table: T2ITable, name: str)
 @pytest.mark.parametrize(
     ("captions", "codes", "message"),
     [
-        ([], bytes(32), "image-1: no captions"),
-        (["x"], bytes(30), "image-1: 15 codes, but the samples before it have another number"),
+        ([], bytes(32), "shard odd-000000, key image-1 has no captions; prepare the data again without it"),
+        ("abc", bytes(32), "key image-1 has captions that are no list of texts"),
+        (["x"], bytes(31), "key image-1 has 31 bytes; codes have two each"),
+        (["x"], bytes(30), "key image-1 has 15 codes, the samples before it another number"),
     ],
 )
 def test_what_makes_no_table_is_named(
@@ -111,7 +121,7 @@ def test_what_makes_no_table_is_named(
         ("image-0", {"json": b'{"captions": ["x"]}', "vq": bytes(32)}),
         ("image-1", {"json": json.dumps({"captions": captions}).encode(), "vq": codes}),
     ]
-    manifest = write_shards(tmp_path / "odd", "t2i", samples, per_shard=4, meta={})
+    manifest = write_shards(tmp_path / "odd", "odd", samples, per_shard=4, meta={})
     with pytest.raises(ValueError, match=message):
         open_table(ShardSet.open(manifest), tokenizer, 12, tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]

@@ -54,7 +54,7 @@ def test_captions_of_a_file_of_lines(folder: Path, vq: Path) -> None:
         "image lies outside the image folder: ../b.jpg",
         "image does not exist: gone.jpg",
         "no captions",
-        "caption is NoneType, not text",
+        "caption is no text: NoneType",
     ]
     assert (shards.meta["source"], shards.meta["licence"]) == ("images", "CC0")
     assert shards.meta["captions"]["file"] == "captions.jsonl"
@@ -79,10 +79,12 @@ def test_other_captions_make_another_plan(folder: Path, vq: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("[]", r"captions\.jsonl: an entry must hold \"file\" and \"caption\" or \"captions\", not \[\]"),
+        ("[]", r"captions\.jsonl: an entry must hold \"file\" and one of \"caption\" and \"captions\", not \[\]"),
         ('{"caption": "x"}', 'an entry must hold "file"'),
         ('{"file": 3, "caption": "x"}', 'an entry must hold "file"'),
         ('{"file": "x"}', 'an entry must hold "file"'),
+        ('{"file": "x", "caption": "a", "captions": ["b"]}', 'one of "caption" and "captions"'),
+        ('{"file": "x", "n": 1' + "0" * 5000 + "}", r"captions\.jsonl, line 1 is not JSON"),
         ("{", r"captions file .*captions\.jsonl, line 1 is not JSON"),
     ],
 )

@@ -1,0 +1,64 @@
+"""What a sample's stored payloads say, checked before anything is made of it: for training, tools and tables alike."""
+
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def content_of(payload: bytes) -> dict[str, Any]:
+    """The object in a ``.json`` payload.
+
+    Raises:
+        ValueError: it is none, or holds half of a surrogate pair, which no tokenizer takes.
+    """
+    try:
+        content = json.loads(payload)
+        json.dumps(content, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON ({type(error).__name__}: {error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"holds {type(content).__name__}, not an object")
+    return content
+
+
+def turns_of(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """(question, answer) pairs of a stored conversation, without the mark of the image.
+
+    Raises:
+        ValueError: it is no conversation.
+    """
+    try:
+        values = [turn["value"].replace("<image>", "").strip() for turn in content["conversations"]]
+        pairs = list(zip(values[::2], values[1::2], strict=True))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"no conversation of questions and answers ({type(error).__name__}: {error})") from error
+    if not pairs:
+        raise ValueError("no conversation of questions and answers (it is empty)")
+    return pairs
+
+
+def captions_of(content: dict[str, Any]) -> list[str]:
+    """Captions of a stored picture, at least one.
+
+    Raises:
+        ValueError: they are no list of texts, or one is empty.
+    """
+    captions = content.get("captions")
+    if captions in (None, []):
+        raise ValueError("has no captions")
+    if not isinstance(captions, list) or not all(isinstance(each, str) and each.strip() for each in captions):
+        raise ValueError("has captions that are no list of texts")
+    return captions
+
+
+def codes_of(payload: bytes) -> NDArray[np.uint16]:
+    """VQ codes of a ``.vq`` payload.
+
+    Raises:
+        ValueError: it holds no whole number of codes.
+    """
+    if not payload or len(payload) % 2:
+        raise ValueError(f"has {len(payload)} bytes; codes have two each")
+    return np.frombuffer(payload, "<u2")
