@@ -1,13 +1,20 @@
-"""Names of the published OmniMamba checkpoint, mapped to ours and back.
+"""Names of published checkpoints, mapped to ours and back: OmniMamba's own, and Mamba-2's that it starts from.
 
-Both ways are explicit: a key that no rule covers is an error, never dropped.
+Both ways are explicit: a key that no rule covers is an error, never dropped. The functions rename tensors and share
+their memory; nothing is copied or read.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from modules.omnimamba.weight_names import NamesReport, match_names, shapes_of
+
+LANGUAGE, VISION, VQ = "llm_backbone.mamba.", "vision_backbone.", "llm_backbone.vqvae."
+"""What stands before the names of each part; the projector's names start with its own."""
 RULES: tuple[tuple[str, str], ...] = (
     ("llm_backbone.mamba.backbone.embedding.weight", "text_embedding.weight"),
     ("llm_backbone.mamba.backbone.img_embeddings.word_embeddings.weight", "image_table.weight"),
@@ -24,16 +31,55 @@ RULES: tuple[tuple[str, str], ...] = (
     ("projector.projector.*", "projector.*"),
 )
 """(published, ours); the first rule that fits counts, ``*`` stands for the same text on both sides."""
-
+PART_NAMES = {
+    VISION: r"(dino|siglip)_featurizer\..+",
+    VQ: r"(encoder|decoder|quantize|quant_conv|post_quant_conv)\..+",
+}
+"""What may follow the prefixes of the parts that keep their names; their own modules check them one by one."""
+TIED: tuple[tuple[str, str], ...] = (
+    ("llm_backbone.mamba.lm_head.weight", "text_embedding.weight"),
+    ("llm_backbone.mamba.img_head.weight", "image_table.weight"),
+)
+"""(published head, our table that it is)."""
+MAMBA2_LACKS = ("image_*", "caption_projection.*", "*_positions", "projector.*", "*.lora_?.*")
+"""Our names, as patterns, of what OmniMamba adds to Mamba-2; `load_language` takes them as ``optional``."""
 POSITION_TABLES = ("t2i_positions", "mmu_positions")
 """Published with a leading axis of size 1."""
+CODEBOOK_USED = "quantize.codebook_used"
+CODEBOOK_USED_SIZE = 65536
+"""LlamaGen's record of its training, which nothing reads but the published code expects to load; zero when new."""
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """A published checkpoint taken apart: each part's tensors, and the heads that repeat a table."""
+
+    language: dict[str, Tensor]
+    """Language model and projector, under our names and shapes."""
+    vision: dict[str, Tensor] = field(default_factory=dict)
+    """Both ViTs under timm's names, behind ``dino_featurizer.`` and ``siglip_featurizer.``."""
+    vq: dict[str, Tensor] = field(default_factory=dict)
+    """The VQ tokenizer under LlamaGen's names."""
+    tied: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """How many tensors each part has, as text."""
+        parts = {
+            "language model": [name for name in self.language if not name.startswith("projector.")],
+            "projector": [name for name in self.language if name.startswith("projector.")],
+            "DINOv2": [name for name in self.vision if name.startswith("dino_")],
+            "SigLIP": [name for name in self.vision if name.startswith("siglip_")],
+            "VQ tokenizer": list(self.vq),
+            "heads equal to their tables": list(self.tied),
+        }
+        return [f"{len(names)} tensors: {part}" for part, names in parts.items()]
 
 
 def ours(name: str) -> str:
-    """Our name of a published key.
+    """Our name of a published key of the language model or the projector.
 
     Raises:
-        KeyError: no rule covers it.
+        ValueError: no rule covers it.
     """
     return _rename(name, RULES, "published")
 
@@ -42,24 +88,123 @@ def published(name: str) -> str:
     """The published key of one of our names.
 
     Raises:
-        KeyError: no rule covers it.
+        ValueError: no rule covers it.
     """
     return _rename(name, [(mine, theirs) for theirs, mine in RULES], "our")
 
 
-def weights_from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights under our names and shapes.
+def from_published(weights: Mapping[str, Tensor]) -> PublishedWeights:
+    """Take a published checkpoint apart. Parts may be absent: a stage-1 checkpoint has not all of them.
 
     Raises:
-        KeyError: a key is covered by no rule.
+        ValueError: keys are covered by no rule, or a head is not equal to its table; all of them are named.
     """
-    renamed = {ours(name): value for name, value in weights.items()}
-    return {name: value[0] if name in POSITION_TABLES else value for name, value in renamed.items()}
+    parts = PublishedWeights({})
+    unknown, heads = [], dict(TIED)
+    for name, value in weights.items():
+        prefix = next((prefix for prefix in PART_NAMES if name.startswith(prefix)), None)
+        if name in heads:
+            continue
+        if prefix is None and _is_known(name):
+            mine = ours(name)
+            parts.language[mine] = value.squeeze(0) if mine in POSITION_TABLES else value
+        elif prefix is not None and re.fullmatch(PART_NAMES[prefix], name.removeprefix(prefix)):
+            (parts.vision if prefix == VISION else parts.vq)[name.removeprefix(prefix)] = value
+        else:
+            unknown.append(name)
+    if unknown:
+        raise ValueError(_unknown("published", unknown))
+    tied = _tied_heads(weights, parts.language)
+    return PublishedWeights(parts.language, parts.vision, parts.vq, tied)
 
 
-def _rename(name: str, rules: tuple[tuple[str, str], ...] | list[tuple[str, str]], whose: str) -> str:
+def to_published(parts: PublishedWeights) -> dict[str, Tensor]:
+    """Put a published checkpoint together: the opposite of `from_published`, with all heads.
+
+    Raises:
+        ValueError: one of our names is covered by no rule.
+    """
+    weights = {
+        published(name): value[None] if name in POSITION_TABLES else value for name, value in parts.language.items()
+    }
+    weights |= {head: parts.language[table] for head, table in TIED if table in parts.language}
+    weights |= {VISION + name: value for name, value in parts.vision.items()}
+    weights |= {VQ + name: value for name, value in parts.vq.items()}
+    if parts.vq:
+        weights.setdefault(VQ + CODEBOOK_USED, torch.zeros(CODEBOOK_USED_SIZE))
+    return weights
+
+
+def from_mamba2(weights: Mapping[str, Tensor]) -> PublishedWeights:
+    """The language model that ``state-spaces/mamba2-*`` holds, under our names.
+
+    Its embedding has as many rows as OmniMamba's, because both round up to a multiple of 16; the rows of the special
+    tokens are then those that Mamba-2 left unused.
+
+    Raises:
+        ValueError: keys are covered by no rule, or the head is not equal to the embedding; all of them are named.
+    """
+    prefixed = {LANGUAGE + name: value for name, value in weights.items()}
+    known = [name for name in prefixed if name == TIED[0][0] or (_is_known(name) and _is_mamba2(ours(name)))]
+    if len(known) < len(prefixed):
+        raise ValueError(_unknown("Mamba-2", [name.removeprefix(LANGUAGE) for name in prefixed if name not in known]))
+    return from_published(prefixed)
+
+
+def to_mamba2(language: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The opposite of `from_mamba2`: what of our language model a Mamba-2 checkpoint holds; the rest is left out."""
+    kept = PublishedWeights({name: value for name, value in language.items() if _is_mamba2(name)})
+    return {name.removeprefix(LANGUAGE): value for name, value in to_published(kept).items()}
+
+
+@torch.no_grad()
+def load_language(
+    model: nn.Module, language: Mapping[str, Tensor], origin: str, *, optional: Sequence[str] = ()
+) -> NamesReport:
+    """Copy weights under our names into ``model``, in place; it keeps what fits a pattern of ``optional`` and lacks.
+
+    Raises:
+        ValueError: names are missing, unexpected, or of another shape; nothing is copied then.
+    """
+    own = model.state_dict()
+    report = match_names(origin, shapes_of(language), shapes_of(own), optional=optional)
+    for name in report.loaded:
+        own[name].copy_(language[name])
+    return report
+
+
+def _tied_heads(weights: Mapping[str, Tensor], language: Mapping[str, Tensor]) -> tuple[str, ...]:
+    tied = [(head, table) for head, table in TIED if head in weights]
+    for head, table in tied:
+        if table not in language or not torch.equal(weights[head], language[table]):
+            raise ValueError(
+                f"{head} is not equal to {published(table)}; in this model a head is its table, and one of them would "
+                "be lost"
+            )
+    return tuple(head for head, _ in tied)
+
+
+def _is_mamba2(name: str) -> bool:
+    return name == "text_embedding.weight" or (name.startswith("backbone.") and ".lora_" not in name)
+
+
+def _is_known(name: str) -> bool:
+    return any(_pattern(theirs).fullmatch(name) for theirs, _ in RULES)
+
+
+def _rename(name: str, rules: Sequence[tuple[str, str]], whose: str) -> str:
     for pattern, replacement in rules:
-        match = re.fullmatch(re.escape(pattern).replace(r"\*", "(.+)"), name)
+        match = _pattern(pattern).fullmatch(name)
         if match:
             return replacement.replace("*", match.group(1)) if "*" in replacement else replacement
-    raise KeyError(f"{whose} checkpoint key '{name}' is not known; modules/published.py holds the rules")
+    raise ValueError(_unknown(whose, [name]))
+
+
+def _pattern(rule: str) -> re.Pattern[str]:
+    return re.compile(re.escape(rule).replace(r"\*", "(.+)"))
+
+
+def _unknown(whose: str, names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names)
+    subject = f"key {shown} is" if len(names) == 1 else f"keys {shown} are"
+    return f"{whose} checkpoint {subject} not known; modules/published.py holds the rules"

@@ -111,6 +111,9 @@ def build_model(config: RunConfig, *, report: Callable[[str], None], resumed: bo
     model.backbone.recompute = config.hardware.recompute
     if resumed:
         return model
+    if "mmu" in STAGES[config.stage.name].tasks:
+        for line in model.vision.weights_report():
+            report(line)
     initialise(model, config.model.init_seed)
     if config.init_from:
         for path in config.init_from:

@@ -181,6 +181,9 @@ FREE_ON_RESUME = (
     "data.log_samples",
     "data.accept_changed",
     "model.vq",
+    "model.vision.dino.weights",
+    "model.vision.siglip.weights",
+    "model.vision.chunk",
 )
 """Keys that a resumed run may change: they alter neither the weights nor what they are trained on.
 

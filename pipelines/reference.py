@@ -1,8 +1,11 @@
-"""Compares the model with recorded numbers of the published one: logits, losses, gradients, greedy ids."""
+"""Compares what we compute with recorded numbers of the published model.
+
+Of the language model logits, losses, gradients and greedy ids; `pipelines.reference_encoders` has the ViTs and the VQ
+tokenizer.
+"""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +17,44 @@ from modules.objectives import task_losses
 from modules.omnimamba.adapters import TASKS, Task
 from modules.omnimamba.config import LoraConfig, ModelConfig, VisionConfig
 from modules.omnimamba.model import OmniMamba
-from modules.published import ours, weights_from_published
+from modules.published import from_published, ours
+from pipelines.comparison import Comparison, Row, compare_ids, compare_values
+from pipelines.reference_encoders import vision_rows, vq_rows
 
 LOGITS_AND_LOSSES, GRADIENTS = 5e-4, 5e-3
 """Largest relative errors. The numbers were recorded in float32 on a GPU whose kernels use tf32 inside; a float64
 computation of the same formulas differs by up to 8e-5 on logits and 2e-3 on the gradients of A_log and dt_bias."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Rows (name, relative error, tolerance); ids count as an error of 1 where they differ."""
-
-    device: str
-    rows: tuple[tuple[str, float, float], ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every error is within its tolerance."""
-        return all(error <= tolerance for _, error, tolerance in self.rows)
-
-    def lines(self) -> list[str]:
-        """The table as text, with a verdict a row."""
-        width = max(len(name) for name, _, _ in self.rows)
-        lines = [f"{'on ' + self.device:<{width}}  {'error':>9}  {'allowed':>9}"]
-        for name, error, tolerance in self.rows:
-            lines.append(f"{name:<{width}}  {error:9.2e}  {tolerance:9.2e}  {'ok' if error <= tolerance else 'FAILED'}")
-        failed = sum(not error <= tolerance for _, error, tolerance in self.rows)  # so that NaN fails
-        lines.append("all within tolerance" if not failed else f"{failed} of {len(self.rows)} above tolerance")
-        return lines
+KINDS = {"d_model": "language model", "dino": "vision", "codebook": "vq"}
+"""Which key of STEM.json tells what was recorded."""
 
 
 def compare_with_reference(file: Path) -> Comparison:
-    """Compute what was recorded beside ``file`` and compare.
+    """Compute what was recorded beside ``file`` and compare: the language model, the ViTs or the VQ tokenizer.
 
     Raises:
         FileNotFoundError: one of the three files is missing.
+        ValueError: ``file`` does not say what was recorded, or the weights do not fit its sizes.
     """
     sizes, weights, recorded = _read(file)
-    model = OmniMamba(_config(sizes, weights))
-    model.load_state_dict(weights_from_published(weights))
+    kinds = [kind for key, kind in KINDS.items() if key in sizes]
+    if len(kinds) != 1:
+        raise ValueError(
+            f"{file} does not say what was recorded: exactly one of {', '.join(KINDS)} must be among its keys, "
+            f"which are {', '.join(sizes)}"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device).eval()
     recorded = {name: tensor.to(device) for name, tensor in recorded.items()}
-    rows: list[tuple[str, float, float]] = []
-    for task in TASKS:
-        rows += _compare_task(model, task, _inputs(task, recorded), recorded)
-    rows += _compare_ids(model, recorded)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return Comparison(name, tuple(rows))
+    if kinds == ["vision"]:
+        rows = vision_rows(sizes, weights, recorded)
+    elif kinds == ["vq"]:
+        rows = vq_rows(sizes, load_file(weights), recorded, device)
+    else:
+        rows = _language_rows(sizes, load_file(weights), recorded, device)
+    return Comparison(torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", tuple(rows))
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+def _read(file: Path) -> tuple[dict[str, Any], Path, dict[str, Tensor]]:
+    """Sizes, path of the weights, recorded tensors."""
     stem = file.with_suffix("")
     paths = [
         file,
@@ -76,7 +66,17 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tens
             raise FileNotFoundError(
                 f"{path} does not exist; a reference is STEM.json with STEM_weights and STEM_tensors beside it"
             )
-    return json.loads(file.read_text()), load_file(paths[1]), load_file(paths[2])
+    return json.loads(file.read_text()), paths[1], load_file(paths[2])
+
+
+def _language_rows(
+    sizes: dict[str, Any], weights: Mapping[str, Tensor], recorded: Mapping[str, Tensor], device: torch.device
+) -> list[Row]:
+    model = OmniMamba(_config(sizes, weights))
+    model.load_state_dict(from_published(weights).language)
+    model = model.to(device).eval()
+    rows = [row for task in TASKS for row in _compare_task(model, task, _inputs(task, recorded), recorded)]
+    return rows + _compare_greedy(model, recorded)
 
 
 def _config(sizes: dict[str, Any], weights: Mapping[str, Tensor]) -> ModelConfig:
@@ -116,42 +116,35 @@ def _inputs(task: Task, recorded: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _compare_task(
-    model: OmniMamba, task: Task, inputs: dict[str, Tensor], recorded: Mapping[str, Tensor]
-) -> list[tuple[str, float, float]]:
+def _compare_task(model: OmniMamba, task: Task, inputs: dict[str, Tensor], recorded: Mapping[str, Tensor]) -> list[Row]:
     with torch.no_grad():
         logits = model.logits(task, inputs)
     model.zero_grad()
     loss = task_losses(model({task: inputs}))[task]
     torch.autograd.backward(loss)
     rows = [
-        (f"{task}.logits", _error(logits, recorded[f"{task}.logits"]), LOGITS_AND_LOSSES),
-        (f"{task}.loss", _error(loss, recorded[f"{task}.loss"]), LOGITS_AND_LOSSES),
+        compare_values(f"{task}.logits", logits, recorded[f"{task}.logits"], LOGITS_AND_LOSSES),
+        compare_values(f"{task}.loss", loss, recorded[f"{task}.loss"], LOGITS_AND_LOSSES),
     ]
     parameters = dict(model.named_parameters())
     prefix = f"{task}.grad."
     for name in sorted(name for name in recorded if name.startswith(prefix)):
         gradient = parameters[_our_name(name.removeprefix(prefix))].grad
         assert gradient is not None
-        rows.append((name, _error(gradient.view_as(recorded[name]), recorded[name]), GRADIENTS))
+        rows.append(compare_values(name, gradient.view_as(recorded[name]), recorded[name], GRADIENTS))
     return rows
 
 
-def _compare_ids(model: OmniMamba, recorded: Mapping[str, Tensor]) -> list[tuple[str, float, float]]:
+def _compare_greedy(model: OmniMamba, recorded: Mapping[str, Tensor]) -> list[Row]:
     image_ids = model.generate_image_ids(recorded["t2i.caption_ids"], uniforms=None)
     answer = recorded["mmu.greedy_text_ids"]
     prompt = recorded["mmu.input_ids"][:, : 4 + recorded["mmu.labels"].shape[1] // 3]
     text_ids = model.continue_text(recorded["mmu.vision_features"], prompt, max_new_tokens=answer.shape[1], end_id=None)
     return [
-        ("t2i.greedy_image_ids", float(not torch.equal(image_ids, recorded["t2i.greedy_image_ids"])), 0.0),
-        ("mmu.greedy_text_ids", float(not torch.equal(text_ids, answer)), 0.0),
+        compare_ids("t2i.greedy_image_ids", image_ids, recorded["t2i.greedy_image_ids"]),
+        compare_ids("mmu.greedy_text_ids", text_ids, answer),
     ]
 
 
 def _our_name(name: str) -> str:
     return ours(name if name.startswith("projector.") else f"llm_backbone.mamba.{name}")
-
-
-def _error(value: Tensor, truth: Tensor) -> float:
-    """Norm of the difference over the norm of the truth."""
-    return float((value.detach().double() - truth.double()).norm() / truth.double().norm())

@@ -19,28 +19,73 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VitConfig:
+    """Sizes of one vision transformer, and where its weights are."""
+
+    width: int
+    depth: int
+    """Blocks of the whole model; features are taken behind the second-to-last."""
+    heads: int
+    mlp_hidden: int
+    registers: int = 0
+    class_token: bool = False
+    layer_scale: bool = False
+    weights: str = ""
+    """Path of a safetensors file with timm's names, alone or behind the published checkpoint's prefix."""
+
+    def problems(self, key: str) -> list[str]:
+        """Broken rules, each with the way out; ``key`` is where in the configuration this stands."""
+        sizes = {name: getattr(self, name) for name in ("width", "heads", "mlp_hidden")}
+        found = [f"{key}.{name}={size} must be at least 1" for name, size in sizes.items() if size < 1]
+        if self.depth < 2:
+            found.append(f"{key}.depth={self.depth} must be at least 2: features come from the second-to-last block")
+        if self.registers < 0:
+            found.append(f"{key}.registers={self.registers} must be 0 or more")
+        if not found and self.width % self.heads:
+            found.append(f"{key}.heads={self.heads} does not divide {key}.width={self.width}; choose one that does")
+        if not self.weights:
+            found.append(f"{key}.weights is empty; name a safetensors file with the encoder's weights")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class VisionConfig:
     """The frozen encoder that looks at an image for MMU.
 
-    ``patches`` cuts the image into squares of ``patch_size`` pixels and passes their normalised pixels on: the
-    stand-in for the ViTs in tiny configurations. ``features`` means that samples bring features of their own,
-    ``given_patches`` of ``given_width`` each.
+    ``dino_siglip`` is the published model's: the features of two ViTs side by side, at ``image_size=384`` and
+    ``patch_size=14``. ``patches`` cuts the image into squares of ``patch_size`` pixels and passes their normalised
+    pixels on: the stand-in for the ViTs in tiny configurations. ``features`` means that samples bring features of their
+    own, ``given_patches`` of ``given_width`` each.
     """
 
-    kind: Literal["patches", "features"] = "patches"
+    kind: Literal["dino_siglip", "patches", "features"] = "patches"
     image_size: int = 64
     patch_size: int = 8
     given_patches: int = 0
     given_width: int = 0
+    dino: VitConfig = field(
+        default_factory=lambda: VitConfig(
+            width=1024, depth=24, heads=16, mlp_hidden=4096, registers=4, class_token=True, layer_scale=True
+        )
+    )
+    """timm's vit_large_patch14_reg4_dinov2.lvd142m."""
+    siglip: VitConfig = field(default_factory=lambda: VitConfig(width=1152, depth=27, heads=16, mlp_hidden=4304))
+    """timm's vit_so400m_patch14_siglip_384."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the ViTs' weights are held, and their features computed, in."""
+    chunk: int = 0
+    """Images that the ViTs look at together; 0 means all of a batch."""
 
     @property
     def patches(self) -> int:
-        """Number of features per image."""
-        return (self.image_size // self.patch_size) ** 2 if self.kind == "patches" else self.given_patches
+        """Number of features per image; pixels that fill no patch are left out."""
+        return self.given_patches if self.kind == "features" else (self.image_size // self.patch_size) ** 2
 
     @property
     def width(self) -> int:
         """Width of one feature."""
+        if self.kind == "dino_siglip":
+            return self.dino.width + self.siglip.width
         return 3 * self.patch_size**2 if self.kind == "patches" else self.given_width
 
     def problems(self) -> list[str]:
@@ -49,11 +94,24 @@ class VisionConfig:
             return []
         sizes = {"image_size": self.image_size, "patch_size": self.patch_size}
         found = [f"model.vision.{name}={size} must be at least 1" for name, size in sizes.items() if size < 1]
+        if self.kind == "dino_siglip":
+            return found + self._vit_problems()
         if not found and self.image_size % self.patch_size:
             found = [
                 f"model.vision.patch_size={self.patch_size} does not divide model.vision.image_size={self.image_size}; "
                 "choose a patch size that does"
             ]
+        return found
+
+    def _vit_problems(self) -> list[str]:
+        found = self.dino.problems("model.vision.dino") + self.siglip.problems("model.vision.siglip")
+        if self.image_size < self.patch_size:
+            found.append(
+                f"model.vision.image_size={self.image_size} is less than model.vision.patch_size={self.patch_size}; "
+                "the published model has 384 and 14"
+            )
+        if self.chunk < 0:
+            found.append(f"model.vision.chunk={self.chunk} must be 0 or more; 0 means all images of a batch")
         return found
 
 

@@ -1,13 +1,49 @@
 """Vision encoders: pixels to the frozen features that the projector turns into MMU positions."""
 
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules.omnimamba.config import VisionConfig
+from modules.files import sha256
+from modules.omnimamba.config import VisionConfig, VitConfig
+from modules.omnimamba.vits import VisionTransformer, fit_positions, unused_names
+from modules.omnimamba.weight_names import NamesReport, match_names, shapes_of
+
+PREFIXES = ("vision_backbone.{}_featurizer.", "{}_featurizer.", "")
+"""What may stand before timm's names in a file: as published, the ViTs alone, or one ViT by itself."""
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+ENCODERS = (("dino", *IMAGENET), ("siglip", *HALVES))
+"""(name, mean, std) of the two ViTs, in the order of their features."""
 
 
-class PatchVision(nn.Module):
+class VisionEncoder(nn.Module):
+    """What the model looks at images with. It has no parameters: nothing to train, to save or to broadcast."""
+
+    def weights_report(self) -> list[str]:
+        """What is in the files of weights, as text; their names and shapes are checked, the weights not read.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file's names or shapes do not fit.
+        """
+        return []
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of what determines the features beside the image, or "" where nothing but code does."""
+        return ""
+
+
+class PatchVision(VisionEncoder):
     """Non-overlapping patches of normalised pixels, row by row; nothing to train, nothing to load."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -21,19 +57,14 @@ class PatchVision(nn.Module):
         Raises:
             ValueError: the images are not S pixels high and wide.
         """
-        size = self.config.image_size
-        if images.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"images of shape {tuple(images.shape[1:])} given, model.vision.image_size={size} needs "
-                f"(3, {size}, {size}); resize them when they are read"
-            )
+        _check_size(images, self.config.image_size)
         pixels = images.float()
         mean, std = pixels.mean((2, 3), keepdim=True), pixels.std((1, 2, 3), keepdim=True)
         pixels = (pixels - mean) / (std + 1)
         return F.unfold(pixels, self.config.patch_size, stride=self.config.patch_size).transpose(1, 2)
 
 
-class GivenFeatures(nn.Module):
+class GivenFeatures(VisionEncoder):
     """Takes the place of an encoder where the samples bring features of their own."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -47,6 +78,131 @@ class GivenFeatures(nn.Module):
         )
 
 
-def build_vision(config: VisionConfig) -> nn.Module:
+class DinoSiglip(VisionEncoder):
+    """DINOv2 and SigLIP side by side, frozen: each one's patch features behind its second-to-last block.
+
+    The two are no submodules and are read when the first image comes, onto its device. So a checkpoint holds none of
+    them, an optimizer, DDP or ZeRO sees none of them, ``train()`` and casts of the model do not reach them, and a run
+    that looks at no image needs neither their files nor their memory.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._vits: tuple[VisionTransformer, ...] = ()  # a tuple, so that torch does not take them for submodules
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 images (B, 3, S, S) to float32 features (B, patches, DINOv2's width + SigLIP's).
+
+        Raises:
+            FileNotFoundError: a file of weights is missing.
+            ValueError: the images are not S pixels high and wide, or a file's names or shapes do not fit.
+        """
+        _check_size(images, self.config.image_size)
+        parts = torch.split(images, self.config.chunk or max(len(images), 1))
+        return torch.cat([torch.cat(self.features(self.normalised(part.float() / 255)), dim=2) for part in parts])
+
+    def normalised(self, unit: Tensor) -> list[Tensor]:
+        """Pixels (B, 3, S, S) in [0, 1] as each encoder wants them."""
+        return [
+            torch.stack([(unit[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)  # numbers: nothing to copy over
+            for _, mean, std in ENCODERS
+        ]
+
+    @torch.no_grad()
+    def features(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Each encoder's float32 features (B, patches, width) of its normalised pixels, computed in its own dtype."""
+        device = inputs[0].device
+        with torch.autocast(device.type, enabled=False):
+            pairs = zip(self._encoders(device), inputs, strict=True)
+            return [vit(pixels.to(vit.pos_embed.dtype)).float() for vit, pixels in pairs]
+
+    def weights_report(self) -> list[str]:
+        """See `VisionEncoder.weights_report`."""
+        return [line for name, _, _ in ENCODERS for line in self._match(name)[0].lines()]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the files of weights, the sizes and the dtype."""
+        sizes = {key: value for key, value in asdict(self.config).items() if key != "chunk"}
+        for name, _, _ in ENCODERS:
+            sizes[name]["weights"] = sha256(self._file(name))
+        return hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()
+
+    def _encoders(self, device: torch.device) -> tuple[VisionTransformer, ...]:
+        if not self._vits:
+            with torch.inference_mode(False):  # they outlive the evaluation that may be the first to ask
+                self._vits = tuple(self._load(name, device) for name, _, _ in ENCODERS)
+        if self._vits[0].pos_embed.device != device:
+            self._vits = tuple(vit.to(device) for vit in self._vits)
+        return self._vits
+
+    def _load(self, name: str, device: torch.device) -> VisionTransformer:
+        report, prefix = self._match(name)
+        dtype = getattr(torch, self.config.dtype)
+        with safe_open(str(self._file(name)), framework="pt", device=str(device)) as file:
+            weights = {key: file.get_tensor(prefix + key).to(dtype) for key in report.loaded}
+        weights["pos_embed"] = fit_positions(weights["pos_embed"], self.config.patches).to(dtype)
+        vit = self._on_meta(name)
+        vit.load_state_dict(weights, assign=True)
+        return vit.requires_grad_(False).eval()
+
+    def _match(self, name: str) -> tuple[NamesReport, str]:
+        """What of an encoder's file is used, and the prefix of its names there."""
+        path, needed = self._file(name), shapes_of(self._on_meta(name).state_dict())
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(
+                f"model.vision.{name}.weights={path} is not a readable safetensors file: {error}"
+            ) from error
+        prefixes = [prefix.format(name) for prefix in PREFIXES]
+        prefix = next((prefix for prefix in prefixes if prefix + "pos_embed" in shapes), "")
+        given = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+        if _is_square_grid(given.get("pos_embed", ()), needed["pos_embed"]):
+            given["pos_embed"] = needed["pos_embed"]  # fit_positions makes it so
+        unused = unused_names(self._vit_config(name))
+        return match_names(f"{path} (model.vision.{name})", given, needed, unused=unused), prefix
+
+    def _file(self, name: str) -> Path:
+        path = Path(self._vit_config(name).weights)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"model.vision.{name}.weights={path} is not a file; name a safetensors file with the encoder's weights "
+                "under timm's names"
+            )
+        return path
+
+    def _on_meta(self, name: str) -> VisionTransformer:
+        with torch.device("meta"):
+            return VisionTransformer(
+                self._vit_config(name), patch_size=self.config.patch_size, patches=self.config.patches
+            )
+
+    def _vit_config(self, name: str) -> VitConfig:
+        return self.config.dino if name == "dino" else self.config.siglip
+
+
+def build_vision(config: VisionConfig) -> VisionEncoder:
     """The encoder that ``config.kind`` names."""
-    return PatchVision(config) if config.kind == "patches" else GivenFeatures()
+    if config.kind == "patches":
+        return PatchVision(config)
+    return GivenFeatures() if config.kind == "features" else DinoSiglip(config)
+
+
+def _check_size(images: Tensor, size: int) -> None:
+    if images.shape[1:] != (3, size, size):
+        raise ValueError(
+            f"images of shape {tuple(images.shape[1:])} given, model.vision.image_size={size} needs "
+            f"(3, {size}, {size}); resize them when they are read"
+        )
+
+
+def _is_square_grid(given: Sequence[int], needed: Sequence[int]) -> bool:
+    """Whether ``given`` (1, N, D) are positions of a square grid, of the width that is needed."""
+    if len(given) != 3 or (given[0], given[2]) != (needed[0], needed[2]):
+        return False
+    side = round(math.sqrt(given[1]))
+    return side * side == given[1]

@@ -1,22 +1,22 @@
 """Image tokenizers: pictures to a fixed number of codes and back.
 
-`PatchKMeans` is the stand-in of tiny configurations; `load_image_tokenizer` picks the class by the file's ``kind``.
+`LlamaGenVQ` is the published model's, `PatchKMeans` the stand-in of tiny configurations; `load_image_tokenizer` picks
+the class by the file's ``kind``.
 Shapes: B images, H = W pixels, n codes per image, K codebook entries, D pixel values of one patch, P patches.
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from modules.omnimamba.kmeans import fit_centres, nearest
-
-MAX_CODEBOOK = 2**16
-"""Codes are stored as uint16."""
+from modules.omnimamba.llamagen import LlamaGenVQ
+from modules.omnimamba.vq_files import check_codebook_size, check_codes, check_images, read_metadata
 
 
 class ImageTokenizer(Protocol):
@@ -99,7 +99,7 @@ class PatchKMeans(nn.Module):
         Raises:
             ValueError: images of another size or type.
         """
-        _check_images(images, self.image_size)
+        check_images(images, self.image_size)
         patches_PD = _patches(images.to(self.codebook.device), self.patch_size)
         codes, _ = nearest(patches_PD, self.codebook)
         return codes.view(len(images), self.tokens_per_image)
@@ -111,13 +111,7 @@ class PatchKMeans(nn.Module):
         Raises:
             ValueError: a wrong number of codes, or a code outside the codebook.
         """
-        if codes.ndim != 2 or codes.shape[1] != self.tokens_per_image:
-            raise ValueError(f"an image has {self.tokens_per_image} codes; got codes of shape {tuple(codes.shape)}")
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebook_size:
-            raise ValueError(
-                f"codes run from {int(codes.min())} to {int(codes.max())} but the codebook has {self.codebook_size} "
-                "entries; were they made with another tokenizer?"
-            )
+        check_codes(codes, self.tokens_per_image, self.codebook_size)
         side, size = self.image_size // self.patch_size, self.patch_size
         patches = self.codebook[codes.to(self.codebook.device)].view(-1, side, side, 3, size, size)
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, self.image_size, self.image_size)
@@ -142,7 +136,7 @@ class PatchKMeans(nn.Module):
             ValueError: sizes that do not fit together, or fewer different patches than codes.
         """
         _check_sizes(codebook_size, images.shape[-1], patch_size)
-        _check_images(images, images.shape[-1])
+        check_images(images, images.shape[-1])
         centres_KD = fit_centres(
             _patches(images, patch_size),
             count=codebook_size,
@@ -165,7 +159,7 @@ class PatchKMeans(nn.Module):
             FileNotFoundError: there is no such file.
             ValueError: it is not a patch_kmeans file.
         """
-        metadata = _metadata(path)
+        metadata = read_metadata(path)
         if metadata["kind"] != cls.name:
             raise ValueError(f"image tokenizer {path} is of kind {metadata['kind']!r}, not {cls.name!r}")
         sizes = {key: int(metadata[key]) for key in ("image_size", "patch_size")}
@@ -179,41 +173,20 @@ def load_image_tokenizer(path: str | Path) -> ImageTokenizer:
         FileNotFoundError: there is no such file.
         ValueError: it is no safetensors file, names no kind, or names one we do not know.
     """
-    kinds = {PatchKMeans.name: PatchKMeans.load}
-    kind = _metadata(Path(path))["kind"]
+    kinds: dict[str, Callable[[Path], ImageTokenizer]] = {
+        PatchKMeans.name: PatchKMeans.load,
+        LlamaGenVQ.name: LlamaGenVQ.load,
+    }
+    kind = read_metadata(Path(path))["kind"]
     if kind not in kinds:
         raise ValueError(f"image tokenizer {path} is of kind {kind!r}; known kinds: {', '.join(kinds)}")
     return kinds[kind](Path(path))
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"image tokenizer {path} does not exist. Name a tokenizer file "
-            "(`python -m pipelines.prepare scenes` fits one for the embedded data)."
-        )
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"image tokenizer {path} is not a readable safetensors file: {error}") from error
-    if "kind" not in metadata:
-        raise ValueError(f"image tokenizer {path} does not say its kind in the safetensors metadata; was it made here?")
-    return metadata
-
-
 def _check_sizes(codebook_size: int, image_size: int, patch_size: int) -> None:
-    if not 1 <= codebook_size <= MAX_CODEBOOK:
-        raise ValueError(f"codebook_size={codebook_size} must lie in [1, {MAX_CODEBOOK}]: codes are stored as uint16")
+    check_codebook_size(codebook_size)
     if patch_size < 1 or image_size % patch_size:
         raise ValueError(f"patch_size={patch_size} does not divide image_size={image_size}; choose one that does")
-
-
-def _check_images(images: Tensor, size: int) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, size, size):
-        raise ValueError(
-            f"images must be uint8 of shape (B, 3, {size}, {size}), not {images.dtype} of shape {tuple(images.shape)}"
-        )
 
 
 def _patches(images: Tensor, size: int) -> Tensor:

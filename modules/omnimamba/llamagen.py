@@ -1,0 +1,211 @@
+"""LlamaGen's VQ-16, the published model's image tokenizer: 256 pixels to 16 x 16 codes and back.
+
+Shapes: B images, S pixels a side, n codes per image, K codebook entries, C numbers of an entry, h = w codes a side.
+"""
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modules.omnimamba.llamagen_layers import Decoder, Encoder, LlamaGenConfig
+from modules.omnimamba.vq_files import check_codes, check_images, read_metadata
+from modules.omnimamba.weight_names import NamesReport, match_names, shapes_of
+
+UNUSED = ("quantize.codebook_used",)
+"""LlamaGen's record of how its training used the codebook."""
+GPU_BATCH = 8
+"""Pictures that a GPU encodes together; a last group of fewer is filled up, because kernels differ by batch size."""
+
+
+class LlamaGenVQ(nn.Module):
+    """The tokenizer, frozen. Its weights are arbitrary until `from_weights` or `load` sets them.
+
+    Codes are computed in float32 with deterministic kernels and without TF32, always as many pictures at a time, and
+    the nearest entry in float64: on one machine a picture's codes depend on nothing but the picture.
+    """
+
+    name = "llamagen_vq16"
+
+    def __init__(self, config: LlamaGenConfig) -> None:
+        """Build the modules.
+
+        Raises:
+            ValueError: sizes that do not fit together.
+        """
+        super().__init__()
+        config.check()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.code_dim, 1)
+        self.quantize = nn.ModuleDict({"embedding": nn.Embedding(config.codebook_size, config.code_dim)})
+        self.post_quant_conv = nn.Conv2d(config.code_dim, config.z_channels, 1)
+        self.decoder = Decoder(config)
+        self.requires_grad_(False).eval()
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of entries, K."""
+        return self.config.codebook_size
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the pictures, S."""
+        return self.config.image_size
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Codes per picture, n."""
+        return self.config.side**2
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of kind, sizes and weights."""
+        digest = hashlib.sha256(f"{self.name}/{_sizes(self.config)}/".encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes of ``images``: uint8 (B, 3, S, S) to int64 (B, n), on the weights' device.
+
+        Raises:
+            ValueError: images of another size or type.
+        """
+        check_images(images, self.image_size)
+        return self.codes((images.to(self._device).float() / 255 - 0.5) / 0.5)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Pictures of ``codes``: int64 (B, n) to uint8 (B, 3, S, S).
+
+        Raises:
+            ValueError: a wrong number of codes, or a code outside the codebook.
+        """
+        check_codes(codes, self.tokens_per_image, self.codebook_size)
+        pixels = self.pixels(self.entries(codes.to(self._device)))
+        return pixels.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+    @torch.no_grad()
+    def codes(self, pixels: Tensor) -> Tensor:
+        """Codes of float32 ``pixels`` (B, 3, S, S) in [-1, 1], int64 (B, n); row-major."""
+        together = GPU_BATCH if pixels.is_cuda else 1
+        with exactly(pixels.device):
+            groups = [
+                self._codes(F.pad(group, (0, 0) * 3 + (0, together - len(group))))[: len(group)]
+                for group in torch.split(pixels, together)
+            ]
+        return torch.cat(groups)
+
+    @torch.no_grad()
+    def entries(self, codes: Tensor) -> Tensor:
+        """The normalised codebook entries of ``codes`` (B, n), laid out as a picture (B, C, h, w)."""
+        side = self.config.side
+        return self._entries()[codes].view(len(codes), side, side, -1).movedim(3, 1)
+
+    @torch.no_grad()
+    def pixels(self, entries: Tensor) -> Tensor:
+        """Entries (B, C, h, w) to pixels (B, 3, S, S), about in [-1, 1]."""
+        decoded: Tensor = self.decoder(self.post_quant_conv(entries))
+        return decoded
+
+    @classmethod
+    def from_weights(
+        cls, origin: str, weights: Mapping[str, Tensor], config: LlamaGenConfig | None = None
+    ) -> tuple["LlamaGenVQ", NamesReport]:
+        """A tokenizer out of LlamaGen's names (see `read_llamagen`, `modules.published.from_published`).
+
+        Raises:
+            ValueError: a name is missing or unexpected, or has another shape than ``config`` (VQ-16's sizes) asks for.
+        """
+        with torch.device("meta"):
+            vq = cls(config or LlamaGenConfig())
+        report = match_names(origin, shapes_of(weights), shapes_of(vq.state_dict()), unused=UNUSED)
+        vq.load_state_dict({name: weights[name].float() for name in report.loaded}, assign=True)
+        vq.requires_grad_(False)
+        return vq, report
+
+    def save(self, path: Path) -> None:
+        """Write the weights to ``path`` as safetensors, with kind and sizes in the metadata."""
+        weights = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
+        path.write_bytes(save(weights, metadata={"kind": self.name, "sizes": _sizes(self.config)}))
+
+    @classmethod
+    def load(cls, path: Path) -> "LlamaGenVQ":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not a llamagen_vq16 file.
+        """
+        metadata = read_metadata(path)
+        if metadata["kind"] != cls.name:
+            raise ValueError(f"image tokenizer {path} is of kind {metadata['kind']!r}, not {cls.name!r}")
+        sizes = json.loads(metadata["sizes"])
+        config = LlamaGenConfig(**sizes | {"channel_multipliers": tuple(sizes["channel_multipliers"])})
+        return cls.from_weights(f"image tokenizer {path}", load_file(str(path)), config)[0]
+
+    @property
+    def _device(self) -> torch.device:
+        return self.quant_conv.weight.device
+
+    def _codes(self, pixels: Tensor) -> Tensor:
+        z_BChw = self.quant_conv(self.encoder(pixels))
+        z_NC = F.normalize(z_BChw.movedim(1, 3).flatten(0, 2), dim=1).double()
+        entries_KC = self._entries().double()
+        distances_NK = (
+            entries_KC.square().sum(1) - 2 * z_NC @ entries_KC.T
+        )  # less z's own length, alike for all entries
+        return distances_NK.argmin(1).view(len(pixels), -1)
+
+    def _entries(self) -> Tensor:
+        embedding = self.quantize["embedding"].weight
+        assert isinstance(embedding, Tensor)
+        return F.normalize(embedding, dim=1)
+
+
+def read_llamagen(path: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint of LlamaGen's own (``vq_ds16_c2i.pt``: ``{"model": weights}``).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such checkpoint.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; name LlamaGen's vq_ds16_c2i.pt")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is not a checkpoint of plain tensors: {str(error).splitlines()[0]}") from error
+    weights = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"{path} does not hold its weights under 'model', as LlamaGen's checkpoints do")
+    return weights
+
+
+def _sizes(config: LlamaGenConfig) -> str:
+    return json.dumps(asdict(config), sort_keys=True)
+
+
+@contextmanager
+def exactly(device: torch.device) -> Iterator[None]:
+    """Inside, float32 is computed as it is written, by deterministic kernels: no autocast and no TF32."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.autocast(device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
