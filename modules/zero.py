@@ -19,6 +19,8 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modules.omnimamba.model import OmniMamba
+
 Stage = Literal[1, 2, 3]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -80,6 +82,19 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Norm of the whole gradient of the last step, before clipping."""
         norm = self.deepspeed_engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
+
+    def whole(self, model: OmniMamba) -> OmniMamba:
+        """The model to evaluate: itself, or under ZeRO 3 a whole copy on every rank (a collective call).
+
+        ZeRO 3 gathers each part when it is used, so ranks that generate unequally much would wait for ever.
+        """
+        if self.stage < 3:
+            return model
+        copy = OmniMamba(model.config)
+        copy.compute, copy.vision = model.compute, model.vision
+        with self._gathered(list(model.parameters()), modify=False):
+            copy.load_state_dict(model.state_dict())
+        return copy.to(self.root_device).train(model.training)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """All weights, whole, on the CPU; ZeRO 3 gathers them (a collective call)."""

@@ -171,12 +171,13 @@ def build_callbacks(
 
     def context(trainer: pl.Trainer, module: pl.LightningModule) -> EvaluationContext:
         assert isinstance(module, StageModule)
+        strategy = trainer.strategy
         return EvaluationContext(
-            model=module.model,
+            model=strategy.whole(module.model) if isinstance(strategy, ZeroStrategy) else module.model,
             tokenizer=tokenizer,
             vq=vq,
             template=config.data.template,
-            device=module.model.device,
+            device=strategy.root_device,
             step=trainer.global_step,
             folder=config.folder,
             rank=trainer.global_rank,

@@ -3,7 +3,9 @@
 DeepSpeed compiles a small extension when it first runs on a CPU, which needs a C++ compiler.
 """
 
+import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 from modules.checkpoints import find_checkpoint, read_state
 
-from .running import UNIFIED, Train, keys_of_steps, losses, weights
+from .running import ENVIRONMENT, ROOT, UNIFIED, Train, command, keys_of_steps, losses, weights
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed on a CPU needs a C++ compiler")
 
@@ -83,3 +85,25 @@ def test_frozen_parts_stay_whole(train: Train, tmp_path: Path) -> None:
         train("configs/smoke_mmu.yaml", tmp_path / strategy, *words, "model.adapters.dropout=0.0")
     ddp, zero = weights(tmp_path / "ddp"), weights(tmp_path / "zero3")
     torch.testing.assert_close(zero, ddp, rtol=0, atol=2e-6)
+
+
+def test_evaluation_is_that_of_ddp_even_where_parameters_are_sharded(small: list[str], tmp_path: Path) -> None:
+    """Five questions on two ranks: unequal work."""
+    evaluation = ["evaluation.gqa=null", "evaluation.fid=null", "evaluation.samples.n=3", "evaluation.pope.limit=5"]
+    found = {}
+    for strategy in ("ddp", "zero3"):
+        words = [*evaluation, *SHARED, "trainer.max_steps=1", "hardware.devices=2", f"hardware.strategy={strategy}"]
+        folder = tmp_path / strategy
+        done = subprocess.run(
+            command(UNIFIED, *small, *words, f"run.dir={folder}"),
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        results = json.loads((folder / "records" / "step-000000001" / "results.json").read_text())
+        found[strategy] = results["pope_style"]["metrics"]
+        assert list((folder / "samples").rglob("*.png"))
+    assert found["zero3"] == found["ddp"]

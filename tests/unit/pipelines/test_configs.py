@@ -41,3 +41,13 @@ def test_what_a_file_includes_is_there(path: Path) -> None:
 def test_the_unified_smoke_run_keeps_the_ratio_of_the_paper() -> None:
     micro = load(CONFIGS / "smoke_unified.yaml").data.micro_batch
     assert (micro.mmu, micro.t2i) == (3, 48)
+
+
+@pytest.mark.parametrize(("hardware", "ranks"), [("gpu_node", 8), ("gpu_nodes", 16)])
+def test_a_run_on_a_cluster_is_a_run_and_a_hardware_file(tmp_path: Path, hardware: str, ranks: int) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"include: [{CONFIGS / 'smoke_unified.yaml'}, {CONFIGS / 'hardware' / hardware}.yaml]\n")
+    config = load(path)
+    assert config.hardware.devices * config.hardware.nodes == ranks
+    assert (config.hardware.strategy, config.trainer.precision) == ("zero2", "bf16")
+    assert config.trainer.max_steps == load(CONFIGS / "smoke_unified.yaml").trainer.max_steps
