@@ -57,6 +57,27 @@ class StageModule(pl.LightningModule):
             model, self.trainable, also_train=config.also_train, freeze=config.freeze
         )
 
+    def on_fit_start(self) -> None:
+        """Parameters as the strategy has set them up."""
+        self._check_precision()
+
+    def on_train_start(self) -> None:
+        """And as a checkpoint has filled them."""
+        self._check_precision()
+
+    def _check_precision(self) -> None:
+        """Refuse parameters that something has cast: a state-space model whose A_log is in bf16 learns something else.
+
+        Raises:
+            ValueError: a parameter is not in float32.
+        """
+        odd = [f"{name} ({p.dtype})" for name, p in self.model.named_parameters() if p.dtype != torch.float32]
+        if odd:
+            raise ValueError(
+                f"{len(odd)} parameters are not in float32, for example {odd[0]}: a strategy or precision plugin has "
+                "cast them. Use trainer.precision=bf16, which casts what is computed and not what is kept"
+            )
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Key the step's randomness (LoRA dropout) by seed, step and rank: nothing to save, nothing to restore."""
         micro = batch_idx % self.trainer.accumulate_grad_batches
