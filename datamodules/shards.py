@@ -19,32 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.fetch import Progress, Wanted, cached_path, fetch, fetch_all, is_url, shown
-from datamodules.manifest import (
-    FORMAT_VERSION,
-    MANIFEST,
-    DamagedShardError,
-    Manifest,
-    ShardRecord,
-    fingerprint_of,
-    index_path,
-    tar_path,
-)
+from datamodules.manifest import DamagedShardError, Manifest, ShardRecord
 
-__all__ = [
-    "FORMAT_VERSION",
-    "MANIFEST",
-    "DamagedShardError",
-    "Index",
-    "Sample",
-    "ShardRecord",
-    "ShardSet",
-    "fingerprint_of",
-    "index_path",
-    "payload_fault",
-    "read_index",
-    "shard_files",
-    "tar_path",
-]
+__all__ = ["DamagedShardError", "Index", "Sample", "ShardSet", "payload_fault", "read_index", "shard_files"]
 
 _OPEN_SHARDS = 128
 """Files kept open at once, well below the usual limit of 1024."""

@@ -148,7 +148,7 @@ def build_data(
         made_with = data.samples["t2i"].shards.meta.get("vq", {})
         if made_with.get("fingerprint") != vq.fingerprint:
             raise ConfigError(
-                f"the codes in {config.data.t2i} were made with VQ tokenizer {made_with.get('name')} "
+                f"the codes in {config.data.t2i} were made with VQ tokenizer {made_with.get('kind')} "
                 f"({made_with.get('fingerprint')}), but model.vq={config.model.vq} is {vq.name} ({vq.fingerprint}): "
                 "its pictures would be noise. Name the tokenizer that prepared the shards"
             )

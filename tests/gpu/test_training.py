@@ -1,6 +1,6 @@
 """Training on GPUs through its real entry point: determinism, resume, strategies, numbers of GPUs.
 
-In deterministic mode nothing is autotuned, so these runs start in seconds.
+In deterministic mode nothing is autotuned; a run still compiles its kernels first.
 """
 
 import os

@@ -159,15 +159,19 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
         read_image(tmp_path / "half.png")
 
 
-@pytest.mark.parametrize("raised", [NotImplementedError("a kind of DDS"), RuntimeError("AVIF"), struct.error("x")])
-def test_whatever_a_plugin_raises_on_a_damaged_file_is_told(monkeypatch: pytest.MonkeyPatch, raised: Exception) -> None:
+@pytest.mark.parametrize("kind", [NotImplementedError, RuntimeError, struct.error])
+def test_whatever_a_plugin_raises_on_a_damaged_file_is_told(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    """AVIF's plugin raises RuntimeError, which no file made here brings about in every version of its library."""
+
     def load(image: Image.Image) -> None:
-        raise raised
+        raise kind("words of a plugin")
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
     buffer = io.BytesIO()
     Image.new("RGB", (3, 3)).save(buffer, "PNG")
-    with pytest.raises(ValueError, match=f"^{raised}$"):
+    with pytest.raises(ValueError, match=r"^words of a plugin$"):
         decode(buffer.getvalue())
 
 

@@ -3,34 +3,20 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from datamodules.mixed import Counts
-from modules.omnimamba.config import ModelConfig, VisionConfig
+from modules.omnimamba.config import VisionConfig
 from pipelines.benchmark_data import DataBenchmarkConfig
 from pipelines.benchmark_train import TrainBenchmarkConfig, measure_train, positions
 from pipelines.config import HardwareConfig
+from tests.unit.modules.omnimamba.conftest import TINY as SMALL
 
 ROOT = Path(__file__).parents[3]
-TINY = ModelConfig(
-    d_model=16,
-    n_layer=2,
-    d_state=4,
-    headdim=8,
-    chunk_size=8,
-    vocab_size=32,
-    image_vocab=24,
-    image_tokens=6,
-    caption_length=5,
-    mmu_text_length=9,
-    mmu_positions=40,
-    t2i_positions=20,
-    projector_hidden=12,
-    image_mlp_hidden=12,
-    vision=VisionConfig(kind="features", given_patches=3, given_width=5),
-)
+TINY = replace(SMALL, mmu_text_length=9, vision=VisionConfig(kind="features", given_patches=3, given_width=5))
 
 
 def test_data_are_measured_and_written_down(tmp_path: Path) -> None:
