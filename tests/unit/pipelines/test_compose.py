@@ -9,9 +9,10 @@ import torch
 
 from modules.checkpoints import CheckpointError
 from modules.omnimamba.vq import PatchKMeans
-from pipelines.compose import build_model, build_tokenizer, build_vq, check_hardware, load_trained
+from pipelines.compose import build_data, build_model, build_tokenizer, build_vq, check_hardware, load_trained
 from pipelines.config import ConfigError, HardwareConfig, load
 from pipelines.fit import fit
+from pipelines.scenes import PreparedPaths
 
 
 def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,3 +102,16 @@ def test_a_folder_that_cannot_be_loaded_says_why(run_folder: Path, tmp_path: Pat
 def test_more_threads_than_cores_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"hardware\.threads=100000, but this machine has \d+ CPU cores"):
         check_hardware(HardwareConfig(threads=100000))
+
+
+def test_shards_of_another_vq_tokenizer_are_refused(prepared: PreparedPaths, finished_run: Path) -> None:
+    config = load(finished_run / "config.yaml")
+    data = replace(config.data, t2i=str(prepared.t2i), mmu=str(prepared.mmu_instruct))
+    config, tokenizer = replace(config, data=data), build_tokenizer(config.model)
+    right = build_vq(config.model)
+    assert isinstance(right, PatchKMeans)
+    build_data(config, tokenizer, right)
+    other = PatchKMeans(right.codebook.flip(0), image_size=right.image_size, patch_size=right.patch_size)
+    message = rf"made with VQ tokenizer patch_kmeans \({right.fingerprint}\).* is patch_kmeans \({other.fingerprint}\)"
+    with pytest.raises(ConfigError, match=message):
+        build_data(config, tokenizer, other)
