@@ -1,4 +1,4 @@
-"""Evaluate the latest checkpoint of a run, by the measures of its configuration.
+"""Evaluate trained weights by the measures of their configuration.
 
     python -m pipelines.evaluate RUN [--tasks pope gqa fid samples] [--score-only | --fresh] [key=value ...]
 
@@ -7,6 +7,11 @@ Examples:
     python -m pipelines.evaluate runs/demo_unified --tasks pope gqa
     python -m pipelines.evaluate runs/demo_unified --tasks fid --fresh evaluation.fid.temperature=0.9
     python -m pipelines.evaluate runs/demo_unified --score-only
+    python -m pipelines.evaluate runs/demo_unified/checkpoints/step-000000500
+    python -m pipelines.evaluate configs/stage2_unified.yaml pretrained=omnimamba.safetensors run.dir=runs/published
+
+RUN is a run folder (its latest checkpoint), one of its checkpoints, a folder of pipelines.export, or a configuration
+file with pretrained=... that names published weights.
 
 Predictions go to RUN/records/<step>/<measure>/, results to RUN/records/<step>/results.json. An evaluation that was cut
 short goes on where it was; --score-only scores the predictions that lie there once more.
@@ -24,8 +29,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from callbacks.measure import EvaluationContext, Measure, Result
-    from pipelines.compose import Trained
-    from pipelines.config import RunConfig
+    from pipelines.trained import Trained
 
 
 def main() -> None:
@@ -35,9 +39,9 @@ def main() -> None:
     from rich.console import Console
 
     from callbacks.evaluation import build_measures, run_measure
-    from pipelines.compose import load_trained
+    from pipelines.trained import load_trained, trained_config
 
-    config = run_config(arguments.run, overrides)
+    config = trained_config(arguments.run, overrides)
     measures = choose(build_measures(config.evaluation), arguments.tasks)
     context = context_of(load_trained(arguments.run, overrides))
     for measure in measures:
@@ -53,21 +57,6 @@ def main() -> None:
     title = f"{context.folder} at step {context.step}"
     Console().print(result_table(results, title=title, details=arguments.details))
     say(f"results: {context.records / 'results.json'}")
-
-
-def run_config(run: Path, overrides: Sequence[str] = ()) -> "RunConfig":
-    """The configuration in a run folder, with overrides: what can be checked before the model is loaded.
-
-    Raises:
-        ConfigError: ``run`` is no run folder, or an override does not fit.
-    """
-    from pipelines.config import load
-    from pipelines.overrides import ConfigError
-    from pipelines.runfolder import CONFIG
-
-    if not (run / CONFIG).is_file():
-        raise ConfigError(f"{run} is no run folder: it has no {CONFIG}. Name one that pipelines.train made")
-    return load(run / CONFIG, overrides)
 
 
 def context_of(trained: "Trained") -> "EvaluationContext":
@@ -133,7 +122,9 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="a run folder, a checkpoint, an exported folder, or a YAML file"
+    )
     parser.add_argument("--tasks", nargs="+", help="pope, gqa, fid, samples; all that are configured if left out")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--score-only", action="store_true", help="generate nothing, score the records that lie there")
