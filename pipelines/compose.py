@@ -18,8 +18,8 @@ from callbacks.steps import CommitPosition
 from callbacks.throughput import RestartClock, Show, Throughput
 from callbacks.tracking import Tracker
 from datamodules.mixed import MixedDataModule
-from modules.checkpoints import StageResult, load_results
-from modules.files import sha256
+from modules.checkpoints import StageResult, checkpoint_id, load_results, weights_fingerprint
+from modules.files import sha256, step_name
 from modules.omnimamba import kernels
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.initialise import initialise
@@ -189,8 +189,11 @@ def build_callbacks(
     def context(trainer: pl.Trainer, module: pl.LightningModule) -> EvaluationContext:
         assert isinstance(module, StageModule)
         strategy = trainer.strategy
+        model = strategy.whole(module.model) if isinstance(strategy, ZeroStrategy) else module.model
         return EvaluationContext(
-            model=strategy.whole(module.model) if isinstance(strategy, ZeroStrategy) else module.model,
+            model=model,
+            weights=weights_fingerprint(model),
+            checkpoint=checkpoint_id(config.folder / "checkpoints" / step_name(trainer.global_step)),
             tokenizer=tokenizer,
             vq=vq,
             template=config.data.template,

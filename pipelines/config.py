@@ -134,6 +134,11 @@ class RunConfig:
             found.append(f"hardware.threads={self.hardware.threads} must be 0 or more")
         if not self.name or "/" in self.name:
             found.append(f"name={self.name!r} must be a word that can name a folder")
+        if self.checkpoint.best and self.evaluation.every_n_steps % self.checkpoint.every_n_steps:
+            found.append(
+                f"checkpoint.best needs a checkpoint at every evaluated step: checkpoint.every_n_steps="
+                f"{self.checkpoint.every_n_steps} must divide evaluation.every_n_steps={self.evaluation.every_n_steps}"
+            )
         if self.scenes is not None:
             found += [f"scenes.{problem}" for problem in self.scenes.problems()]
         return found + self._data_problems()

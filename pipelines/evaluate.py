@@ -62,9 +62,12 @@ def main() -> None:
 def context_of(trained: "Trained") -> "EvaluationContext":
     """A loaded model as measures take it, in one process."""
     from callbacks.measure import EvaluationContext
+    from modules.checkpoints import weights_fingerprint
 
     return EvaluationContext(
         model=trained.model,
+        weights=weights_fingerprint(trained.model),
+        checkpoint=trained.origin,
         tokenizer=trained.tokenizer,
         vq=trained.vq,
         template=trained.config.data.template,

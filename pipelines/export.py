@@ -86,8 +86,9 @@ def _write(folder: Path, weights: "dict[str, Tensor]", trained: "Trained", merge
     from omegaconf import OmegaConf
 
     from modules import exports
+    from modules.files import code_version
     from pipelines.config import as_dict
-    from pipelines.runfolder import CONFIG, code_version
+    from pipelines.runfolder import CONFIG
     from pipelines.trained import TOKENIZER
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from callbacks.tracking import Tracker
 from datamodules.mixed import MixedDataModule
 from modules.checkpoints import STATE
+from modules.files import code_version
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer
 from modules.stages import STAGES, StageModule
@@ -32,7 +33,7 @@ from pipelines.config import RunConfig, as_dict
 from pipelines.console import INTERRUPTED, TERMINATED, say, warn
 from pipelines.memory import GIB, estimate_memory
 from pipelines.progress import TrainingProgress
-from pipelines.runfolder import COMPLETE, RunFolder, code_version, open_run
+from pipelines.runfolder import COMPLETE, RunFolder, open_run
 from pipelines.warmup import use_kernel_cache, warm_up
 
 

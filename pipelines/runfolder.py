@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import secrets
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from omegaconf import OmegaConf
 from callbacks.tracking import METRICS
 from datamodules.mixed import Counts
 from modules.checkpoints import latest_valid
+from modules.files import code_version
 from modules.omnimamba.adapters import TASKS
 from pipelines.config import FREE_ON_RESUME, RunConfig, as_dict, differences
 from pipelines.console import warn
@@ -161,21 +161,6 @@ def provenance() -> dict[str, Any]:
         "machine": platform.platform(),
         "cpu_cores": os.cpu_count(),
     }
-
-
-def code_version() -> str:
-    """The git commit of the code, with "+changes" if the tree has some; "unknown" outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit + ("+changes" if dirty.strip() else "")
 
 
 def _versions() -> dict[str, str | None]:

@@ -11,13 +11,15 @@ from pathlib import Path
 import torch
 
 from modules import exports
-from modules.checkpoints import MANIFEST, find_checkpoint, model_weights, read_state
+from modules.checkpoints import MANIFEST, checkpoint_id, find_checkpoint, model_weights, read_state
+from modules.files import sha256
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer
 from modules.pretrained import load_pretrained
 from modules.published import load_language
+from modules.weight_files import SAFETENSORS, weight_files
 from pipelines.compose import COMPUTE, build_tokenizer, build_vq, check_hardware
 from pipelines.config import RunConfig, load
 from pipelines.console import say, warn
@@ -36,6 +38,8 @@ class Trained:
     model: OmniMamba
     tokenizer: TextTokenizer
     vq: ImageTokenizer | None
+    origin: str
+    """Which file the weights come from, and its SHA-256."""
     step: int
     """Optimizer steps of the stage that the weights come from; 0 of published ones."""
     folder: Path
@@ -78,7 +82,7 @@ def load_trained(path: Path, overrides: Sequence[str] = ()) -> Trained:
     check_hardware(replace(config.hardware, devices=1))
     model = OmniMamba(config.model)
     model.compute = COMPUTE[config.trainer.precision]
-    step = _fill(model, path, config)
+    step, origin = _fill(model, path, config)
     device = torch.device("cuda" if config.hardware.accelerator == "gpu" else "cpu")
     return Trained(
         config=config,
@@ -86,24 +90,27 @@ def load_trained(path: Path, overrides: Sequence[str] = ()) -> Trained:
         tokenizer=build_tokenizer(config.model),
         vq=build_vq(config.model),
         step=step,
+        origin=origin,
         folder=config.folder,
     )
 
 
-def _fill(model: OmniMamba, path: Path, config: RunConfig) -> int:
-    """Load the weights that ``path`` names; returns their step."""
+def _fill(model: OmniMamba, path: Path, config: RunConfig) -> tuple[int, str]:
+    """Load the weights that ``path`` names; returns their step, and their file with its hash."""
     if path.is_file():
         initialise(model, config.model.init_seed)
         for line in load_pretrained(model, Path(config.pretrained)):
             say(line)
-        return 0
+        files = weight_files(Path(config.pretrained))
+        return 0, ", ".join(f"{file.name} {sha256(file)}" for file in files)
     if (path / exports.EXPORT).is_file():
         language, facts = exports.read(path)
         load_language(model, language, str(path))
-        return int(facts["step"])
-    state = read_state(find_checkpoint(path, warn))
+        return int(facts["step"]), f"{SAFETENSORS} {facts['files'][SAFETENSORS]['sha256']}"
+    checkpoint = find_checkpoint(path, warn)
+    state = read_state(checkpoint)
     model.load_state_dict(model_weights(state))
-    return int(state["global_step"])
+    return int(state["global_step"]), checkpoint_id(checkpoint)
 
 
 def _run_of(path: Path) -> Path:
