@@ -14,6 +14,7 @@ from callbacks.measure import EvaluationContext, Measure, Result, exchange, isol
 from callbacks.pope import Pope, PopeConfig
 from callbacks.records import Record
 from callbacks.samples import Samples, SamplesConfig
+from callbacks.speed import Speed, SpeedConfig
 from callbacks.tracking import Tracker
 
 __all__ = [
@@ -27,13 +28,14 @@ __all__ = [
     "PopeConfig",
     "Result",
     "SamplesConfig",
+    "SpeedConfig",
     "build_measures",
     "isolated",
     "run_measure",
 ]
 
 log = logging.getLogger(__name__)
-TASKS = ("pope", "gqa", "fid", "samples")
+TASKS = ("pope", "gqa", "fid", "samples", "speed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class EvaluationConfig:
     gqa: GqaConfig | None = None
     fid: FidConfig | None = None
     samples: SamplesConfig | None = None
+    speed: SpeedConfig | None = None
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
@@ -78,6 +81,8 @@ def build_measures(config: EvaluationConfig) -> list[Measure]:
         measures.append(Fid(config.fid))
     if config.samples is not None:
         measures.append(Samples(config.samples))
+    if config.speed is not None:
+        measures.append(Speed(config.speed))
     return measures
 
 

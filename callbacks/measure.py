@@ -106,6 +106,10 @@ class Measure(ABC):
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
         """Score all records, given in the order of `sample_ids`."""
 
+    def share(self, context: EvaluationContext) -> None:
+        """Do this rank's part of what scoring would take long for alone; nothing by default."""
+        del context
+
     def publish(self, context: EvaluationContext, records: Sequence[Record], tracker: Tracker) -> None:
         """Log pictures and tables; nothing by default."""
         del context, records, tracker
@@ -267,7 +271,7 @@ def run_measure(
             share = exchange(on_all_ranks(lambda: measure.done(context)))[0]
             if share < 1:
                 raise OutOfTimeError(f"{measure.name} has {share:.0%} of its records after its time was up")
-
+        on_all_ranks(lambda: measure.share(context))
         return on_all_ranks(lambda: None if context.rank else measure.score(context, publish))
 
 

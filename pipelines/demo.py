@@ -77,7 +77,7 @@ def _results(run: Path, *, first: bool = False) -> dict[str, Any]:
 
 
 def _fd_name(results: dict[str, Any]) -> str:
-    return str(next(name for name in results["fd_pool"]["metrics"] if name.startswith("fd_")))
+    return str(next(name for name in results["fd_pool"]["metrics"] if name.startswith("fd")))
 
 
 def _table(mmu: Path, t2i: Path, unified: Path) -> "Table":

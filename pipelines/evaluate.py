@@ -1,11 +1,12 @@
 """Evaluate trained weights by the measures of their configuration.
 
-    python -m pipelines.evaluate RUN [--tasks pope gqa fid samples] [--score-only | --fresh] [key=value ...]
+    python -m pipelines.evaluate RUN [--tasks pope gqa fid samples speed] [--score-only | --fresh] [key=value ...]
 
 Examples:
     python -m pipelines.evaluate runs/demo_unified
     python -m pipelines.evaluate runs/demo_unified --tasks pope gqa
     python -m pipelines.evaluate runs/demo_unified --tasks fid --fresh evaluation.fid.temperature=0.9
+    python -m pipelines.evaluate runs/demo_unified --tasks speed evaluation.speed={}
     python -m pipelines.evaluate runs/demo_unified --score-only
     python -m pipelines.evaluate runs/demo_unified/checkpoints/step-000000500
     python -m pipelines.evaluate configs/stage2_unified.yaml pretrained=omnimamba.safetensors run.dir=runs/published
@@ -128,7 +129,7 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="a run folder, a checkpoint, an exported folder, or a YAML file"
     )
-    parser.add_argument("--tasks", nargs="+", help="pope, gqa, fid, samples; all that are configured if left out")
+    parser.add_argument("--tasks", nargs="+", help="a list out of TASKS; all that are configured if left out")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--score-only", action="store_true", help="generate nothing, score the records that lie there")
     how.add_argument("--fresh", action="store_true", help="delete this step's records of the tasks first")

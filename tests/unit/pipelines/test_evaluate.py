@@ -30,7 +30,7 @@ def test_all_configured_measures_and_then_scoring_alone(
     assert call(monkeypatch, run_folder) == 0
     first = results(run_folder)
     assert set(first) == {"pope_style", "gqa_style", "fd_pool", "samples"}
-    assert set(first["fd_pool"]["metrics"]) == {"fd_2", "rfd_2"}
+    assert set(first["fd_pool"]["metrics"]) == {"fd_2", "rfd_2", "kd_2", "kd_2/std"}
     assert (run_folder / "samples/step-000000020/000.png").is_file()
     shown = capsys.readouterr().out
     for word in ("pope_style", "f1_macro", "± std err", "trivial baseline", "results.json"):
@@ -63,7 +63,7 @@ def test_errors_are_messages_and_exit_code_2(
 ) -> None:
     for words, message in (
         ([run_folder / "nowhere"], "is no run folder: it has no config.yaml"),
-        ([run_folder, "--tasks", "mme"], "unknown task 'mme'; known are pope, gqa, fid, samples"),
+        ([run_folder, "--tasks", "mme"], "unknown task 'mme'; known are pope, gqa, fid, samples, speed"),
         (
             [run_folder, "--tasks", "fid", "evaluation.fid=null"],
             "task fid is not configured in this run (it has pope, gqa, samples)",
