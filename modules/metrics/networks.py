@@ -74,7 +74,9 @@ def load_network(name: str, path: Path, device: torch.device, wanted: str = "") 
     """
     found = check_weights(name, path, wanted)
     module = _inception(path) if found == WEIGHTS_SHA256 else _torchscript(path)
-    module = module.eval().requires_grad_(False).to(device)
+    module = module.eval().to(device)
+    for parameter in module.parameters():  # TorchScript knows no module.requires_grad_
+        parameter.requires_grad_(False)
     with torch.no_grad():
         features = module(torch.zeros(2, 3, INPUT_SIZE, INPUT_SIZE, device=device))
     width = features[0].numel() if isinstance(features, Tensor) and len(features) == 2 else 0

@@ -52,9 +52,9 @@ def read_statistics(path: Path, width: int, wanted: Mapping[str, str]) -> Statis
     if not path.is_file():
         raise FileNotFoundError(f"reference statistics {path} do not exist; name an npz file with mu and sigma")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (ValueError, OSError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no npz file of plain arrays ({error})") from error
     missing = [key for key in ("mu", "sigma") if key not in arrays]
     if missing:
