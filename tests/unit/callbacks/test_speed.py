@@ -140,3 +140,30 @@ def test_is_configured_like_other_measures(make_context: Make) -> None:
         "evaluation.speed: batches=0 must be at least 1",
         "evaluation.speed: warmup=-1 must be 0 or more",
     ]
+
+
+def test_a_gpu_is_waited_for_before_and_behind_all_marks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+
+    class Event:
+        made = 0
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+            Event.made += 1
+            self.at = 250.0 * Event.made**2
+
+        def record(self, stream: object) -> None:
+            happened.append("mark")
+
+        def elapsed_time(self, later: "Event") -> float:
+            return later.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: happened.append("wait"))
+    clock = module.Clock(torch.device("cuda"))
+    for _ in range(3):
+        clock.mark()
+    assert clock.seconds() == [0.75, 1.25]  # from milliseconds
+    assert happened == ["wait", "mark", "mark", "mark", "wait"]
