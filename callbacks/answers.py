@@ -69,7 +69,7 @@ class QuestionMeasure(Measure):
     def name(self) -> str:
         """The official name for the official questions, all of them; ``_mini`` and ``_style`` for others."""
         if self.config.data == "scenes":
-            return f"{self.task}_style"
+            return f"{self.task}_style" + ("_mini" if self.mini else "")
         return self.task if self.config.limit is None else f"{self.task}_mini"
 
     @cached_property

@@ -80,6 +80,8 @@ class Measure(ABC):
 
     task: ClassVar[str]
     """Name in the configuration and on the command line."""
+    mini: bool = False
+    """Whether this is the small evaluation in between, whose name ends in ``_mini``."""
 
     @property
     @abstractmethod

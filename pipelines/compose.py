@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from callbacks.bad_samples import BadSampleLog
 from callbacks.checkpointing import Checkpointing
-from callbacks.evaluation import EvaluationCallback, EvaluationContext, build_measures
+from callbacks.evaluation import EvaluationCallback, EvaluationContext, build_measures, build_mini_measures
 from callbacks.samples_log import SampleLog
 from callbacks.steps import CommitPosition
 from callbacks.throughput import RestartClock, Show, Throughput
@@ -212,8 +212,9 @@ def build_callbacks(
     every = (config.trainer.log_every_n_steps, config.checkpoint.every_n_steps)
     callbacks.append(BadSampleLog(config.folder, tracker, limit=config.data.bad_limit, every=every))
     callbacks.append(Checkpointing(config.checkpoint, config.folder / "checkpoints", facts))
+    minis = {measure.task: measure for measure in build_mini_measures(config.evaluation)}
     callbacks += [
-        EvaluationCallback(measure, tracker, config.evaluation, context)
+        EvaluationCallback(measure, tracker, config.evaluation, context, mini=minis.get(measure.task))
         for measure in build_measures(config.evaluation)
     ]
     callbacks.append(RestartClock(throughput))
