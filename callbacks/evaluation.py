@@ -220,7 +220,7 @@ class EvaluationCallback(pl.Callback):
                 prefix = self._prefix(measure)
                 self.tracker.log(context.step, {f"{prefix}/{key}": value for key, value in result.metrics.items()})
             measure.publish(context, records, self.tracker)
-            if measure is self.measure:
+            if measure.name == self.measure.name:
                 folder = context.records / name
                 self.tracker.log_files(f"{name}-{step_name(context.step)}", "eval_predictions", folder)
 
