@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from callbacks.bad_samples import BadSampleLog
 from callbacks.checkpointing import Checkpointing
 from callbacks.evaluation import EvaluationCallback, EvaluationContext, build_measures, build_mini_measures
+from callbacks.guards import FiniteGuard, GradientGuard, HangGuard, MemoryGuard
 from callbacks.samples_log import SampleLog
 from callbacks.steps import CommitPosition
 from callbacks.throughput import RestartClock, Show, Throughput
@@ -180,7 +181,7 @@ def build_callbacks(
     show: Show,
     facts: dict[str, Any],
 ) -> list[pl.Callback]:
-    """What watches the run, in the order that matters: commit, log, save, evaluate.
+    """What watches the run, in the order that matters: guard, commit, log, save, evaluate.
 
     Saved before it is evaluated, a step is never trained again because its evaluation was cut short. ``facts`` go into
     every checkpoint.
@@ -205,8 +206,16 @@ def build_callbacks(
             batch_size=config.evaluation.batch_size,
         )
 
-    throughput = Throughput(tracker, config.model, config.trainer.log_every_n_steps, show)
-    callbacks: list[pl.Callback] = [CommitPosition(), throughput]
+    log_every = config.trainer.log_every_n_steps
+    finite = FiniteGuard(config.guards, tracker, config.folder)
+    memory = MemoryGuard(config.guards.memory_share)
+    guards = [HangGuard(config.guards.hang_minutes), GradientGuard(), finite]
+
+    def beside() -> dict[str, float]:
+        return {"train/grad_norm": finite.norm, "system/resident_gib": memory.look()}
+
+    throughput = Throughput(tracker, config.model, log_every, show, beside)
+    callbacks: list[pl.Callback] = [*guards, CommitPosition(), throughput]
     if config.data.log_samples:
         callbacks.append(SampleLog(config.folder, tracker.attempt))
     every = (config.trainer.log_every_n_steps, config.checkpoint.every_n_steps)
