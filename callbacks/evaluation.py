@@ -11,10 +11,13 @@ import lightning.pytorch as pl
 from callbacks.fid import Fid, FidConfig
 from callbacks.gqa import Gqa, GqaConfig
 from callbacks.measure import EvaluationContext, Measure, Result, exchange, isolated, on_all_ranks, run_measure
+from callbacks.mme import Mme, MmeConfig
+from callbacks.mmmu import Mmmu, MmmuConfig
 from callbacks.pope import Pope, PopeConfig
 from callbacks.records import Record
 from callbacks.samples import Samples, SamplesConfig
 from callbacks.tracking import Tracker
+from callbacks.vqav2 import VqaV2, VqaV2Config
 
 __all__ = [
     "TASKS",
@@ -24,16 +27,19 @@ __all__ = [
     "FidConfig",
     "GqaConfig",
     "Measure",
+    "MmeConfig",
+    "MmmuConfig",
     "PopeConfig",
     "Result",
     "SamplesConfig",
+    "VqaV2Config",
     "build_measures",
     "isolated",
     "run_measure",
 ]
 
 log = logging.getLogger(__name__)
-TASKS = ("pope", "gqa", "fid", "samples")
+TASKS = ("pope", "gqa", "vqav2", "mme", "mmmu", "fid", "samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,9 @@ class EvaluationConfig:
     """Whether an error in an evaluation stops training; otherwise it is logged as ``eval/<measure>/error``."""
     pope: PopeConfig | None = None
     gqa: GqaConfig | None = None
+    vqav2: VqaV2Config | None = None
+    mme: MmeConfig | None = None
+    mmmu: MmmuConfig | None = None
     fid: FidConfig | None = None
     samples: SamplesConfig | None = None
 
@@ -74,6 +83,12 @@ def build_measures(config: EvaluationConfig) -> list[Measure]:
         measures.append(Pope(config.pope))
     if config.gqa is not None:
         measures.append(Gqa(config.gqa))
+    if config.vqav2 is not None:
+        measures.append(VqaV2(config.vqav2))
+    if config.mme is not None:
+        measures.append(Mme(config.mme))
+    if config.mmmu is not None:
+        measures.append(Mmmu(config.mmmu))
     if config.fid is not None:
         measures.append(Fid(config.fid))
     if config.samples is not None:

@@ -17,6 +17,8 @@ from modules.metrics import gqa
 class GqaConfig(QuestionsConfig):
     """Where GQA lies and how it is asked."""
 
+    images: str
+    """Folder of the pictures."""
     questions: str
     """The ``testdev_balanced_questions.json``."""
 

@@ -1,6 +1,6 @@
 """Evaluate the latest checkpoint of a run, by the measures of its configuration.
 
-    python -m pipelines.evaluate RUN [--tasks pope gqa fid samples] [--score-only | --fresh] [key=value ...]
+    python -m pipelines.evaluate RUN [--tasks pope gqa vqav2 mme mmmu fid samples] [--score-only | --fresh] [key=value ...]
 
 Examples:
     python -m pipelines.evaluate runs/demo_unified
@@ -134,7 +134,9 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
         prog="python -m pipelines.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    parser.add_argument("--tasks", nargs="+", help="pope, gqa, fid, samples; all that are configured if left out")
+    parser.add_argument(
+        "--tasks", nargs="+", help="pope, gqa, vqav2, mme, mmmu, fid, samples; all that are configured if left out"
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--score-only", action="store_true", help="generate nothing, score the records that lie there")
     how.add_argument("--fresh", action="store_true", help="delete this step's records of the tasks first")

@@ -206,7 +206,7 @@ def test_table_rows_are_half_fixed_and_half_errors() -> None:
 
 
 def test_problems() -> None:
-    assert QuestionsConfig(images="x").problems() == []
-    [limit, tokens] = QuestionsConfig(images="x", limit=0, max_new_tokens=0).problems()
+    assert QuestionsConfig().problems() == []
+    [limit, tokens] = QuestionsConfig(limit=0, max_new_tokens=0).problems()
     assert limit == "limit=0 must be at least 1; null takes all questions"
     assert tokens == "max_new_tokens=0 must be at least 1"

@@ -63,7 +63,7 @@ def test_errors_are_messages_and_exit_code_2(
 ) -> None:
     for words, message in (
         ([run_folder / "nowhere"], "is no run folder: it has no config.yaml"),
-        ([run_folder, "--tasks", "mme"], "unknown task 'mme'; known are pope, gqa, fid, samples"),
+        ([run_folder, "--tasks", "vqa"], "unknown task 'vqa'; known are pope, gqa, vqav2, mme, mmmu, fid, samples"),
         (
             [run_folder, "--tasks", "fid", "evaluation.fid=null"],
             "task fid is not configured in this run (it has pope, gqa, samples)",
