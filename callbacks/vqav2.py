@@ -41,9 +41,7 @@ class VqaV2Config(QuestionsConfig):
             rule = "must be empty: its answers are not public" if test else "is empty; name the annotations JSON"
             found.append(f"split={self.split}, annotations={self.annotations!r} {rule}")
         if test and self.limit is not None:
-            found.append(
-                f"limit={self.limit} with split={self.split}: a submission needs all questions; set it to null"
-            )
+            found.append(f"limit={self.limit} with split={self.split}: a submission is of all questions; set null")
         if self.submission_questions and not test:
             found.append("submission_questions belongs to a test split; val2014 is scored here")
         return found

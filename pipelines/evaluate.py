@@ -1,6 +1,6 @@
 """Evaluate the latest checkpoint of a run, by the measures of its configuration.
 
-    python -m pipelines.evaluate RUN [--tasks pope gqa vqav2 mme mmmu fid samples] [--score-only | --fresh] [key=value ...]
+    python -m pipelines.evaluate RUN [--tasks TASK ...] [--score-only | --fresh] [key=value ...]
 
 Examples:
     python -m pipelines.evaluate runs/demo_unified

@@ -13,13 +13,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from callbacks.evaluation import (
+    TASKS,
     EvaluationCallback,
     EvaluationConfig,
     EvaluationContext,
     FidConfig,
     GqaConfig,
+    MmeConfig,
+    MmmuConfig,
     PopeConfig,
     SamplesConfig,
+    VqaV2Config,
     build_measures,
 )
 from callbacks.measure import Measure, Result
@@ -211,12 +215,23 @@ def test_build_measures() -> None:
     config = EvaluationConfig(
         pope=PopeConfig(folder="p", images="i", data="scenes"),
         gqa=GqaConfig(questions="q", images="i"),
+        vqav2=VqaV2Config(questions="q", images="i", annotations="a"),
+        mme=MmeConfig(source="m", limit=2),
+        mmmu=MmmuConfig(folder="m", split="dev"),
         fid=FidConfig(captions="c", images="i", n=256),
         samples=SamplesConfig(prompts=("a",)),
     )
     measures = build_measures(config)
-    assert [measure.task for measure in measures] == ["pope", "gqa", "fid", "samples"]
-    assert [measure.name for measure in measures] == ["pope_style", "gqa", "fd_pool", "samples"]
+    assert [measure.task for measure in measures] == list(TASKS)
+    assert [measure.name for measure in measures] == [
+        "pope_style",
+        "gqa",
+        "vqav2",
+        "mme_mini",
+        "mmmu_dev",
+        "fd_pool",
+        "samples",
+    ]
 
 
 def test_problems_name_their_section() -> None:
