@@ -1,5 +1,5 @@
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from datamodules.benchmarks.questions import Question
 from datamodules.encode import encode_question
 
 Make = Callable[..., EvaluationContext]
+Speak = Callable[[EvaluationContext, Mapping[str, str]], list[int]]
 
 
 def pope(benchmark: Path, **changes: object) -> Pope:
@@ -31,37 +32,13 @@ def gqa(benchmark: Path) -> Gqa:
     )
 
 
-def speak(
-    monkeypatch: pytest.MonkeyPatch, context: EvaluationContext, answers: dict[str, str], seen: list[int]
-) -> None:
-    """Let the model answer by the question that the prompt holds, whatever its weights."""
-
-    def generate_text(
-        images: torch.Tensor, prompt_ids: torch.Tensor, *, max_new_tokens: int, end_id: int
-    ) -> torch.Tensor:
-        assert images.dtype == torch.uint8
-        assert images.shape == (len(prompt_ids), 3, 16, 16)
-        seen.append(len(prompt_ids))
-        rows = []
-        for row in prompt_ids.tolist():
-            prompt = context.tokenizer.decode(row)
-            [text] = [text for key, text in answers.items() if key in prompt]
-            rows.append([*context.tokenizer.encode(text), end_id][:max_new_tokens])
-        longest = max(map(len, rows))
-        return torch.tensor([row + [end_id] * (longest - len(row)) for row in rows])
-
-    monkeypatch.setattr(context.model, "generate_text", generate_text)
-
-
 def by_question(questions: dict[str, Question]) -> dict[str, str]:
     return {question.question: question.answer.capitalize() + "." for question in questions.values()}
 
 
-def test_pope_oracle_scores_all_points_beside_always_yes(
-    benchmark: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pope_oracle_scores_all_points_beside_always_yes(benchmark: Path, make_context: Make, speak: Speak) -> None:
     context, measure = make_context(), pope(benchmark)
-    speak(monkeypatch, context, by_question(measure.questions), seen := [])
+    seen = speak(context, by_question(measure.questions))
     result = run_measure(measure, context)
     assert result is not None
     assert result.metrics["f1_macro"] == result.metrics["acc_macro"] == 1
@@ -80,19 +57,17 @@ def test_pope_oracle_scores_all_points_beside_always_yes(
     assert sorted(seen) == sorted(min(4, n - start) for n in lengths.values() for start in range(0, n, 4))
 
 
-def test_pope_trivial_answer_scores_its_baseline(
-    benchmark: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pope_trivial_answer_scores_its_baseline(benchmark: Path, make_context: Make, speak: Speak) -> None:
     context, measure = make_context(), pope(benchmark)
-    speak(monkeypatch, context, {"thing": "Yes"}, [])
+    speak(context, {"thing": "Yes"})
     result = run_measure(measure, context)
     assert result is not None
     assert result.metrics == result.baselines
 
 
-def test_gqa_oracle_and_trivial_answer(benchmark: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gqa_oracle_and_trivial_answer(benchmark: Path, make_context: Make, speak: Speak) -> None:
     context, measure = make_context(), gqa(benchmark)
-    speak(monkeypatch, context, {"What colour": "Blue."}, [])
+    speak(context, {"What colour": "Blue."})
     result = run_measure(measure, context)
     assert result is not None
     # six colours, each once: one fixed answer is right once
@@ -101,11 +76,9 @@ def test_gqa_oracle_and_trivial_answer(benchmark: Path, make_context: Make, monk
     assert measure.assess(context, oracle).metrics["accuracy"] == 1
 
 
-def test_records_hold_what_was_asked_and_said(
-    benchmark: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_records_hold_what_was_asked_and_said(benchmark: Path, make_context: Make, speak: Speak) -> None:
     context, measure = make_context(), pope(benchmark, limit=1)
-    speak(monkeypatch, context, {"thing": "Yes"}, [])
+    speak(context, {"thing": "Yes"})
     measure.generate(context)
     assert measure.records(context)[0] == {
         "sample_id": "random/0",
@@ -172,11 +145,9 @@ def test_check_finds_missing_files(tmp_path: Path, benchmark: Path, make_context
         pope(benchmark, folder=str(tmp_path)).check(make_context())
 
 
-def test_table_has_fixed_rows_and_errors_and_pictures(
-    benchmark: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_table_has_fixed_rows_and_errors_and_pictures(benchmark: Path, make_context: Make, speak: Speak) -> None:
     context, measure = make_context(), pope(benchmark)
-    speak(monkeypatch, context, {"thing": "Yes"}, [])
+    speak(context, {"thing": "Yes"})
     measure.generate(context)
     logged: list[tuple[object, ...]] = []
 
