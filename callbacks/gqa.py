@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from callbacks.answers import QuestionMeasure, QuestionsConfig
-from callbacks.measure import EvaluationContext, Result
+from callbacks.measure import EvaluationContext, Result, file_hashes
 from callbacks.records import Record
 from datamodules.benchmarks.gqa import question_id, read_choices, read_gqa
 from datamodules.benchmarks.questions import Question
@@ -66,7 +66,12 @@ class Gqa(QuestionMeasure):
             metrics=metrics,
             standard_errors=gqa.standard_errors(questions, metrics),
             baselines=gqa.baseline(questions),
-            protocol=self.traced(context, records, baseline="most frequent answer of each subset"),
+            protocol=self.traced(
+                context,
+                records,
+                choices=file_hashes([Path(self.config.choices)] if self.config.choices else []),
+                baseline="most frequent answer of each subset",
+            ),
         )
 
     def _choices(self) -> dict[str, Any] | None:

@@ -1,5 +1,7 @@
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,44 @@ def test_gqa_oracle_and_trivial_answer(benchmark: Path, make_context: Make, spea
     assert result.metrics["accuracy"] == result.baselines["accuracy"] == pytest.approx(1 / 6)
     oracle = [record | {"raw": record["gold"].upper() + "."} for record in measure.records(context)]
     assert measure.assess(context, oracle).metrics["accuracy"] == 1
+
+
+def test_gqa_consistency_and_choices_where_their_files_are_given(
+    benchmark: Path, make_context: Make, speak: Speak, tmp_path: Path
+) -> None:
+    records = json.loads((benchmark / "gqa_questions.json").read_text())
+    records["0"]["entailed"] = ["0", "10", "11"]
+    (tmp_path / "balanced_questions.json").write_text(json.dumps(records))
+    more = {key: records["1"] | {"isBalanced": False, "answer": answer} for key, answer in (("10", "red"), ("11", "x"))}
+    (tmp_path / "all_questions.json").write_text(json.dumps(records | more))
+    allowed = {key: {"valid": ["red"], "plausible": []} for key in records}
+    (tmp_path / "choices.json").write_text(json.dumps(allowed))
+
+    def asking(**files: str) -> Gqa:
+        files = {key: str(tmp_path / name) for key, name in files.items()}
+        images = str(benchmark / "images")
+        return Gqa(GqaConfig(images=images, data="scenes", max_new_tokens=8, **files))
+
+    measure = asking(questions="balanced_questions.json", all_questions="all_questions.json", choices="choices.json")
+    context = make_context()
+    speak(context, {"What colour": "Red."})
+    measure.check(context)
+    result = run_measure(measure, context)
+    assert result is not None
+    assert result.metrics["accuracy"] == pytest.approx(1 / 6)
+    assert result.metrics["consistency"] == 0.5
+    assert (result.metrics["validity"], result.metrics["plausibility"]) == (1, 0)
+    assert result.protocol["splits"] == {"balanced": 6, "all": 2}
+    assert set(result.protocol["files"]) == {"balanced_questions.json", "all_questions.json"}
+    with pytest.raises(FileNotFoundError, match=r"none.json does not exist"):
+        asking(questions="balanced_questions.json", choices="none.json").check(context)
+
+
+def test_a_suffix_that_the_question_has_is_not_said_twice(benchmark: Path) -> None:
+    measure = pope(benchmark)
+    question = measure.questions["random/0"]
+    with_suffix = replace(question, question=question.question + measure.config.suffix)
+    assert measure.asked(question) == measure.asked(with_suffix) == with_suffix.question
 
 
 def test_records_hold_what_was_asked_and_said(benchmark: Path, make_context: Make, speak: Speak) -> None:

@@ -1,5 +1,7 @@
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -7,7 +9,16 @@ import pytest
 import torch
 
 from callbacks import measure as module
-from callbacks.measure import EvaluationContext, Measure, Result, exchange, isolated, on_all_ranks, run_measure
+from callbacks.measure import (
+    EvaluationContext,
+    Measure,
+    Result,
+    exchange,
+    file_hashes,
+    isolated,
+    on_all_ranks,
+    run_measure,
+)
 from callbacks.records import Record, read_results
 
 Make = Callable[..., EvaluationContext]
@@ -161,3 +172,14 @@ def test_failure_of_another_rank_raises_here(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "exchange", lambda failed: [failed, True])
     with pytest.raises(RuntimeError, match="evaluation failed on rank 1; its own log says why"):
         on_all_ranks(lambda: 3)
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.json").write_text(folder)
+    both = [tmp_path / "a" / "x.json", tmp_path / "b" / "x.json"]
+    hashes = file_hashes(both)
+    assert list(hashes) == ["a/x.json", "b/x.json"]
+    assert file_hashes(both[:1]) == {"x.json": hashes["a/x.json"]}
+    assert hashes["b/x.json"] == hashlib.sha256(b"b").hexdigest()
