@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
@@ -27,7 +27,12 @@ def accuracy(text: str, humans: Sequence[str], *, unanimous_skip: bool = True) -
 
     ``unanimous_skip`` is the official script's quirk: if all people wrote the same, neither side is normalised, and
     "Yes" is wrong where ten people wrote "yes".
+
+    Raises:
+        ValueError: nobody answered.
     """
+    if not humans:
+        raise ValueError("a VQAv2 question without people's answers cannot be scored; read it with its annotations")
     prediction, given = without_breaks(text), [without_breaks(human) for human in humans]
     if len(set(given)) > 1 or not unanimous_skip:
         prediction, given = official_form(prediction), [official_form(human) for human in given]
@@ -42,9 +47,9 @@ def score(answers: Iterable[Answer], *, unanimous_skip: bool = True) -> dict[str
     A type without a question is left out.
 
     Raises:
-        ValueError: there is no answer, one without people, or an unknown answer type.
+        ValueError: there is no answer, one without people's, or an unknown answer type.
     """
-    return {name: sum(values) / len(values) for name, values in _accuracies(answers, unanimous_skip).items()}
+    return {name: sum(values) / len(values) for name, values in _accuracies(list(answers), unanimous_skip).items()}
 
 
 def standard_errors(answers: Iterable[Answer], *, unanimous_skip: bool = True) -> dict[str, float]:
@@ -53,7 +58,7 @@ def standard_errors(answers: Iterable[Answer], *, unanimous_skip: bool = True) -
     Several questions are asked on a picture; that they are no independent draws is left out.
     """
     errors = {}
-    for name, values in _accuracies(answers, unanimous_skip).items():
+    for name, values in _accuracies(list(answers), unanimous_skip).items():
         mean = sum(values) / len(values)
         errors[name] = sqrt(sum((value - mean) ** 2 for value in values)) / len(values)
     return errors
@@ -61,12 +66,16 @@ def standard_errors(answers: Iterable[Answer], *, unanimous_skip: bool = True) -
 
 def baseline(answers: Iterable[Answer], *, unanimous_skip: bool = True) -> dict[str, float]:
     """What one fixed answer scores: for each type people's most frequent one, and ``overall_always_yes``."""
-    subsets = _subsets(answers)
+    answers = list(answers)
+
+    def always(text: str, members: Sequence[int]) -> float:
+        return sum(accuracy(text, answers[i].humans, unanimous_skip=unanimous_skip) for i in members) / len(members)
+
     scores = {}
-    for name, members in subsets.items():
-        [(text, _)] = Counter(human for answer in members for human in answer.humans).most_common(1)
-        scores[name] = _always(text, members, unanimous_skip)
-    return scores | {"overall_always_yes": _always("yes", subsets["overall"], unanimous_skip)}
+    for name, members in _subsets(answers).items():
+        [(text, _)] = Counter(human for i in members for human in answers[i].humans).most_common(1)
+        scores[name] = always(text, members)
+    return scores | {"overall_always_yes": always("yes", range(len(answers)))}
 
 
 def submission(predictions: Mapping[int, str], question_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -87,29 +96,21 @@ def submission(predictions: Mapping[int, str], question_ids: Sequence[int]) -> l
     return [{"question_id": key, "answer": predictions.get(key, "")} for key in question_ids]
 
 
-def _always(text: str, answers: Sequence[Answer], unanimous_skip: bool) -> float:
-    return score((replace(answer, text=text) for answer in answers), unanimous_skip=unanimous_skip)["overall"]
+def _accuracies(answers: Sequence[Answer], unanimous_skip: bool) -> dict[str, list[float]]:
+    """Name of each measure to the accuracies that it is the mean of."""
+    values = [accuracy(answer.text, answer.humans, unanimous_skip=unanimous_skip) for answer in answers]
+    return {name: [values[i] for i in members] for name, members in _subsets(answers).items()}
 
 
-def _accuracies(answers: Iterable[Answer], unanimous_skip: bool) -> dict[str, list[float]]:
-    return {
-        name: [accuracy(answer.text, answer.humans, unanimous_skip=unanimous_skip) for answer in members]
-        for name, members in _subsets(answers).items()
-    }
-
-
-def _subsets(answers: Iterable[Answer]) -> dict[str, list[Answer]]:
-    """Name of each measure to the answers that it is taken over."""
-    answers = list(answers)
+def _subsets(answers: Sequence[Answer]) -> dict[str, list[int]]:
+    """Name of each measure to the places of the answers that it is taken over."""
     if not answers:
         raise ValueError("no VQAv2 answers to score; the benchmark file or the limit leaves no question")
-    subsets: dict[str, list[Answer]] = {"overall": answers}
-    for answer in answers:
+    subsets: dict[str, list[int]] = {"overall": list(range(len(answers)))}
+    for i, answer in enumerate(answers):
         if answer.answer_type not in ANSWER_TYPES:
             raise ValueError(f"VQAv2 answer type {answer.answer_type!r} must be one of {', '.join(ANSWER_TYPES)}")
-        if not answer.humans:
-            raise ValueError(f"a VQAv2 question of type {answer.question_type!r} has no people's answers")
         kind = answer.question_type.replace(" ", "_")
         for name in (answer.answer_type.replace("/", "_"), f"question_type/{kind}"):
-            subsets.setdefault(name, []).append(answer)
+            subsets.setdefault(name, []).append(i)
     return subsets

@@ -109,5 +109,5 @@ def test_errors() -> None:
         score([])
     with pytest.raises(ValueError, match=r"answer type 'colour' must be one of yes/no, number, other"):
         score([answer("red", "red", answer_type="colour")])
-    with pytest.raises(ValueError, match=r"type 'what is the' has no people's answers"):
+    with pytest.raises(ValueError, match=r"a VQAv2 question without people's answers"):
         score([answer("red")])
