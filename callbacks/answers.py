@@ -72,7 +72,7 @@ class QuestionMeasure(Measure):
     def name(self) -> str:
         """The full name for the official questions, all of them; with ``_mini`` or ``_style`` for others."""
         if self.config.data == "scenes":
-            return f"{self.full_name}_style"
+            return f"{self.full_name}_style" + ("_mini" if self.mini else "")
         return self.full_name if self.config.limit is None else f"{self.full_name}_mini"
 
     def asked(self, question: Question) -> str:

@@ -1,13 +1,15 @@
 """Saves a checkpoint every N steps and at the end, whole or not at all."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 
 from callbacks.steps import step_taken
+from callbacks.tracking import read_metrics
 from modules.checkpoints import STATE, commit, remove_old
 from modules.files import step_name
 
@@ -18,14 +20,35 @@ class CheckpointConfig:
 
     every_n_steps: int = 1000
     keep_last: int = 2
+    best: str = ""
+    """A measure's key in metrics.jsonl, such as ``eval_mini/pope/f1_macro``: the checkpoint of the step at which it was
+    best is kept too."""
+    best_is: Literal["highest", "lowest"] = "highest"
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
-        return [
+        found = [
             f"checkpoint.{name}={getattr(self, name)} must be at least 1"
             for name in ("every_n_steps", "keep_last")
             if getattr(self, name) < 1
         ]
+        if self.best and not self.best.startswith("eval"):
+            found.append(f"checkpoint.best={self.best} must be a measure's key, such as eval/pope/f1_macro")
+        return found
+
+
+def best_step(rows: Sequence[Mapping[str, Any]], checkpoints: Path, config: CheckpointConfig) -> int | None:
+    """The step, among those that have a checkpoint, at which ``config.best`` was best; of equals the earliest."""
+    there = {folder.name for folder in checkpoints.glob("step-*")}
+    values: dict[int, float] = {
+        row["step"]: row[config.best]
+        for row in rows
+        if row.get(config.best) is not None and step_name(row["step"]) in there
+    }
+    if not values:
+        return None
+    sign = 1 if config.best_is == "highest" else -1
+    return max(values, key=lambda step: (sign * values[step], -step))
 
 
 class Checkpointing(pl.Callback):
@@ -62,6 +85,12 @@ class Checkpointing(pl.Callback):
         trainer.save_checkpoint(temporary / STATE)
         if trainer.is_global_zero:
             commit(temporary, final, step)
-            remove_old(self.folder, self.config.keep_last, newest=step)
+            remove_old(self.folder, self.config.keep_last, newest=step, best=self._best())
         trainer.strategy.barrier()
         self._saved = step
+
+    def _best(self) -> int | None:
+        """The best step so far. What was measured at the step just saved is not known yet; it is kept as the last."""
+        if not self.config.best:
+            return None
+        return best_step(read_metrics(self.folder.parent), self.folder, self.config)

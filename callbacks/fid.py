@@ -1,59 +1,47 @@
-"""Fréchet distance of generated pictures from real ones.
+"""Fréchet distance of generated pictures from real ones, and what else is told from the same features.
 
-``fid`` is the name of one protocol with one network; a distance on other features is ``fd_<extractor>``.
+``fid`` is the name of one network's distance under one protocol; on other features it is ``fd``.
 """
 
+import hashlib
+import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from callbacks.measure import EvaluationContext, Result, file_hashes
-from callbacks.pictures import Drawing, PictureMeasure, SamplingConfig, decode, require_vq, uniforms
+from callbacks.fid_config import POOL, FidConfig
+from callbacks.measure import EvaluationContext, Result, exchange, file_hashes, on_all_ranks
+from callbacks.pictures import Drawing, PictureMeasure, decode, require_vq, uniforms
 from callbacks.records import Record
 from callbacks.tracking import Tracker
-from datamodules.benchmarks.coco import CaptionSet
+from datamodules.benchmarks.coco import CaptionPair, CaptionSet, Prompt, pictures_in, read_prompts, write_prompts
 from datamodules.images import centre_crop, read_image, to_image, to_tensor
-from modules.metrics.fid import EXTRACTORS, Moments, frechet
+from modules.metrics import kid
+from modules.metrics.features import FeatureSet, collect, take_parts, write_part
+from modules.metrics.fid import POOL_DIM, frechet, pool_features
+from modules.metrics.manifold import NEIGHBOURS, precision_recall
+from modules.metrics.networks import Network, check_weights, load_network
+from modules.metrics.protocols import PROTOCOLS
+from modules.metrics.statistics import Statistics, read_statistics
+from modules.omnimamba.llamagen import exactly
+
+__all__ = ["Fid", "FidConfig"]
 
 log = logging.getLogger(__name__)
 LOGGED_PICTURES = 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class FidConfig(SamplingConfig):
-    """What is drawn, how much of it, and on which features it is compared."""
-
-    captions: str
-    """COCO captions JSON."""
-    images: str
-    """Folder of its pictures."""
-    n: int
-    """Pictures to draw, each for a caption of another real picture. Distances of different n are not comparable."""
-    n_reference: int = 0
-    """Real pictures to compare with; 0 takes all of the captions file."""
-    extractor: Literal["pool"] = "pool"
-
-    def problems(self) -> list[str]:
-        """Broken rules, each with the way out."""
-        found = super().problems()
-        if self.n < 2:
-            found.append(f"n={self.n} must be at least 2: one picture has no covariance")
-        if self.n_reference < 0 or self.n_reference == 1:
-            found.append(f"n_reference={self.n_reference} must be 0 (all pictures) or at least 2")
-        return found
-
-
 class Fid(PictureMeasure):
-    """``fd_<n>``, lower is better; ``rfd_<n>`` is the same of real pictures that went through the image tokenizer.
+    """``fid<n>``, lower is better; ``rfid<n>`` is the same of real pictures that went through the image tokenizer.
 
-    Generated pictures consist of the tokenizer's codes, so ``rfd`` is the best that can be expected. The baseline is
-    pictures of random codes, each equally likely.
+    Generated pictures consist of the tokenizer's codes, so ``rfid`` is the best that can be expected. The baseline is
+    pictures of random codes, each equally likely. ``kid<n>``, ``precision<n>`` and ``recall<n>`` are taken where the
+    reference has features, on at most 10,000 of each side.
     """
 
     task: ClassVar[str] = "fid"
@@ -61,70 +49,107 @@ class Fid(PictureMeasure):
     def __init__(self, config: FidConfig) -> None:
         super().__init__(config)
         self.config = config
-        self._reference: Moments | None = None
+        self._reference: Statistics | None = None
+        self._fixed: dict[str, float] | None = None
+        """Distances of what no model drew, which do not change: random codes and, with pictures, reconstructions."""
+        self._network: Network | None = None
 
     @property
     def name(self) -> str:
-        """``fd_<extractor>``."""
-        return f"fd_{self.config.extractor}"
+        """``coco``, ``fd_pool`` and the like."""
+        return self.config.measure + ("_mini" if self.mini else "")
 
     @cached_property
     def captions(self) -> CaptionSet:
-        """The captions file."""
-        return CaptionSet.read(Path(self.config.captions), Path(self.config.images))
+        """The captions JSON."""
+        captions = CaptionSet.read(Path(self.config.captions), Path(self.config.images))
+        if self.config.official:
+            captions.require_official()
+        return captions
+
+    @cached_property
+    def prompts(self) -> Sequence[CaptionPair | Prompt]:
+        """What is drawn: one caption each of n pictures of the captions JSON, or the first n of a table."""
+        config = self.config
+        if config.is_table:
+            images = Path(config.images) if config.images else None
+            return read_prompts(Path(config.captions), config.n, images, official=config.official)
+        return self.captions.choose(config.n, config.seed)
 
     def read(self) -> list[Drawing]:
-        """One caption each of n real pictures."""
-        pairs = self.captions.choose(self.config.n, self.config.seed)
+        """The prompts in their order."""
         return [
-            Drawing(sample_id=f"{index:06d}", index=index, caption=pair.caption, image=pair.image)
-            for index, pair in enumerate(pairs)
+            Drawing(sample_id=f"{index:06d}", index=index, caption=prompt.caption, image=prompt.image)
+            for index, prompt in enumerate(self.prompts)
         ]
 
     @cached_property
     def reference(self) -> list[Path]:
-        """The real pictures to compare with."""
-        if not self.config.n_reference:
+        """The real pictures to compare with; none where their statistics are given."""
+        config = self.config
+        if config.reference.endswith(".npz"):
+            return []
+        if config.reference:
+            return pictures_in(Path(config.reference), official=config.official)
+        if not config.n_reference:
             return self.captions.all_images()
-        return [pair.image for pair in self.captions.choose(self.config.n_reference, self.config.seed)]
+        return [pair.image for pair in self.captions.choose(config.n_reference, config.seed)]
 
     def check(self, context: EvaluationContext) -> None:
-        """Also the reference pictures must exist."""
+        """Also the network and the reference must be there."""
         super().check(context)
-        if len(self.reference) < 2:
-            raise ValueError(
-                f"{self.config.captions} lists {len(self.reference)} pictures; a distance needs at least 2"
-            )
+        _ = self._making
+        if self.config.reference.endswith(".npz"):
+            self._reference = self._read_reference(context, Path(self.config.reference))
+        elif len(self.reference) < 2:
+            where = self.config.reference or self.config.captions
+            raise ValueError(f"{where} lists {len(self.reference)} pictures; a distance needs at least 2")
 
     def protocol(self, context: EvaluationContext) -> dict[str, Any]:
         """Also the captions file; the reference enters the score, not the pictures."""
         return super().protocol(context) | {"files": file_hashes([Path(self.config.captions)])}
 
+    def share(self, context: EvaluationContext) -> None:
+        """Leave this rank's part of the features beside the records; a single process extracts them when it scores."""
+        if context.world_size == 1:
+            return
+        # rank 0 knows what it has; the others may know something else after an error
+        missing = exchange(on_all_ranks(lambda: self._missing(context)))[0]
+        records = self.records(context)
+        parts = {name: self._collect(context, records, name, context.rank, context.world_size) for name in missing}
+        write_part(context.records / self.name, parts, context.rank, context.world_size)
+
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
         """Distances from the reference: generated, reconstructed, random."""
-        width, _ = EXTRACTORS[self.config.extractor]
-        if len(records) <= width:
-            log.warning("%s: %d pictures for features of width %d; expect a large bias", self.name, len(records), width)
-        vq, n = require_vq(context), len(records)
-        real = [drawing.image for drawing in self.drawings.values() if drawing.image]
-        reconstructed = (vq.decode(vq.encode(images)) for images in self._real(context, real))
-        reference = self._reference_moments(context)
-
-        def distance(pictures: Iterable[Tensor]) -> float:
-            moments = self._moments(pictures)
-            return frechet(moments.mean, moments.covariance, reference.mean, reference.covariance)
-
+        sets = take_parts(context.records / self.name, context.world_size) or {
+            name: self._collect(context, records, name) for name in self._missing(context)
+        }
+        generated, n = sets["generated"], len(records)
+        if n <= len(generated.moments.shift):
+            width = len(generated.moments.shift)
+            log.warning("%s: %d pictures for features of width %d; expect a large bias", self.name, n, width)
+        reference = self._reference = self._reference_of(context, sets)
+        if self._fixed is None:
+            beside = (name for name in ("reconstructed", "random") if name in sets)
+            self._fixed = {name: _distance(sets[name], reference) for name in beside}
+        metrics = {self.config.metric("fid", n): _distance(generated, reference)}
+        if "reconstructed" in self._fixed:
+            metrics[self.config.metric("rfid", n)] = self._fixed["reconstructed"]
+        write_prompts(context.records / self.name / "prompts.jsonl", self.prompts)
         return Result(
-            metrics={f"fd_{n}": distance(decode(context, records)), f"rfd_{n}": distance(reconstructed)},
+            metrics=metrics | self._beyond_moments(generated, reference),
             standard_errors={},
-            baselines={f"fd_{n}": distance(decode(context, self._random_codes(vq.codebook_size, vq.tokens_per_image)))},
+            baselines={self.config.metric("fid", n): self._fixed["random"]},
             protocol=self.traced(
                 context,
                 records,
                 n_reference=reference.n,
-                preprocessing=f"centre crop, LANCZOS to {vq.image_size}",
                 captions_cut=sum(record["ids_cut"] > 0 for record in records),
                 baseline="pictures of uniformly random codes",
+                kid_subsets=[kid.SUBSETS, self._subset(generated, reference)],
+                neighbours=NEIGHBOURS,
+                **self._making,
+                **self._origin(context),
             ),
         )
 
@@ -134,26 +159,139 @@ class Fid(PictureMeasure):
         pictures = [to_image(pixels) for batch in decode(context, first) for pixels in batch]
         tracker.log_images(context.step, f"eval/{self.name}/pictures", pictures, [record["prompt"] for record in first])
 
-    def _reference_moments(self, context: EvaluationContext) -> Moments:
+    @cached_property
+    def _making(self) -> dict[str, str]:
+        """How features are made: statistics made otherwise do not compare."""
+        config = self.config
+        if config.extractor == POOL:
+            return {"extractor": POOL}
+        found = check_weights(config.extractor, Path(config.weights), config.weights_sha256)
+        return {"extractor": config.extractor, "fid_protocol": config.protocol, "weights_sha256": found}
+
+    def _origin(self, context: EvaluationContext) -> dict[str, Any]:
+        """Where the reference comes from."""
+        path = Path(self.config.reference)
+        size, scaling = self._crop(context)
+        made = {"preprocessing": f"centre crop, {scaling.name} to {size}"}
+        if path.suffix == ".npz":
+            return made | {"reference": file_hashes([path])}
+        return made | {"reference": self._reference_key(context)}
+
+    def _beyond_moments(self, generated: FeatureSet, reference: Statistics) -> dict[str, float]:
+        """What needs features of both sides."""
+        if reference.kept is None:
+            return {}
+        n = len(generated.kept)
+        name = self.config.metric("kid", n)
+        mean, deviation = kid.kid(generated.kept, reference.kept, seed=self.config.seed)
+        found = {name: mean, f"{name}/std": deviation}
+        if min(n, len(reference.kept)) > NEIGHBOURS:
+            precision, recall = precision_recall(generated.kept, reference.kept)
+            found |= {self.config.metric("precision", n): precision, self.config.metric("recall", n): recall}
+        return found
+
+    def _subset(self, generated: FeatureSet, reference: Statistics) -> int:
+        return 0 if reference.kept is None else kid.subset_size(len(generated.kept), len(reference.kept))
+
+    def _missing(self, context: EvaluationContext) -> list[str]:
+        """The sets whose features are not known yet."""
+        missing = ["generated"]
+        if self._fixed is None:
+            with_pictures = all(drawing.image for drawing in self.drawings.values())
+            missing += ["reconstructed", "random"] if with_pictures else ["random"]
+        cached = self._cached(context)
+        if self._reference is None and self.reference and not (cached and cached.is_file()):
+            missing.append("reference")
+        return missing
+
+    def _collect(
+        self, context: EvaluationContext, records: Sequence[Record], name: str, rank: int = 0, world_size: int = 1
+    ) -> FeatureSet:
+        """A rank's part of one set."""
+        vq = require_vq(context)
+        drawings = list(self.drawings.values())
+
+        def real(paths: Sequence[Path | None], size: int, *scaling: Any) -> Tensor:
+            read = [to_tensor(centre_crop(read_image(path), size, *scaling)) for path in paths if path]
+            return torch.stack(read).to(context.device)
+
+        def codes(rows: Sequence[Sequence[int]]) -> Tensor:
+            return vq.decode(torch.tensor(rows, device=context.device))
+
+        def random_codes(index: int) -> list[int]:
+            row = uniforms(self.config.seed, index, vq.tokens_per_image) * vq.codebook_size
+            ids: list[int] = row.long().clamp(max=vq.codebook_size - 1).tolist()
+            return ids
+
+        pictures: dict[str, Callable[[Sequence[int]], Tensor]] = {
+            "generated": lambda at: codes([records[i]["codes"] for i in at]),
+            "reconstructed": lambda at: vq.decode(vq.encode(real([drawings[i].image for i in at], vq.image_size))),
+            "random": lambda at: codes([random_codes(drawings[i].index) for i in at]),
+            "reference": lambda at: real([self.reference[i] for i in at], *self._crop(context)),
+        }
+        width, extract = self._extractor(context)
+        n = len(self.reference) if name == "reference" else len(drawings)
+        with exactly(context.device):
+            return collect(
+                pictures[name],
+                extract,
+                n=n,
+                width=width,
+                batch_size=context.batch_size,
+                rank=rank,
+                world_size=world_size,
+            )
+
+    def _crop(self, context: EvaluationContext) -> tuple[int, Any]:
+        """Size of a real picture, and the filter that scales it there."""
+        protocol = PROTOCOLS[self.config.protocol]
+        size = require_vq(context).image_size if self.config.extractor == POOL else protocol.size
+        return size, protocol.scaling
+
+    def _extractor(self, context: EvaluationContext) -> tuple[int, Callable[[Tensor], Tensor]]:
+        """Width of a feature, and the function from uint8 pictures (B, 3, S, S) to features."""
+        config = self.config
+        if config.extractor == POOL:
+            return POOL_DIM, pool_features
+        if self._network is None:
+            path = Path(config.weights)
+            self._network = load_network(config.extractor, path, context.device, config.weights_sha256)
+        network, prepare = self._network, PROTOCOLS[config.protocol].network_input
+        return network.width, lambda pictures: network(prepare(pictures))
+
+    def _reference_of(self, context: EvaluationContext, sets: dict[str, FeatureSet]) -> Statistics:
         """Kept for the next evaluation: the reference does not change."""
-        if self._reference is None:
-            self._reference = self._moments(self._real(context, self.reference))
-        return self._reference
+        if self._reference is not None:
+            return self._reference
+        cached = self._cached(context)
+        if "reference" not in sets:
+            return self._read_reference(context, cached or Path(self.config.reference))
+        found = sets["reference"]
+        moments = found.moments
+        if moments.n != len(self.reference):
+            raise ValueError(
+                f"the ranks looked at {moments.n} of {len(self.reference)} reference pictures; start again"
+            )
+        statistics = Statistics(
+            mean=moments.mean, covariance=moments.covariance, n=moments.n, kept=found.kept, about=self._making
+        )
+        if cached:
+            statistics.write(cached)
+        return statistics
 
-    def _moments(self, pictures: Iterable[Tensor]) -> Moments:
-        width, extract = EXTRACTORS[self.config.extractor]
-        moments = Moments.empty(width)
-        for batch in pictures:
-            moments = moments.add(extract(batch).cpu().numpy())
-        return moments
+    def _read_reference(self, context: EvaluationContext, path: Path) -> Statistics:
+        return read_statistics(path, self._extractor(context)[0], self._making)
 
-    def _real(self, context: EvaluationContext, paths: Sequence[Path]) -> Iterator[Tensor]:
-        """Real pictures in batches, as the image tokenizer sees them."""
-        size = require_vq(context).image_size
-        for start in range(0, len(paths), context.batch_size):
-            batch = paths[start : start + context.batch_size]
-            yield torch.stack([to_tensor(centre_crop(read_image(path), size)) for path in batch]).to(context.device)
+    def _reference_key(self, context: EvaluationContext) -> str:
+        """Hash of how the reference's features are made and of the names and sizes of its files."""
+        files = [[path.name, path.stat().st_size] for path in self.reference]
+        return hashlib.sha256(json.dumps([self._making, self._crop(context)[0], files]).encode()).hexdigest()
 
-    def _random_codes(self, codebook_size: int, length: int) -> list[Record]:
-        numbers = (uniforms(self.config.seed, drawing.index, length) for drawing in self.drawings.values())
-        return [{"codes": (row * codebook_size).long().clamp(max=codebook_size - 1).tolist()} for row in numbers]
+    def _cached(self, context: EvaluationContext) -> Path | None:
+        if not self.config.cache or not self.reference:
+            return None
+        return Path(self.config.cache) / f"{self.name}-{self._reference_key(context)[:16]}.npz"
+
+
+def _distance(pictures: FeatureSet, reference: Statistics) -> float:
+    return frechet(pictures.moments.mean, pictures.moments.covariance, reference.mean, reference.covariance)

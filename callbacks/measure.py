@@ -1,8 +1,11 @@
 """What a measure is: generate records on all ranks, then score them, without leaving a trace in training."""
 
+import logging
+import math
 import os
 import platform
 import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,15 +19,16 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
-from callbacks.records import Record, RecordBook, read_results, write_result
+from callbacks.records import WEIGHTS, Record, RecordBook, read_results, write_result
 from callbacks.tracking import Tracker
 from datamodules.encode import PromptTemplate
-from modules.files import sha256, step_name
+from modules.files import code_version, sha256, step_name
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,12 @@ class EvaluationContext:
     batch_size: int
     rank: int = 0
     world_size: int = 1
+    weights: str = ""
+    """Fingerprint of the model's weights."""
+    checkpoint: str = ""
+    """Which file the weights come from, and its hash, where that is known."""
+    deadline: float = math.inf
+    """Moment on `time.monotonic` at which generating stops."""
 
     @property
     def records(self) -> Path:
@@ -71,6 +81,8 @@ class Measure(ABC):
 
     task: ClassVar[str]
     """Name in the configuration and on the command line."""
+    mini: bool = False
+    """Whether this is the small evaluation in between, whose name ends in ``_mini``."""
 
     @property
     @abstractmethod
@@ -97,22 +109,39 @@ class Measure(ABC):
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
         """Score all records, given in the order of `sample_ids`."""
 
+    def share(self, context: EvaluationContext) -> None:
+        """Do this rank's part of what scoring would take long for alone; nothing by default."""
+        del context
+
     def publish(self, context: EvaluationContext, records: Sequence[Record], tracker: Tracker) -> None:
         """Log pictures and tables; nothing by default."""
         del context, records, tracker
 
+    def prepare(self, context: EvaluationContext) -> None:
+        """Delete records that lie at this step but were made with other weights: of an attempt that was rolled back."""
+        book, protocol = self._book(context), self._made_under(context)
+        if book.is_of_other_weights(protocol):
+            log.warning("%s at step %d: records of other weights are discarded", self.name, context.step)
+            book.discard()
+
     def generate(self, context: EvaluationContext) -> None:
-        """Write this rank's records that are not there yet.
+        """Write this rank's records that are not there yet, up to the deadline.
 
         Raises:
             ValueError: records of another protocol lie there.
         """
         book = self._book(context)
-        book.open(self.protocol(context))
+        book.open(self._made_under(context))
         done = book.read().keys()
         mine = self.sample_ids()[context.rank :: context.world_size]
         for records in self.produce(context, [sample for sample in mine if sample not in done]):
             book.append(records)
+            if time.monotonic() > context.deadline:
+                return
+
+    def done(self, context: EvaluationContext) -> float:
+        """Share of the samples that have a record."""
+        return len(self._book(context).read()) / max(1, len(self.sample_ids()))
 
     def records(self, context: EvaluationContext) -> list[Record]:
         """All ranks' records in the order of `sample_ids`.
@@ -121,7 +150,7 @@ class Measure(ABC):
             ValueError: some are missing, unknown, or made under another protocol.
         """
         book, expected = self._book(context), self.sample_ids()
-        book.require_protocol(self.protocol(context))
+        book.require_protocol(self._made_under(context))
         found = book.read()
         missing = [sample for sample in expected if sample not in found]
         unknown = sorted(found.keys() - set(expected))
@@ -147,11 +176,11 @@ class Measure(ABC):
 
     def stored(self, context: EvaluationContext) -> Result | None:
         """The result of this step if it was scored already, under this protocol and from the records that lie there."""
+        book, protocol = self._book(context), self._made_under(context)
         stored = read_results(context.records).get(self.name)
-        complete = self._book(context).read().keys() == set(self.sample_ids())
-        if stored is None or not complete:
+        if stored is None or book.is_of_other_weights(protocol) or book.read().keys() != set(self.sample_ids()):
             return None
-        self._book(context).require_protocol(self.protocol(context))
+        book.require_protocol(protocol)
         return Result(**stored)
 
     def traced(self, context: EvaluationContext, records: Sequence[Record], **more: Any) -> dict[str, Any]:
@@ -159,7 +188,9 @@ class Measure(ABC):
         splits: dict[str, int] = {}
         for record in records:
             splits[record["split"]] = splits.get(record["split"], 0) + 1
-        return self.protocol(context) | {
+        return self._made_under(context) | {
+            "checkpoint": context.checkpoint,
+            "code": code_version(),
             "step": context.step,
             "n": len(records),
             "splits": splits,
@@ -167,6 +198,10 @@ class Measure(ABC):
             | {name: version(name) for name in ("torch", "numpy", "pillow")},
             **more,
         }
+
+    def _made_under(self, context: EvaluationContext) -> dict[str, Any]:
+        """The protocol, and the weights: records of others do not mix."""
+        return self.protocol(context) | {WEIGHTS: context.weights}
 
     def _book(self, context: EvaluationContext) -> RecordBook:
         return RecordBook(context.records / self.name, context.rank)
@@ -214,6 +249,10 @@ def on_all_ranks(action: Callable[[], T]) -> T:
     return result
 
 
+class OutOfTimeError(RuntimeError):
+    """The deadline came before all samples had their record; those that have one are kept."""
+
+
 def run_measure(
     measure: Measure,
     context: EvaluationContext,
@@ -224,11 +263,18 @@ def run_measure(
     """Generate what records are missing, and score; all ranks call it, rank 0 gets the result.
 
     Without ``generate`` the records must be there. ``publish`` is called on rank 0 with the result and its records.
+
+    Raises:
+        OutOfTimeError: the context's deadline came first; on all ranks.
     """
     with isolated(context.model):
         if generate:
+            on_all_ranks(lambda: None if context.rank else measure.prepare(context))
             on_all_ranks(lambda: measure.generate(context))
-
+            share = exchange(on_all_ranks(lambda: measure.done(context)))[0]
+            if share < 1:
+                raise OutOfTimeError(f"{measure.name} has {share:.0%} of its records after its time was up")
+        on_all_ranks(lambda: measure.share(context))
         return on_all_ranks(lambda: None if context.rank else measure.score(context, publish))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from callbacks.measure import EvaluationContext, Measure
 from callbacks.records import Record
@@ -145,11 +145,13 @@ def decode(context: EvaluationContext, records: Sequence[Record]) -> Iterator[Te
 
 
 def require_vq(context: EvaluationContext) -> ImageTokenizer:
-    """The run's image tokenizer.
+    """The run's image tokenizer, on the device that draws: on a CPU it would be what a GPU waits for.
 
     Raises:
         ValueError: it has none.
     """
     if context.vq is None:
         raise ValueError(NO_VQ)
+    if isinstance(context.vq, nn.Module):
+        context.vq.to(context.device)
     return context.vq

@@ -5,10 +5,13 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+WEIGHTS = "weights"
+"""Key of the fingerprint of the weights in a protocol."""
 Record = dict[str, Any]
 """At least ``sample_id``, ``split``, ``prompt``; the rest is the measure's."""
 
@@ -26,20 +29,36 @@ class RecordBook:
 
     def require_protocol(self, protocol: Mapping[str, Any]) -> None:
         """Raise ValueError if records lie here that were made under another protocol."""
-        path = self.folder / "protocol.json"
-        if not path.is_file():
-            return
-        stored, wanted = json.loads(path.read_text()), json.loads(json.dumps(protocol))
-        if stored != wanted:
-            changed = [
-                f"{key}: {stored.get(key)!r} there, {wanted.get(key)!r} now"
-                for key in sorted(stored.keys() | wanted.keys())
-                if stored.get(key) != wanted.get(key)
-            ]
+        if changed := self._changed(protocol):
+            lines = [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items()]
             raise ValueError(
-                f"the records in {self.folder} were made under another protocol ({'; '.join(changed)}). "
+                f"the records in {self.folder} were made under another protocol ({'; '.join(lines)}). "
                 "Evaluate as before, or discard them: pipelines.evaluate --fresh"
             )
+
+    def is_of_other_weights(self, protocol: Mapping[str, Any]) -> bool:
+        """Whether the records differ from ``protocol`` in nothing but the weights that they were made with."""
+        return self._changed(protocol).keys() == {WEIGHTS}
+
+    def discard(self) -> None:
+        """Delete all ranks' records. One rank calls it, before the others open theirs."""
+        shutil.rmtree(self.folder)
+
+    def _changed(self, protocol: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """What differs between the protocol that lies here, if one does, and ``protocol``: key to (there, now)."""
+        path = self.folder / "protocol.json"
+        if not path.is_file():
+            return {}
+        try:
+            stored = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); discard the records: pipelines.evaluate --fresh") from error
+        wanted = json.loads(json.dumps(protocol))
+        return {
+            key: (stored.get(key), wanted.get(key))
+            for key in sorted(stored.keys() | wanted.keys())
+            if stored.get(key) != wanted.get(key)
+        }
 
     def open(self, protocol: Mapping[str, Any]) -> None:
         """Make the folder ready for appending under ``protocol``; raises as `require_protocol`."""
@@ -87,8 +106,12 @@ def _lines(path: Path) -> Iterator[Record]:
 def read_results(folder: Path) -> dict[str, Any]:
     """Measure to result, from the ``results.json`` of a step's folder; empty where there is none."""
     path = folder / "results.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return results
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, and score again: pipelines.evaluate") from error
 
 
 def write_result(folder: Path, name: str, result: Mapping[str, Any]) -> None:

@@ -133,13 +133,13 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The central square, scaled to ``size`` pixels (LANCZOS): what the image tokenizer is trained on."""
+def centre_crop(image: Image.Image, size: int, scaling: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+    """The central square, scaled to ``size`` pixels: with LANCZOS what the image tokenizer is trained on."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     # cropped first: resize(box=...) would let pixels outside the square in at its edges
     square = image.crop((left, top, left + side, top + side))
-    return square if side == size else square.resize((size, size), Image.Resampling.LANCZOS)
+    return square if side == size else square.resize((size, size), scaling)
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -5,6 +5,7 @@ A checkpoint is a folder ``step-000000020`` that holds ``state.ckpt`` (plain ten
 was damaged afterwards.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,6 +22,8 @@ from modules.files import sha256, step_name
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 STATE = "state.ckpt"
+BITS = {2: torch.int16, 4: torch.int32}
+PIECE = 2**22
 
 
 class CheckpointError(ValueError):
@@ -107,6 +110,13 @@ def find_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
     return found
 
 
+def checkpoint_id(folder: Path) -> str:
+    """Name and SHA-256 of a whole checkpoint, for records of what was made with it; "" where there is none."""
+    if not (folder / MANIFEST).is_file():
+        return ""
+    return f"{folder.name} {json.loads((folder / MANIFEST).read_text())['files'][STATE]['sha256']}"
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """The state of a checkpoint, on the CPU; nothing but plain tensors and data is unpickled."""
     state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
@@ -116,6 +126,25 @@ def read_state(folder: Path) -> dict[str, Any]:
 def model_weights(state: dict[str, Any]) -> dict[str, Tensor]:
     """The model's own parameters out of a checkpoint's state."""
     return {name.removeprefix("model."): value for name, value in state["state_dict"].items()}
+
+
+@torch.no_grad()
+def weights_fingerprint(model: nn.Module) -> str:
+    """sha256 (hex) of all parameters' names and bits, the same on every device.
+
+    The bits are summed up where the weights lie, plainly and weighted by their place, so that gigabytes on a GPU take
+    milliseconds.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        bits = parameter.detach().contiguous().flatten().view(BITS[parameter.element_size()])
+        sums = torch.zeros(2, dtype=torch.int64, device=bits.device)
+        for piece in torch.split(bits, PIECE):
+            wide = piece.long()
+            place = torch.arange(1, len(wide) + 1, device=bits.device)
+            sums = sums * 31 + torch.stack([wide.sum(), (wide * place).sum()])  # wraps around, everywhere alike
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {sums.tolist()}\n".encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -194,14 +223,16 @@ def _source(name: str, holders: Sequence[StageResult]) -> StageResult:
     return source
 
 
-def remove_old(checkpoints: Path, keep_last: int, newest: int) -> None:
-    """Delete all but the last ``keep_last`` checkpoints up to step ``newest``, the one just written.
+def remove_old(checkpoints: Path, keep_last: int, newest: int, best: int | None = None) -> None:
+    """Delete all but the last ``keep_last`` checkpoints up to step ``newest``, the one just written, and ``best``.
 
     Later ones are damaged and were passed over; they are not what is kept. The manifest goes first, so that a
     half-deleted checkpoint is never used.
     """
     whole = [folder for folder in sorted(checkpoints.glob("step-*")) if folder.name <= step_name(newest)]
     for folder in whole[:-keep_last]:
+        if best is not None and folder.name == step_name(best):
+            continue
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from modules.omnimamba.llamagen import PUBLISHED_PREFIX
 from modules.omnimamba.weight_names import NamesReport, match_names, shapes_of
 
-LANGUAGE, VISION, VQ = "llm_backbone.mamba.", "vision_backbone.", "llm_backbone.vqvae."
+LANGUAGE, VISION, VQ = "llm_backbone.mamba.", "vision_backbone.", PUBLISHED_PREFIX
 """What stands before the names of each part; the projector's names start with its own."""
 RULES: tuple[tuple[str, str], ...] = (
     ("llm_backbone.mamba.backbone.embedding.weight", "text_embedding.weight"),

@@ -9,6 +9,7 @@ autocast, and a checkpoint holds whole tensors by name: any strategy on any numb
 import atexit
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -47,14 +48,14 @@ class _Float32(DeepSpeedPrecision):
 class ZeroStrategy(DeepSpeedStrategy):
     """ZeRO stage 1, 2 or 3. It runs on a CPU too (gloo), which is slow and meant for tests."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, *, timeout: timedelta = timedelta(minutes=60)) -> None:
         config = {
             "zero_optimization": {"stage": stage, "overlap_comm": True, "contiguous_gradients": True},
             "zero_allow_untested_optimizer": True,
             # nothing depends on it, but Lightning would make a loader to find one out
             "train_micro_batch_size_per_gpu": 1,
         }
-        super().__init__(config=config, precision_plugin=_Float32())
+        super().__init__(config=config, precision_plugin=_Float32(), timeout=timeout)
         self.stage = stage
         self._groups: list[list[nn.Parameter]] = []
 

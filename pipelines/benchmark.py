@@ -5,6 +5,7 @@ Examples:
     python -m pipelines.benchmark data folder=data/bench deep_samples=100000 seconds=1
     python -m pipelines.benchmark train stage=t2i_pretrain "micro_batch={t2i: 90}" --json train.json
     python -m pipelines.benchmark train hardware.strategy=zero2 hardware.devices=2
+    python -m pipelines.benchmark generate "batches=[1,16]" --json generate.json
 """
 
 import argparse
@@ -31,6 +32,10 @@ def main() -> None:
     train.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
     train.add_argument("--json", type=Path, help="file that the measurements are written to")
     train.set_defaults(run=_train)
+    generate = commands.add_parser("generate", help="images of several batch sizes, against mamba_ssm's own loop")
+    generate.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
+    generate.add_argument("--json", type=Path, help="file that the measurements are written to")
+    generate.set_defaults(run=_generate)
     arguments = parser.parse_args()
     arguments.run(arguments)
 
@@ -66,6 +71,27 @@ def _train(arguments: argparse.Namespace) -> None:
                 f"loss {figures['first_loss']:.3f} -> {figures['last_loss']:.3f}"
             )
     say(f"on {found['gpu']}; GEMM rate {found['gemm_tflops'] or float('nan'):.0f} TFLOP/s")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        say(f"written to {arguments.json}")
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipelines.benchmark_generate import GenerateBenchmarkConfig, measure_generate
+    from pipelines.overrides import parse_overrides
+
+    found = measure_generate(parse_overrides(GenerateBenchmarkConfig, arguments.overrides), say)
+    columns = ("batch", "images/s", "prefill s", "loop s", "VQ decode s", "floor s", "mamba_ssm s", "peak GiB")
+    table = Table(*columns, title=f"{found['gpu']}, torch {found['torch']}")
+    for row in found["batches"]:
+        keys = ("prefill_s", "loop_s", "decode_s", "floor_s", "baseline_s", "peak_gib")
+        table.add_row(str(row["batch"]), f"{row['images_per_s']:.2f}", *(f"{row[key]:.3f}" for key in keys))
+    Console().print(table)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         say(f"written to {arguments.json}")

@@ -2,38 +2,40 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from callbacks.bad_samples import BadSampleLog
 from callbacks.checkpointing import Checkpointing
-from callbacks.evaluation import EvaluationCallback, EvaluationContext, build_measures
+from callbacks.evaluation import EvaluationCallback, EvaluationContext, build_measures, build_mini_measures
 from callbacks.samples_log import SampleLog
 from callbacks.steps import CommitPosition
 from callbacks.throughput import RestartClock, Show, Throughput
 from callbacks.tracking import Tracker
 from datamodules.mixed import MixedDataModule
-from modules.checkpoints import StageResult, find_checkpoint, load_results, model_weights, read_state
+from modules.checkpoints import StageResult, checkpoint_id, load_results, weights_fingerprint
+from modules.files import sha256, step_name
 from modules.omnimamba import kernels
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer, load_image_tokenizer
+from modules.pretrained import load_pretrained
 from modules.stages import STAGES, StageModule
+from modules.weight_files import weight_files
 from modules.zero import ZeroStrategy
-from pipelines.config import HardwareConfig, RunConfig, load
+from pipelines.config import HardwareConfig, RunConfig
 from pipelines.console import warn
 from pipelines.overrides import ConfigError
 from pipelines.runfolder import COMPLETE, CONFIG
-
-if TYPE_CHECKING:
-    from lightning.pytorch.strategies import Strategy
 from pipelines.scenes import prepare_scenes
+from pipelines.warmup import use_kernel_cache
 
 COMPUTE = {"float32": torch.float32, "bf16": torch.bfloat16}
 ZERO_STAGES: dict[str, Literal[1, 2, 3]] = {"zero1": 1, "zero2": 2, "zero3": 3}
@@ -52,6 +54,7 @@ def check_hardware(config: HardwareConfig, *, deterministic: bool = False) -> No
             f"shows {torch.cuda.device_count()} GPUs; use hardware.accelerator=cpu or a machine that has them"
         )
     if config.accelerator == "gpu":
+        use_kernel_cache(config)
         if deterministic:
             kernels.choose_deterministic()
         kernels.load()
@@ -102,9 +105,9 @@ def build_vq(model: ModelConfig) -> ImageTokenizer | None:
 
 
 def build_model(config: RunConfig, *, report: Callable[[str], None], resumed: bool = False) -> OmniMamba:
-    """The model with its initial weights: by seed and name, then those of earlier stages.
+    """The model with its initial weights: by seed and name, then third-party ones, then those of earlier stages.
 
-    Where a checkpoint is resumed it brings all weights, and the earlier stages need not be there any more.
+    Where a checkpoint is resumed it brings all weights, and what they started from need not be there any more.
     """
     model = OmniMamba(config.model)
     model.compute = COMPUTE[config.trainer.precision]
@@ -115,6 +118,9 @@ def build_model(config: RunConfig, *, report: Callable[[str], None], resumed: bo
         for line in model.vision.weights_report():
             report(line)
     initialise(model, config.model.init_seed)
+    if config.pretrained:
+        for line in load_pretrained(model, Path(config.pretrained)):
+            report(line)
     if config.init_from:
         for path in config.init_from:
             if (Path(path) / CONFIG).is_file() and not (Path(path) / COMPLETE).is_file():
@@ -123,6 +129,17 @@ def build_model(config: RunConfig, *, report: Callable[[str], None], resumed: bo
         for line in load_results(model, results).lines():
             report(line)
     return model
+
+
+def weight_fingerprints(config: RunConfig, model: OmniMamba, *, resumed: bool) -> dict[str, str]:
+    """sha256 (hex) of the weights from elsewhere that a run uses: the vision encoder's and, at its start, the
+    pre-trained ones. Files of gigabytes are read for it: once, by one process."""
+    found = {}
+    if "mmu" in STAGES[config.stage.name].tasks and model.vision.fingerprint:
+        found["vision"] = model.vision.fingerprint
+    if config.pretrained and not resumed:
+        found |= {f"pretrained/{file.name}": sha256(file) for file in weight_files(Path(config.pretrained))}
+    return found
 
 
 def build_stage(config: RunConfig, model: OmniMamba) -> StageModule:
@@ -172,8 +189,11 @@ def build_callbacks(
     def context(trainer: pl.Trainer, module: pl.LightningModule) -> EvaluationContext:
         assert isinstance(module, StageModule)
         strategy = trainer.strategy
+        model = strategy.whole(module.model) if isinstance(strategy, ZeroStrategy) else module.model
         return EvaluationContext(
-            model=strategy.whole(module.model) if isinstance(strategy, ZeroStrategy) else module.model,
+            model=model,
+            weights=weights_fingerprint(model),
+            checkpoint=checkpoint_id(config.folder / "checkpoints" / step_name(trainer.global_step)),
             tokenizer=tokenizer,
             vq=vq,
             template=config.data.template,
@@ -192,8 +212,9 @@ def build_callbacks(
     every = (config.trainer.log_every_n_steps, config.checkpoint.every_n_steps)
     callbacks.append(BadSampleLog(config.folder, tracker, limit=config.data.bad_limit, every=every))
     callbacks.append(Checkpointing(config.checkpoint, config.folder / "checkpoints", facts))
+    minis = {measure.task: measure for measure in build_mini_measures(config.evaluation)}
     callbacks += [
-        EvaluationCallback(measure, tracker, config.evaluation, context)
+        EvaluationCallback(measure, tracker, config.evaluation, context, mini=minis.get(measure.task))
         for measure in build_measures(config.evaluation)
     ]
     callbacks.append(RestartClock(throughput))
@@ -225,47 +246,11 @@ def build_trainer(config: RunConfig, callbacks: Sequence[pl.Callback]) -> pl.Tra
     )
 
 
-def build_strategy(config: HardwareConfig) -> "Strategy | str":
+def build_strategy(config: HardwareConfig) -> Strategy | str:
     """How the ranks share the work."""
-    if config.strategy == "ddp":
-        return "ddp" if config.devices * config.nodes > 1 else "auto"
-    return ZeroStrategy(ZERO_STAGES[config.strategy])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A model out of a run folder, ready to be asked."""
-
-    config: RunConfig
-    model: OmniMamba
-    tokenizer: TextTokenizer
-    vq: ImageTokenizer | None
-    step: int
-    folder: Path
-
-
-def load_trained(run: Path, overrides: Sequence[str] = ()) -> Trained:
-    """The model of a run folder's latest checkpoint, in eval mode.
-
-    Raises:
-        ConfigError: ``run`` is no run folder, or an override does not fit.
-        CheckpointError: it has no whole checkpoint.
-    """
-    if not (run / CONFIG).is_file():
-        raise ConfigError(f"{run} is no run folder: it has no {CONFIG}. Name one that pipelines.train made")
-    config = load(run / CONFIG, overrides)
-    config = replace(config, run=replace(config.run, dir=str(run)))
-    check_hardware(replace(config.hardware, devices=1))
-    state = read_state(find_checkpoint(run, warn))
-    model = OmniMamba(config.model)
-    model.compute = COMPUTE[config.trainer.precision]
-    model.load_state_dict(model_weights(state))
-    device = torch.device("cuda" if config.hardware.accelerator == "gpu" else "cpu")
-    return Trained(
-        config=config,
-        model=model.to(device).eval(),
-        tokenizer=build_tokenizer(config.model),
-        vq=build_vq(config.model),
-        step=int(state["global_step"]),
-        folder=run,
-    )
+    timeout = timedelta(minutes=config.timeout_minutes)
+    if config.strategy != "ddp":
+        return ZeroStrategy(ZERO_STAGES[config.strategy], timeout=timeout)
+    if config.devices * config.nodes == 1:
+        return "auto"
+    return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)  # else gradients would lie in memory twice

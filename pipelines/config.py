@@ -67,6 +67,11 @@ class HardwareConfig:
     a fraction of the memory."""
     threads: int = 0
     """CPU threads of each process; 0 leaves it to torch."""
+    timeout_minutes: float = 60.0
+    """Longest that a rank waits for the others, for example while one of them evaluates, before it ends with an
+    error."""
+    kernel_cache: str = ""
+    """Folder of this node for compiled and tuned GPU kernels; empty: TRITON_CACHE_DIR, else ~/.triton/cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,9 @@ class RunConfig:
     seed: int = 0
     """Seed of the data order and of all randomness in training; initial weights have model.init_seed."""
     stage: StageConfig
+    pretrained: str = ""
+    """File or folder of third-party weights to start from: ``state-spaces/mamba2-*``, or a published OmniMamba. Those
+    of the encoders are named by model.vision and model.vq."""
     init_from: tuple[str, ...] = ()
     """Run or checkpoint folders of earlier stages, whose weights this run starts from."""
     trainer: TrainerConfig
@@ -120,10 +128,17 @@ class RunConfig:
             )
         if not self.model.tokenizer:
             found.append("model.tokenizer is empty; name a local tokenizer.json")
+        if not self.hardware.timeout_minutes > 0:
+            found.append(f"hardware.timeout_minutes={self.hardware.timeout_minutes} must be above 0")
         if self.hardware.threads < 0:
             found.append(f"hardware.threads={self.hardware.threads} must be 0 or more")
         if not self.name or "/" in self.name:
             found.append(f"name={self.name!r} must be a word that can name a folder")
+        if self.checkpoint.best and self.evaluation.every_n_steps % self.checkpoint.every_n_steps:
+            found.append(
+                f"checkpoint.best needs a checkpoint at every evaluated step: checkpoint.every_n_steps="
+                f"{self.checkpoint.every_n_steps} must divide evaluation.every_n_steps={self.evaluation.every_n_steps}"
+            )
         if self.scenes is not None:
             found += [f"scenes.{problem}" for problem in self.scenes.problems()]
         return found + self._data_problems()

@@ -77,7 +77,7 @@ def _results(run: Path, *, first: bool = False) -> dict[str, Any]:
 
 
 def _fd_name(results: dict[str, Any]) -> str:
-    return str(next(name for name in results["fd_pool"]["metrics"] if name.startswith("fd_")))
+    return str(next(name for name in results["fd_pool"]["metrics"] if name.startswith("fd")))
 
 
 def _table(mmu: Path, t2i: Path, unified: Path) -> "Table":
@@ -129,11 +129,11 @@ def _sheet(run: Path) -> "Image.Image":
     from callbacks.pictures import draw, require_vq
     from datamodules.benchmarks.coco import CaptionSet
     from datamodules.images import centre_crop, read_image, to_image, to_tensor
-    from pipelines.compose import load_trained
-    from pipelines.evaluate import context_of, run_config
+    from pipelines.evaluate import context_of
+    from pipelines.trained import load_trained, trained_config
 
     context = context_of(load_trained(run))
-    fid, vq = run_config(run).evaluation.fid, require_vq(context)
+    fid, vq = trained_config(run).evaluation.fid, require_vq(context)
     assert fid is not None
     pairs = CaptionSet.read(Path(fid.captions), Path(fid.images)).choose(SHEET_CAPTIONS, fid.seed)
     real = [centre_crop(read_image(pair.image), vq.image_size) for pair in pairs]

@@ -1,15 +1,20 @@
 """Examine this installation.
 
     python -m pipelines.doctor reference STEM.json
+    python -m pipelines.doctor memory CONFIG.yaml [key=value ...]
 
 Examples:
     python -m pipelines.doctor reference tests/unit/reference/reference.json
     python -m pipelines.doctor reference tests/unit/reference/vision.json
+    python -m pipelines.doctor memory configs/stage2_unified.yaml hardware.devices=4 --gpu-gib 40
 
 `reference` loads the weights beside STEM.json (STEM_weights.safetensors), computes what was recorded of the published
 model (STEM_tensors.safetensors) on the device it runs on, and prints a table of relative errors. STEM.json tells what
 that is: logits, losses, gradients and greedy ids of the language model, features of the ViTs, or codes and pictures of
 the VQ tokenizer. It ends with exit code 1 where an error is above its tolerance.
+
+`memory` counts what a training step needs on each GPU, part by part, and says what would need less. It ends with exit
+code 1 where that is more than a GPU has: this machine's, or one of --gpu-gib.
 """
 
 import argparse
@@ -17,6 +22,8 @@ import sys
 from pathlib import Path
 
 from pipelines.console import run_verb, say
+
+H100_GIB = 79.1
 
 
 def main() -> None:
@@ -27,15 +34,47 @@ def main() -> None:
     examinations = parser.add_subparsers(dest="examination", required=True)
     reference = examinations.add_parser("reference", help="compare the model with recorded numbers")
     reference.add_argument("file", type=Path, metavar="STEM.json")
+    reference.set_defaults(run=_reference)
+    memory = examinations.add_parser("memory", help="foresee what a run needs on each GPU")
+    memory.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    memory.add_argument("overrides", nargs="*", metavar="key=value")
+    memory.add_argument("--gpu-gib", type=float, help=f"what a GPU has; {H100_GIB} (an H100) where there is none")
+    memory.set_defaults(run=_memory)
     arguments = parser.parse_args()
+    if not arguments.run(arguments):
+        sys.exit(1)
 
+
+def _reference(arguments: argparse.Namespace) -> bool:
     from pipelines.reference import compare_with_reference  # late: --help answers at once
 
     comparison = compare_with_reference(arguments.file)
     for line in comparison.lines():
         say(line)
-    if not comparison.passed:
-        sys.exit(1)
+    return comparison.passed
+
+
+def _memory(arguments: argparse.Namespace) -> bool:
+    import torch
+
+    from pipelines.config import load
+    from pipelines.memory import GIB, estimate_memory, ways_out
+
+    config = load(arguments.config, arguments.overrides)
+    estimate = estimate_memory(config)
+    for line in estimate.lines():
+        say(line)
+    here = torch.cuda.get_device_properties(0).total_memory / GIB if torch.cuda.is_available() else H100_GIB
+    has = arguments.gpu_gib or here
+    fits = estimate.needed <= has * GIB
+    say(
+        f"{'with what is lost between pieces, and CUDA':<44}{estimate.needed / GIB:8.1f} GiB of {has:.1f}: "
+        + ("fits" if fits else "does not fit")
+    )
+    if not fits:
+        for words, other in ways_out(config).items():
+            say(f"  {words} would need {other.needed / GIB:.1f} GiB")
+    return fits
 
 
 if __name__ == "__main__":

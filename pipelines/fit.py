@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from callbacks.tracking import Tracker
 from datamodules.mixed import MixedDataModule
 from modules.checkpoints import STATE
+from modules.files import code_version
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer
-from modules.stages import StageModule
+from modules.stages import STAGES, StageModule
 from pipelines.compose import (
+    COMPUTE,
     build_callbacks,
     build_data,
     build_model,
@@ -24,11 +27,14 @@ from pipelines.compose import (
     build_vq,
     check_hardware,
     make_embedded_data,
+    weight_fingerprints,
 )
 from pipelines.config import RunConfig, as_dict
 from pipelines.console import INTERRUPTED, TERMINATED, say, warn
+from pipelines.memory import GIB, estimate_memory
 from pipelines.progress import TrainingProgress
-from pipelines.runfolder import COMPLETE, RunFolder, code_version, open_run
+from pipelines.runfolder import COMPLETE, RunFolder, open_run
+from pipelines.warmup import use_kernel_cache, warm_up
 
 
 def fit(config: RunConfig) -> Path:
@@ -58,6 +64,8 @@ def fit(config: RunConfig) -> Path:
         report(line)
     if run.checkpoint is not None:
         report(f"resuming from {run.checkpoint}")
+    if config.hardware.accelerator == "gpu":
+        _prepare_gpu(config, report)
     with run.claimed() if leader else nullcontext():
         _train(run, leader, tokenizer, vq, data, stage)
     return run.path
@@ -72,7 +80,10 @@ def _train(
     stage: StageModule,
 ) -> None:
     config = run.config
-    run_id, attempt = run.begin(data.fingerprints()) if leader else ("", 0)
+    run_id, attempt = "", 0
+    if leader:
+        weights = weight_fingerprints(config, stage.model, resumed=run.checkpoint is not None)
+        run_id, attempt = run.begin(data.fingerprints(), weights)
     settings = as_dict(config)
     tracker = Tracker(
         run.path, config.tracking, name=config.name, run_id=run_id, attempt=attempt, settings=settings, write=leader
@@ -112,6 +123,20 @@ def _train(
         tracker.close()
     if leader:
         say(f"{config.name}: complete at step {trainer.global_step}; everything is in {run.path}")
+
+
+def _prepare_gpu(config: RunConfig, report: Callable[[str], None]) -> None:
+    """Foresee what will not fit, and have the kernels ready before ranks wait for each other."""
+    needed, has = estimate_memory(config).needed, torch.cuda.get_device_properties(0).total_memory
+    if needed > has:
+        warn(
+            f"this run will need about {needed / GIB:.0f} GiB on each GPU, which has {has / GIB:.0f}: expect it to run "
+            "out of memory. `python -m pipelines.doctor memory` says what takes it, and what would need less"
+        )
+    counts, tasks = config.data.micro_batch, STAGES[config.stage.name].tasks
+    lengths = {"mmu": config.model.mmu_length, "t2i": config.model.t2i_length}
+    positions = sum(getattr(counts, task) * lengths[task] for task in tasks)
+    warm_up(config.model, positions, COMPUTE[config.trainer.precision], use_kernel_cache(config.hardware), report)
 
 
 def _silent(_text: str) -> None:

@@ -49,12 +49,13 @@ def text2image(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     from callbacks.pictures import NO_VQ, draw, require_vq
     from callbacks.samples import require_short
     from datamodules.images import to_image
-    from pipelines.compose import build_tokenizer, load_trained
-    from pipelines.evaluate import context_of, run_config
+    from pipelines.compose import build_tokenizer
+    from pipelines.evaluate import context_of
+    from pipelines.trained import load_trained, trained_config
 
-    config = run_config(arguments.run, overrides)
+    config = trained_config(arguments.run, overrides)
     sampling = _sampling(arguments, config)
-    out = _out(arguments)
+    out = _out(arguments, config.folder)
     if not arguments.caption.strip():
         raise ValueError("the caption is empty; say what to draw")
     if not config.model.vq:
@@ -64,7 +65,7 @@ def text2image(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     context = context_of(load_trained(arguments.run, overrides))
     vq = require_vq(context)
     pixels = vq.decode(draw(context, [arguments.caption], [0], sampling))[0]
-    out.parent.mkdir(exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     to_image(pixels).save(out)
     say(str(out))
 
@@ -79,15 +80,15 @@ def describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     from callbacks.answers import SHORT_ANSWER, answer
     from datamodules.encode import encode_question
     from datamodules.images import read_image
-    from pipelines.compose import load_trained
-    from pipelines.evaluate import context_of, run_config
+    from pipelines.evaluate import context_of
+    from pipelines.trained import load_trained, trained_config
 
     if not arguments.question.strip():
         raise ValueError('the question is empty; ask something, for example "What is in the image?"')
     if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {arguments.max_new_tokens} must be at least 1")
     read_image(arguments.image)
-    config = run_config(arguments.run, overrides)
+    config = trained_config(arguments.run, overrides)
     _say_if_untrained(config, "mmu", arguments.run)
     context = context_of(load_trained(arguments.run, overrides))
     question = arguments.question.strip() + (SHORT_ANSWER if arguments.short else "")
@@ -113,12 +114,12 @@ def _sampling(arguments: argparse.Namespace, config: "RunConfig") -> "SamplingCo
     return sampling
 
 
-def _out(arguments: argparse.Namespace) -> Path:
-    """Where the picture goes: ``--out``, or a name made of caption and seed in RUN/samples."""
+def _out(arguments: argparse.Namespace, folder: Path) -> Path:
+    """Where the picture goes: ``--out``, or a name made of caption and seed in ``folder``/samples."""
     out: Path | None = arguments.out
     if out is None:
         slug = re.sub(r"[^a-z0-9]+", "-", arguments.caption.lower()).strip("-")[:60] or "picture"
-        out = arguments.run / "samples" / f"{slug}-seed{arguments.seed}.png"
+        out = folder / "samples" / f"{slug}-seed{arguments.seed}.png"
     elif not out.parent.is_dir():
         raise FileNotFoundError(f"folder {out.parent} does not exist; make it first or name another --out")
     if out.suffix.lower() != ".png":
@@ -141,7 +142,9 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="a run folder, a checkpoint, an exported folder, or a YAML file"
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     draws = verbs.add_parser("text2image", help="draw a caption")
     draws.add_argument("caption", metavar="CAPTION")

@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import secrets
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from omegaconf import OmegaConf
 from callbacks.tracking import METRICS
 from datamodules.mixed import Counts
 from modules.checkpoints import latest_valid
+from modules.files import code_version
 from modules.omnimamba.adapters import TASKS
 from pipelines.config import FREE_ON_RESUME, RunConfig, as_dict, differences
 from pipelines.console import warn
@@ -57,18 +57,25 @@ class RunFolder:
             yield
             path.unlink(missing_ok=True)
 
-    def begin(self, fingerprints: dict[str, str]) -> tuple[str, int]:
+    def begin(self, data: dict[str, str], weights: dict[str, str] | None = None) -> tuple[str, int]:
         """Write config.yaml and provenance.json. Rank 0 alone calls this.
 
+        ``data`` and ``weights`` are fingerprints of the data and of the weights from elsewhere.
         Returns the W&B run id, the same in every attempt, and the number of this attempt, from 1.
+
+        Raises:
+            ConfigError: a resumed run would look at images with another encoder than before.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        _write(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(as_dict(self.config))))
         known = _read_json(self.path / PROVENANCE)
+        attempts, weights = known.get("attempts", []), weights or {}
+        if self.checkpoint is not None and attempts:
+            _refuse_other_encoder(attempts[-1].get("weights", {}), weights)
+        _write(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(as_dict(self.config))))
         run_id: str = known.get("wandb_run_id") or secrets.token_hex(8)
         resumed = self.checkpoint.name if self.checkpoint else None
-        attempt = {"time": round(time.time(), 3), "resumed": resumed, "data": fingerprints, **provenance()}
-        attempts = [*known.get("attempts", []), attempt]
+        attempt = {"time": round(time.time(), 3), "resumed": resumed, "data": data, "weights": weights, **provenance()}
+        attempts = [*attempts, attempt]
         _write(self.path / PROVENANCE, json.dumps({"wandb_run_id": run_id, "attempts": attempts}, indent=1))
         return run_id, len(attempts)
 
@@ -136,6 +143,15 @@ def _refuse_changes(config: RunConfig, stored: dict[str, Any]) -> None:
         )
 
 
+def _refuse_other_encoder(before: dict[str, str], now: dict[str, str]) -> None:
+    old, new = before.get("vision"), now.get("vision")
+    if old and old != new:
+        raise ConfigError(
+            f"the vision encoder's weights are other ones ({new}) than the run began with ({old}): its features would "
+            "change under the model. Name the same files in model.vision.*.weights"
+        )
+
+
 def provenance() -> dict[str, Any]:
     """Code, packages and machine of this attempt."""
     return {
@@ -145,21 +161,6 @@ def provenance() -> dict[str, Any]:
         "machine": platform.platform(),
         "cpu_cores": os.cpu_count(),
     }
-
-
-def code_version() -> str:
-    """The git commit of the code, with "+changes" if the tree has some; "unknown" outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit + ("+changes" if dirty.strip() else "")
 
 
 def _versions() -> dict[str, str | None]:

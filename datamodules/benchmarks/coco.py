@@ -1,10 +1,25 @@
-"""Reader of COCO's captions JSON, and the choice of the (picture, caption) pairs that T2I is evaluated on."""
+"""Reader of COCO's captions JSON, and the choice of the (picture, caption) pairs that T2I is evaluated on.
 
+Two published protocols bring tables of prompts that were chosen once; `read_prompts` reads those, and what
+`write_prompts` wrote.
+"""
+
+import csv
+import json
+import os
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from datamodules.benchmarks.questions import read_json, require_images, require_keys
+from datamodules.benchmarks.questions import OFFICIAL_ELSE, read_json, require_file, require_images, require_keys
+
+OFFICIAL_IMAGES = 40_504
+"""Pictures of val2014."""
+OFFICIAL_PROMPTS = 30_000
+"""Prompts of a published table."""
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +30,16 @@ class CaptionPair:
     caption_id: int
     caption: str
     image: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A line of a table of prompts; what the table does not have is None."""
+
+    caption: str
+    image_id: int | None = None
+    caption_id: int | None = None
+    image: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +95,13 @@ class CaptionSet:
         require_images((pair.image for pair in pairs), self.path)
         return pairs
 
+    def require_official(self) -> None:
+        """Raise ValueError unless the file lists val2014's pictures, all of them."""
+        if len(self.images) != OFFICIAL_IMAGES:
+            raise ValueError(
+                f"{self.path} lists {len(self.images)} images, expected {OFFICIAL_IMAGES}. {OFFICIAL_ELSE}"
+            )
+
     def all_images(self) -> list[Path]:
         """Every picture of the file, in order of id.
 
@@ -79,3 +111,106 @@ class CaptionSet:
         paths = [self.images[image_id] for image_id in sorted(self.images)]
         require_images(paths, self.path)
         return paths
+
+
+def read_prompts(path: Path, n: int, images: Path | None, *, official: bool) -> list[Prompt]:
+    """The first ``n`` prompts of a table, in its order.
+
+    ``.csv`` with the columns ``image_id,text`` (text2image-benchmark) or, divided by tabs, ``Prompt`` (LlamaGen);
+    ``.jsonl`` as `write_prompts` makes it. Pictures lie in ``images``; those of ``image_id`` have COCO's val2014 names.
+
+    Raises:
+        FileNotFoundError: the table is missing, or a picture.
+        ValueError: another layout, fewer than ``n`` prompts, or not the ``official`` number.
+    """
+    require_file(path)
+    rows = _jsonl(path) if path.suffix == ".jsonl" else _csv(path)
+    if official and path.suffix != ".jsonl" and len(rows) != OFFICIAL_PROMPTS:
+        raise ValueError(f"{path} holds {len(rows)} prompts, expected {OFFICIAL_PROMPTS}. {OFFICIAL_ELSE}")
+    if n > len(rows):
+        raise ValueError(f"{n} prompts asked for, {path} holds {len(rows)}; lower n")
+    prompts = [_prompt(row, images) for row in rows[:n]]
+    require_images((prompt.image for prompt in prompts if prompt.image), path)
+    return prompts
+
+
+def write_prompts(path: Path, prompts: Sequence[Prompt | CaptionPair]) -> None:
+    """Write a choice of prompts, one JSON object a line, so that it can be used again."""
+    lines = [
+        {
+            "index": index,
+            "image_id": prompt.image_id,
+            "caption_id": prompt.caption_id,
+            "caption": prompt.caption,
+            "image": prompt.image.name if prompt.image else None,
+        }
+        for index, prompt in enumerate(prompts)
+    ]
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def pictures_in(folder: Path, *, official: bool) -> list[Path]:
+    """Every picture in ``folder`` and below it, in order of its path.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no picture, or not the ``official`` number.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder of reference pictures {folder} does not exist; check the configuration")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    if not found or (official and len(found) != OFFICIAL_IMAGES):
+        expected = f"expected {OFFICIAL_IMAGES}. {OFFICIAL_ELSE}" if official else f"expected {', '.join(PICTURES)}"
+        raise ValueError(f"{folder} holds {len(found)} pictures, {expected}")
+    return found
+
+
+def _jsonl(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        where = f"line {number} of {path}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where} is not valid JSON ({error}); the file holds one object a line") from error
+        require_keys(row, ("caption", "image_id", "caption_id", "image"), where)
+        rows.append(row)
+    return rows
+
+
+def _csv(path: Path) -> list[dict[str, Any]]:
+    """Rows by the names of `write_prompts`."""
+    with path.open(encoding="utf-8", newline="") as file:
+        first = file.readline()
+        file.seek(0)
+        table = csv.DictReader(file, delimiter="\t" if "\t" in first or "," not in first else ",")
+        columns = table.fieldnames or []
+        if "Prompt" in columns:
+            rows = [{"caption": row["Prompt"]} for row in table]
+        elif {"image_id", "text"} <= set(columns):
+            rows = [_with_coco_name(row, path, table.line_num) for row in table]
+        else:
+            raise ValueError(f"{path} has the columns {', '.join(columns)}; expected image_id,text or Prompt")
+    empty = [number for number, row in enumerate(rows, start=1) if not row["caption"]]
+    if empty:
+        raise ValueError(f"row {empty[0]} of {path} holds no prompt; fetch the file again")
+    return rows
+
+
+def _with_coco_name(row: dict[str, str], path: Path, line: int) -> dict[str, Any]:
+    if not row["image_id"].isdecimal():
+        raise ValueError(f"line {line} of {path} has the image_id {row['image_id']!r}; expected a number")
+    number = int(row["image_id"])
+    return {"caption": row["text"], "image_id": number, "image": f"COCO_val2014_{number:012d}.jpg"}
+
+
+def _prompt(row: dict[str, Any], images: Path | None) -> Prompt:
+    name = row.get("image")
+    return Prompt(
+        caption=" ".join(row["caption"].split()),
+        image_id=row.get("image_id"),
+        caption_id=row.get("caption_id"),
+        image=images / name if images and name else None,
+    )

@@ -1,10 +1,10 @@
 """Fréchet distance between two sets of pictures.
 
 Features (N, d) of each set are summed up in streamed `Moments`; `frechet` compares two of them. The name of a distance
-says whose features it is taken on: ``fid`` belongs to the Inception network, here there is ``fd_pool``.
+says whose features it is taken on: ``fid`` belongs to the Inception network (`modules.metrics.networks`), ``fd_pool``
+to the features here.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -31,10 +31,6 @@ def pool_features(images_BCHW: Tensor) -> Tensor:
     along_x = F.pad(grey.diff(dim=3).abs(), (0, 1)) * 4
     along_y = F.pad(grey.diff(dim=2).abs(), (0, 0, 0, 1)) * 4
     return F.adaptive_avg_pool2d(torch.cat([pixels, along_x, along_y], dim=1), GRID).flatten(1)
-
-
-EXTRACTORS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {"pool": (POOL_DIM, pool_features)}
-"""Name to (width of a feature, function of uint8 images)."""
 
 
 @dataclass(frozen=True, kw_only=True)

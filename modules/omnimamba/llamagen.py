@@ -5,13 +5,13 @@ Shapes: B images, S pixels a side, n codes per image, K codebook entries, C numb
 
 import hashlib
 import json
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,9 +19,13 @@ from torch.nn import functional as F
 from modules.omnimamba.llamagen_layers import Decoder, Encoder, LlamaGenConfig
 from modules.omnimamba.vq_files import check_codes, check_images, read_metadata
 from modules.omnimamba.weight_names import NamesReport, match_names, shapes_of
+from modules.weight_files import read_weights
 
 UNUSED = ("quantize.codebook_used",)
 """LlamaGen's record of how its training used the codebook."""
+CODEBOOK = "quantize.embedding.weight"
+PUBLISHED_PREFIX = "llm_backbone.vqvae."
+"""What stands before the names in a published OmniMamba checkpoint."""
 GPU_BATCH = 8
 """Pictures that a GPU encodes together; a last group of fewer is filled up, because kernels differ by batch size."""
 
@@ -122,7 +126,7 @@ class LlamaGenVQ(nn.Module):
     def from_weights(
         cls, origin: str, weights: Mapping[str, Tensor], config: LlamaGenConfig | None = None
     ) -> tuple["LlamaGenVQ", NamesReport]:
-        """A tokenizer out of LlamaGen's names (see `read_llamagen`, `modules.published.from_published`).
+        """A tokenizer out of LlamaGen's names (see `load_llamagen`, `modules.published.from_published`).
 
         Raises:
             ValueError: a name is missing or unexpected, or has another shape than ``config`` (VQ-16's sizes) asks for.
@@ -173,23 +177,33 @@ class LlamaGenVQ(nn.Module):
         return F.normalize(embedding, dim=1)
 
 
-def read_llamagen(path: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint of LlamaGen's own (``vq_ds16_c2i.pt``: ``{"model": weights}``).
+def load_llamagen(path: Path) -> LlamaGenVQ:
+    """VQ-16 out of LlamaGen's ``vq_ds16_c2i.pt``, or out of a published OmniMamba checkpoint.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such checkpoint.
+        ValueError: it cannot be read, or does not hold VQ-16's weights.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; name LlamaGen's vq_ds16_c2i.pt")
+    weights = read_weights(path)
+    if any(name.startswith(PUBLISHED_PREFIX) for name in weights):
+        weights = {
+            name.removeprefix(PUBLISHED_PREFIX): value
+            for name, value in weights.items()
+            if name.startswith(PUBLISHED_PREFIX)
+        }
+    return LlamaGenVQ.from_weights(f"image tokenizer {path}", weights)[0]
+
+
+def holds_llamagen(path: Path) -> bool:
+    """Whether a safetensors file has LlamaGen's names and does not say its kind, as our own files do."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is not a checkpoint of plain tensors: {str(error).splitlines()[0]}") from error
-    weights = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{path} does not hold its weights under 'model', as LlamaGen's checkpoints do")
-    return weights
+        with safe_open(str(path), framework="pt") as file:
+            names = set(file.keys())
+            return "kind" not in (file.metadata() or {}) and any(
+                prefix + CODEBOOK in names for prefix in ("", PUBLISHED_PREFIX)
+            )
+    except (SafetensorError, OSError):
+        return False  # what is wrong with it is said where it is read
 
 
 def _sizes(config: LlamaGenConfig) -> str:

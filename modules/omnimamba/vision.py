@@ -130,6 +130,16 @@ class DinoSiglip(VisionEncoder):
             sizes[name]["weights"] = sha256(self._file(name))
         return hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()
 
+    def published_weights(self) -> dict[str, Tensor]:
+        """All tensors of both files, used or not, behind ``dino_featurizer.`` and ``siglip_featurizer.``."""
+        weights: dict[str, Tensor] = {}
+        for name, _, _ in ENCODERS:
+            prefix = self._match(name)[1]
+            with safe_open(str(self._file(name)), framework="pt") as file:
+                own = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
+                weights |= {f"{name}_featurizer.{key.removeprefix(prefix)}": file.get_tensor(key) for key in own}
+        return weights
+
     def _encoders(self, device: torch.device) -> tuple[VisionTransformer, ...]:
         if not self._vits:
             with torch.inference_mode(False):  # they outlive the evaluation that may be the first to ask

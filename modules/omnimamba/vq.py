@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from modules.omnimamba.kmeans import fit_centres, nearest
-from modules.omnimamba.llamagen import LlamaGenVQ
+from modules.omnimamba.llamagen import LlamaGenVQ, holds_llamagen, load_llamagen
 from modules.omnimamba.vq_files import check_codebook_size, check_codes, check_images, read_metadata
 
 
@@ -167,20 +167,25 @@ class PatchKMeans(nn.Module):
 
 
 def load_image_tokenizer(path: str | Path) -> ImageTokenizer:
-    """Load the image tokenizer in ``path``, of whichever kind it says it is.
+    """Load the image tokenizer in ``path``: of whichever kind it says it is, or LlamaGen's VQ-16 by its names.
+
+    The latter is LlamaGen's own ``vq_ds16_c2i.pt``, or a published OmniMamba checkpoint.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no safetensors file, names no kind, or names one we do not know.
+        ValueError: it is no such file, or names a kind we do not know.
     """
+    path = Path(path)
+    if path.suffix != ".safetensors" or holds_llamagen(path):
+        return load_llamagen(path)
     kinds: dict[str, Callable[[Path], ImageTokenizer]] = {
         PatchKMeans.name: PatchKMeans.load,
         LlamaGenVQ.name: LlamaGenVQ.load,
     }
-    kind = read_metadata(Path(path))["kind"]
+    kind = read_metadata(path)["kind"]
     if kind not in kinds:
         raise ValueError(f"image tokenizer {path} is of kind {kind!r}; known kinds: {', '.join(kinds)}")
-    return kinds[kind](Path(path))
+    return kinds[kind](path)
 
 
 def _check_sizes(codebook_size: int, image_size: int, patch_size: int) -> None:

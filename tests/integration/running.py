@@ -20,7 +20,7 @@ from modules.checkpoints import find_checkpoint, model_weights, read_state
 ROOT = Path(__file__).parents[2]
 UNIFIED = "configs/smoke_unified.yaml"
 STEPS, SAVED_EVERY = 12, 4
-NO_EVALUATION = [f"evaluation.{task}=null" for task in ("pope", "gqa", "fid", "samples")]
+NO_EVALUATION = [f"evaluation.{task}=null" for task in ("pope", "gqa", "fid", "samples", "speed")]
 TIMED = {"time", "attempt", "train/tokens_per_s"}
 """What may differ between two runs of the same configuration."""
 

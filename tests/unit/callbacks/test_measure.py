@@ -12,6 +12,7 @@ from callbacks import measure as module
 from callbacks.measure import (
     EvaluationContext,
     Measure,
+    OutOfTimeError,
     Result,
     exchange,
     file_hashes,
@@ -183,3 +184,30 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> No
     assert list(hashes) == ["a/x.json", "b/x.json"]
     assert file_hashes(both[:1]) == {"x.json": hashes["a/x.json"]}
     assert hashes["b/x.json"] == hashlib.sha256(b"b").hexdigest()
+
+
+def test_records_of_other_weights_are_made_anew(make_context: Make, caplog: pytest.LogCaptureFixture) -> None:
+    first = Letters("abc")
+    run_measure(first, make_context(weights="one"))
+    again = Letters("abc")
+    assert again.stored(make_context(weights="one")) is not None
+    assert again.stored(make_context(weights="two")) is None
+    result = run_measure(again, make_context(weights="two", checkpoint="step-000000020 abc"))
+    assert again.made == ["a", "b", "c"]
+    assert "records of other weights are discarded" in caplog.text
+    assert result is not None
+    assert (result.protocol["weights"], result.protocol["checkpoint"]) == ("two", "step-000000020 abc")
+    assert result.protocol["code"]
+    with pytest.raises(ValueError, match=r"another protocol \(weights: 'two' there, 'one' now\)"):
+        run_measure(Letters("abc"), make_context(weights="one"), generate=False)
+
+
+def test_what_takes_too_long_stops_and_goes_on_another_time(make_context: Make) -> None:
+    letters = Letters("abcd")
+    with pytest.raises(OutOfTimeError, match=r"letters_style has 25% of its records after its time was up"):
+        run_measure(letters, make_context(deadline=0.0))
+    assert letters.made == ["a"]
+    result = run_measure(letters, make_context())
+    assert letters.made == ["a", "b", "c", "d"]
+    assert result is not None
+    assert result.metrics == {"n": 4.0}

@@ -79,7 +79,7 @@ def test_distance_is_that_of_features_computed_directly(
     generated = context.vq.decode(torch.tensor([record["codes"] for record in records]))
     real = torch.stack([everything[int(record["image"][0])] for record in records])
     reconstructed = context.vq.decode(context.vq.encode(real))
-    assert set(result.metrics) == {"fd_5", "rfd_5"}
+    assert set(result.metrics) == {"fd_5", "rfd_5", "kd_5", "kd_5/std", "precision_5", "recall_5"}
     assert result.metrics["fd_5"] == pytest.approx(frechet(*moments(generated), *reference), abs=1e-6)
     assert result.metrics["rfd_5"] == pytest.approx(frechet(*moments(reconstructed), *reference), abs=1e-6)
     assert result.baselines["fd_5"] > 0

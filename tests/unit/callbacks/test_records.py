@@ -68,3 +68,22 @@ def test_results_of_other_measures_stay(tmp_path: Path) -> None:
         "gqa": {"metrics": {"accuracy": 0.5}},
     }
     assert [path.name for path in (tmp_path / "step").iterdir()] == ["results.json"]
+
+
+def test_records_of_other_weights_are_told_from_those_of_another_protocol(tmp_path: Path) -> None:
+    book = RecordBook(tmp_path / "m")
+    book.open({"suffix": "x", "weights": "a"})
+    assert not book.is_of_other_weights({"suffix": "x", "weights": "a"})
+    assert book.is_of_other_weights({"suffix": "x", "weights": "b"})
+    assert not book.is_of_other_weights({"suffix": "y", "weights": "b"})
+    book.discard()
+    assert not book.is_of_other_weights({"suffix": "x", "weights": "b"})
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "protocol.json").write_text("{")
+    with pytest.raises(ValueError, match=r"protocol\.json is damaged .*; discard the records: pipelines"):
+        RecordBook(tmp_path).open({})
+    (tmp_path / "results.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"results\.json is damaged .*; delete it, and score again"):
+        read_results(tmp_path)

@@ -12,6 +12,7 @@ from modules.checkpoints import (
     STATE,
     CheckpointError,
     StageResult,
+    checkpoint_id,
     commit,
     find_checkpoint,
     latest_valid,
@@ -20,6 +21,7 @@ from modules.checkpoints import (
     problem,
     read_state,
     remove_old,
+    weights_fingerprint,
 )
 from modules.files import step_name
 
@@ -258,3 +260,45 @@ def test_a_result_is_read_from_a_run(tmp_path: Path) -> None:
         read = StageResult.read(path, refuse)
         assert (read.origin, read.trained) == (str(path), frozenset("a"))
         assert torch.equal(read.weights["a"], torch.ones(2))
+
+
+def test_the_best_is_kept_beside_the_last(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step)
+    remove_old(tmp_path, 2, newest=4, best=1)
+    assert sorted(folder.name for folder in tmp_path.glob("step-*")) == [step_name(step) for step in (1, 3, 4)]
+
+
+def test_a_checkpoint_is_known_by_name_and_hash(tmp_path: Path) -> None:
+    folder = save(tmp_path, 7)
+    assert checkpoint_id(folder) == f"step-000000007 {hashlib.sha256((folder / STATE).read_bytes()).hexdigest()}"
+    assert checkpoint_id(tmp_path / "step-000000008") == ""
+
+
+def test_the_fingerprint_of_weights_sees_every_bit_and_place() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    own = weights_fingerprint(model)
+    copy = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    copy.load_state_dict(model.state_dict())
+    assert weights_fingerprint(copy) == own
+    weight = copy[0].weight
+    seen = {own}
+    with torch.no_grad():
+        weight[0, 0], weight[0, 1] = weight[0, 1].clone(), weight[0, 0].clone()
+        seen.add(weights_fingerprint(copy))
+        copy.load_state_dict(model.state_dict())
+        weight[3, 2] = torch.nextafter(weight[3, 2], torch.tensor(9.0))
+        seen.add(weights_fingerprint(copy))
+    seen.add(weights_fingerprint(copy.half()))
+    assert len(seen) == 4
+
+
+def test_the_fingerprint_of_long_weights_is_that_of_all_their_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modules.checkpoints.PIECE", 5)
+    one, other = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    other.load_state_dict(one.state_dict())
+    assert weights_fingerprint(one) == weights_fingerprint(other)
+    with torch.no_grad():
+        flat = other.weight.view(-1)
+        flat[:5], flat[5:10] = flat[5:10].clone(), flat[:5].clone()  # whole pieces change places
+    assert weights_fingerprint(one) != weights_fingerprint(other)

@@ -1,16 +1,20 @@
 """The benchmarks run and say what they measured; how fast anything is, is no matter of tests."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from datamodules.mixed import Counts
-from modules.omnimamba.config import VisionConfig
+from modules.omnimamba.config import ModelConfig, VisionConfig
+from modules.omnimamba.model import OmniMamba
 from pipelines.benchmark_data import DataBenchmarkConfig
+from pipelines.benchmark_generate import GenerateBenchmarkConfig, floor_seconds, measure_generate
 from pipelines.benchmark_train import TrainBenchmarkConfig, measure_train, positions
 from pipelines.config import HardwareConfig
 from tests.unit.modules.omnimamba.conftest import TINY as SMALL
@@ -72,4 +76,34 @@ def test_broken_rules_of_the_training_benchmark() -> None:
     assert problems == [
         "stage unified_finetune trains mmu: micro_batch.mmu must be at least 1",
         "steps=0 must be at least 1",
+    ]
+
+
+def test_drawing_is_measured_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = GenerateBenchmarkConfig(
+        batches=(1, 3), model=TINY, accelerator="cpu", precision="float32", repeats=1, decode=False
+    )
+    found = measure_generate(wanted, print)
+    assert [row["batch"] for row in found["batches"]] == [1, 3]
+    for row in found["batches"]:
+        assert row["prefill_s"] > 0
+        assert row["loop_s"] > 0
+        assert row["images_per_s"] == pytest.approx(row["batch"] / (row["prefill_s"] + row["loop_s"]))
+        assert math.isnan(row["baseline_s"])
+    assert "batch 3: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("batch", "seconds"), [(1, 0.22), (16, 0.35), (64, 0.75), (256, 2.4)])
+def test_the_floor_of_the_published_model(batch: int, seconds: float) -> None:
+    with torch.device("meta"):
+        model = OmniMamba(ModelConfig())
+    # 2.5 GB of weights, and 0.1 GB of states read and written for each sample, at 3 TB/s
+    assert floor_seconds(model, batch, torch.bfloat16, 3.0e12) == pytest.approx(seconds, rel=0.03)
+
+
+def test_broken_rules_of_the_generation_benchmark() -> None:
+    assert GenerateBenchmarkConfig(batches=(), repeats=0, accelerator="cpu").problems() == [
+        "batches=[] must be numbers of at least 1, for example [1,16]",
+        "repeats=0 must be at least 1",
+        "precision=bf16 needs accelerator=gpu; a CPU computes in float32",
     ]

@@ -1,15 +1,25 @@
-"""What is refused before any training starts, and how a trained model comes back."""
+"""What is refused before any training starts, and what a model starts from."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from modules.checkpoints import CheckpointError
+from modules.files import sha256
+from modules.omnimamba.initialise import initialise
+from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.vq import PatchKMeans
-from pipelines.compose import build_data, build_model, build_tokenizer, build_vq, check_hardware, load_trained
+from modules.published import to_mamba2
+from pipelines.compose import (
+    build_data,
+    build_model,
+    build_tokenizer,
+    build_vq,
+    check_hardware,
+    weight_fingerprints,
+)
 from pipelines.config import ConfigError, HardwareConfig, load
 from pipelines.fit import fit
 from pipelines.scenes import PreparedPaths
@@ -70,33 +80,22 @@ def test_a_model_starts_from_seed_and_names_alone(finished_run: Path) -> None:
     assert lines == []
 
 
-def test_a_trained_model_comes_back_as_it_was_saved(run_folder: Path) -> None:
-    trained = load_trained(run_folder)
-    assert (trained.step, trained.folder, trained.config.folder) == (20, run_folder, run_folder)
-    assert not trained.model.training
-    assert trained.vq is not None
-    stored = torch.load(run_folder / "checkpoints" / "step-000000020" / "state.ckpt", weights_only=True)["state_dict"]
-    weights = trained.model.state_dict()
-    assert {f"model.{name}" for name in weights} == set(stored)
-    assert all(torch.equal(value, stored[f"model.{name}"]) for name, value in weights.items())
-
-
-def test_overrides_reach_a_trained_model(run_folder: Path) -> None:
-    assert load_trained(run_folder, ["model.vq=''", "evaluation.batch_size=3"]).config.evaluation.batch_size == 3
-    with pytest.raises(ConfigError, match="Did you mean: 'batch_size'"):
-        load_trained(run_folder, ["evaluation.batchsize=3"])
-
-
-def test_a_folder_that_cannot_be_loaded_says_why(run_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as error:
-        load_trained(tmp_path / "nowhere")
-    assert f"{tmp_path / 'nowhere'} is no run folder: it has no config.yaml" in str(error.value)
-    (run_folder / "checkpoints" / "step-000000020" / "state.ckpt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"state\.ckpt has 0 bytes"):
-        load_trained(run_folder)
-    shutil.rmtree(run_folder / "checkpoints")
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        load_trained(run_folder)
+def test_a_model_starts_from_pretrained_weights(finished_run: Path, tmp_path: Path) -> None:
+    config = load(finished_run / "config.yaml")
+    source = OmniMamba(config.model)
+    initialise(source, 7)
+    save_file(
+        {name: value.clone() for name, value in to_mamba2(source.state_dict()).items()}, tmp_path / "model.safetensors"
+    )
+    lines: list[str] = []
+    start = replace(config, pretrained=str(tmp_path))
+    model = build_model(start, report=lines.append)
+    assert torch.equal(model.text_embedding.weight, source.text_embedding.weight)
+    assert torch.equal(model.mmu_positions, build_model(config, report=lines.append).mmu_positions)
+    assert "tensors from" in lines[0]
+    file = tmp_path / "model.safetensors"
+    assert weight_fingerprints(start, model, resumed=False) == {f"pretrained/{file.name}": sha256(file)}
+    assert weight_fingerprints(start, model, resumed=True) == {}
 
 
 def test_more_threads_than_cores_are_refused() -> None:

@@ -7,9 +7,12 @@ import torch
 from omegaconf import OmegaConf
 
 from modules.omnimamba.model import OmniMamba
+from modules.published import published
 from modules.stages import STAGES
 from modules.trainable import set_trainable
 from pipelines.config import load
+from pipelines.memory import GIB, estimate_memory
+from tests.unit.modules.omnimamba.recorded import published_shapes
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RUNS = sorted(CONFIGS.glob("*.yaml"))
@@ -41,6 +44,37 @@ def test_what_a_file_includes_is_there(path: Path) -> None:
 def test_the_unified_smoke_run_keeps_the_ratio_of_the_paper() -> None:
     micro = load(CONFIGS / "smoke_unified.yaml").data.micro_batch
     assert (micro.mmu, micro.t2i) == (3, 48)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "lr", "warmup", "batch"),
+    [
+        ("stage1_mmu", 5_000, 1e-3, 100, (256, 0)),
+        ("stage1_t2i", 100_000, 8e-4, 1_000, (0, 720)),
+        ("stage2_unified", 150_000, 1e-4, 0, (24, 384)),
+    ],
+)
+def test_the_real_stages_are_table_5_of_the_paper(
+    name: str, steps: int, lr: float, warmup: int, batch: tuple[int, int]
+) -> None:
+    config = load(CONFIGS / f"{name}.yaml")
+    whole = config.data.global_batch
+    assert whole is not None
+    assert (config.trainer.max_steps, config.optim.lr, config.optim.warmup_steps) == (steps, lr, warmup)
+    assert (whole.mmu, whole.t2i) == batch
+    assert (config.optim.betas, config.optim.weight_decay, config.optim.clip_grad_norm) == ((0.9, 0.95), 0, 1)
+    assert (config.hardware.devices, config.hardware.strategy, config.trainer.precision) == (8, "zero2", "bf16")
+    assert (config.model.mmu_length, config.model.t2i_length) == (1182, 329)
+    assert estimate_memory(config).needed < 79 * GIB  # an H100's
+
+
+def test_the_real_model_has_the_published_sizes() -> None:
+    with torch.device("meta"):
+        model = OmniMamba(load(CONFIGS / "stage2_unified.yaml").model)
+    needed = {published(name): tuple(value.shape) for name, value in model.state_dict().items()}
+    shapes = published_shapes()
+    for name, shape in needed.items():
+        assert shapes[name] == (1, *shape) if "pos_embed" in name else shape
 
 
 @pytest.mark.parametrize(("hardware", "ranks"), [("gpu_node", 8), ("gpu_nodes", 16)])

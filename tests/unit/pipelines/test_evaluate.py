@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ def test_all_configured_measures_and_then_scoring_alone(
     assert call(monkeypatch, run_folder) == 0
     first = results(run_folder)
     assert set(first) == {"pope_style", "gqa_style", "fd_pool", "samples"}
-    assert set(first["fd_pool"]["metrics"]) == {"fd_2", "rfd_2"}
+    assert set(first["fd_pool"]["metrics"]) == {"fd_2", "rfd_2", "kd_2", "kd_2/std"}
     assert (run_folder / "samples/step-000000020/000.png").is_file()
     shown = capsys.readouterr().out
     for word in ("pope_style", "f1_macro", "± std err", "trivial baseline", "results.json"):
@@ -78,7 +79,10 @@ def test_errors_are_messages_and_exit_code_2(
 ) -> None:
     for words, message in (
         ([run_folder / "nowhere"], "is no run folder: it has no config.yaml"),
-        ([run_folder, "--tasks", "vqa"], "unknown task 'vqa'; known are pope, gqa, vqav2, mme, mmmu, fid, samples"),
+        (
+            [run_folder, "--tasks", "vqa"],
+            "unknown task 'vqa'; known are pope, gqa, vqav2, mme, mmmu, fid, ",
+        ),
         (
             [run_folder, "--tasks", "fid", "evaluation.fid=null"],
             "task fid is not configured in this run (it has pope, gqa, samples)",
@@ -113,3 +117,30 @@ def test_help_answers_at_once(verb: str) -> None:
     )
     assert time.monotonic() - started < 1
     assert "Examples:" in done.stdout
+
+
+def test_two_processes_evaluate_as_one(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, run_folder, "--tasks", "pope", "gqa", "fid") == 0
+    alone = results(run_folder)
+    words = ["--standalone", "--nproc-per-node", "2", "-m", "pipelines.evaluate", str(run_folder), "--fresh"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, "--tasks", "pope", "gqa", "fid"],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("f1_macro") == 1  # one process speaks for all
+    together = results(run_folder)
+    assert together.keys() == alone.keys()
+    for name, result in together.items():
+        assert result["metrics"] == pytest.approx(alone[name]["metrics"], rel=1e-6)
+        assert len(list(run_folder.glob(f"records/*/{name}/rank*.jsonl"))) == 2
+
+
+def test_the_small_evaluation_has_a_name_of_its_own(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, run_folder, "--mini", "--tasks", "gqa", "evaluation.mini=2") == 0
+    assert set(results(run_folder)) == {"gqa_style_mini"}
+    assert call(monkeypatch, run_folder, "--mini", "--tasks", "gqa") == 2

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from datamodules.images import read_image, to_tensor
-from pipelines import compose, generate
+from pipelines import generate, trained
 from pipelines.console import run_verb
 
 
@@ -84,7 +84,7 @@ def test_errors_come_before_the_model_is_loaded(
     def refuse(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(compose, "load_trained", refuse)
+    monkeypatch.setattr(trained, "load_trained", refuse)
     (tmp_path / "text.jpg").write_text("no picture")
     draw = [run_folder, "text2image", "a red circle"]
     for words, message in (

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from datamodules.mixed import Counts
 from modules.checkpoints import CheckpointError
 from pipelines.config import ConfigError, RunConfig, load
-from pipelines.runfolder import open_run, provenance
+from pipelines.runfolder import RunFolder, open_run, provenance
 
 MINIMAL = """
 name: tiny
@@ -211,3 +212,15 @@ def test_a_damaged_provenance_is_named(begun: Path, configured: Callable[..., Ru
     (begun / "provenance.json").write_text(content)
     with pytest.raises(ConfigError, match=r"provenance\.json is damaged; move it away"):
         open_run(configured()).begin({})
+
+
+def test_a_resumed_run_keeps_its_vision_encoder(folder: Path, configured: Callable[..., RunConfig]) -> None:
+    first = RunFolder(folder, configured(), None, complete=False)
+    first.begin({}, {"vision": "a", "pretrained/model.safetensors": "x"})
+    resumed = replace(first, checkpoint=folder / "checkpoints" / "step-000000002")
+    assert resumed.begin({}, {"vision": "a"})[1] == 2
+    with pytest.raises(
+        ConfigError, match=r"vision encoder's weights are other ones \(b\) than the run began with \(a\)"
+    ):
+        resumed.begin({}, {"vision": "b"})
+    assert first.begin({}, {"vision": "b"})[1] == 3  # begun anew, nothing was learnt with the other one

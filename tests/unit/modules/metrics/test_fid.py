@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from modules.metrics.fid import POOL_DIM, Moments, frechet, pool_features
 
@@ -131,3 +133,21 @@ def test_pool_features_do_not_depend_on_the_batch_and_take_any_size() -> None:
     assert together.dtype == torch.float64
     for i in range(5):
         assert torch.equal(pool_features(images[i : i + 1])[0], together[i])
+
+
+class Given(nn.Module):
+    """A feature module that takes the pictures for features."""
+
+    num_features = 6
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return pictures.flatten(1)[:, :6].double()
+
+
+def test_agrees_with_torchmetrics_on_the_same_features() -> None:
+    real, fake = draws(20, 300, 6), draws(21, 200, 6) @ np.tri(6) + 0.5
+    theirs = FrechetInceptionDistance(feature=Given())
+    theirs.set_dtype(torch.float64)
+    for features, is_real in ((real, True), (fake, False)):
+        theirs.update(torch.from_numpy(features).view(-1, 1, 1, 6), real=is_real)
+    assert distance(of(fake), of(real)) == pytest.approx(float(theirs.compute()), rel=1e-6)

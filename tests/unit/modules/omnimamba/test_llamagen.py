@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modules.omnimamba.llamagen import LlamaGenVQ, read_llamagen
+from modules.omnimamba.llamagen import PUBLISHED_PREFIX, LlamaGenVQ
 from modules.omnimamba.llamagen_layers import LlamaGenConfig
 from modules.omnimamba.vq import PatchKMeans, load_image_tokenizer
 from modules.omnimamba.weight_names import shapes_of
@@ -115,26 +115,29 @@ def test_the_fingerprint_changes_with_weights_and_sizes(vq: LlamaGenVQ, weights:
     assert len(fingerprints) == 3
 
 
-def test_llamagens_own_checkpoint_is_read(tmp_path: Path, vq: LlamaGenVQ, weights: dict[str, Tensor]) -> None:
-    used = {"quantize.codebook_used": torch.zeros(65536)}
-    torch.save({"model": weights | used}, tmp_path / "vq_ds16_c2i.pt")
-    read, report = LlamaGenVQ.from_weights("LlamaGen", read_llamagen(tmp_path / "vq_ds16_c2i.pt"), SMALL)
-    assert read.fingerprint == vq.fingerprint
-    assert report.lines() == ["339 tensors from LlamaGen", "1 unused on purpose: quantize.codebook_used"]
+@pytest.mark.parametrize(("name", "prefix"), [("vq_ds16_c2i.pt", ""), ("omnimamba.safetensors", PUBLISHED_PREFIX)])
+def test_vq16_is_found_in_llamagens_file_and_in_a_published_checkpoint(tmp_path: Path, name: str, prefix: str) -> None:
+    with torch.device("meta"):
+        shapes = LlamaGenVQ(LlamaGenConfig()).state_dict()
+    names = [PUBLISHED_PREFIX + key.removeprefix(PUBLISHED_PREFIX) for key in published_shapes() if "vqvae" in key]
+    assert {key.removeprefix(PUBLISHED_PREFIX) for key in names} == {*shapes, "quantize.codebook_used"}
+    one = torch.ones(())
+    weights = {prefix + key: one.expand(value.shape) for key, value in shapes.items()}
+    weights |= {prefix + "quantize.codebook_used": torch.zeros(65536)}
+    if prefix:
+        save_file({key: value.half().contiguous() for key, value in weights.items()}, tmp_path / name)
+    else:
+        torch.save({"model": weights, "epoch": 3}, tmp_path / name)
+    vq = load_image_tokenizer(tmp_path / name)
+    assert isinstance(vq, LlamaGenVQ)
+    assert (vq.codebook_size, vq.tokens_per_image, vq.image_size) == (16384, 256, 256)
+    assert {tensor.dtype for tensor in vq.state_dict().values()} == {torch.float32}
 
 
-def test_what_is_no_such_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.pt does not exist; name LlamaGen's vq_ds16_c2i\.pt"):
-        read_llamagen(tmp_path / "none.pt")
-    (tmp_path / "bad.pt").write_bytes(b"not at all")
-    with pytest.raises(ValueError, match=r"bad\.pt is not a checkpoint of plain tensors"):
-        read_llamagen(tmp_path / "bad.pt")
-    torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "module.pt")
-    with pytest.raises(ValueError, match=r"module\.pt is not a checkpoint of plain tensors"):
-        read_llamagen(tmp_path / "module.pt")
-    torch.save({"weights": {}}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt does not hold its weights under 'model'"):
-        read_llamagen(tmp_path / "other.pt")
+def test_another_checkpoint_is_no_vq16(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    torch.save(weights, tmp_path / "small.pt")
+    with pytest.raises(ValueError, match=r"image tokenizer .*small\.pt do not fit.*64 x 8 instead of 16384 x 8"):
+        load_image_tokenizer(tmp_path / "small.pt")
 
 
 def test_weights_that_do_not_fit_are_named(weights: dict[str, Tensor]) -> None:

@@ -1,0 +1,190 @@
+"""How fast pictures are drawn (the paper's Table 3): one batch at a time, prompt, tokens and decoder timed apart."""
+
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from callbacks.measure import EvaluationContext, Measure, Result
+from callbacks.pictures import require_vq, uniforms
+from callbacks.records import Record
+from datamodules.encode import encode_caption
+
+PROMPT = "A man rides a brown horse along a sandy beach while two dogs run after them."
+"""Every caption is filled up to the same length, so what it says does not change the time."""
+PARTS = ("prefill_s", "tokens_s", "vq_s")
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedConfig:
+    """What is timed; the defaults are the paper's batch and the shortest run that is called ``speed``."""
+
+    batch: int = 16
+    """Pictures drawn at a time."""
+    warmup: int = 3
+    """Batches before the timed ones: the first compiles kernels."""
+    batches: int = 10
+    """Timed batches."""
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        found = [
+            f"{key}={getattr(self, key)} must be at least 1" for key in ("batch", "batches") if getattr(self, key) < 1
+        ]
+        if self.warmup < 0:
+            found.append(f"warmup={self.warmup} must be 0 or more")
+        return found
+
+
+class Speed(Measure):
+    """``img_per_s``: pictures of a batch over the median time that it takes from caption ids to pixels.
+
+    ``total_s`` and its parts are medians over the batches, ``total_s/iqr`` and the like the distances of their
+    quartiles. ``peak_mem`` and ``peak_mem/reserved`` are a GPU's memory in GiB; a CPU does not tell.
+    """
+
+    task: ClassVar[str] = "speed"
+
+    def __init__(self, config: SpeedConfig) -> None:
+        self.config = config
+
+    @property
+    def name(self) -> str:
+        """``speed``, or ``speed_mini`` for less than the protocol's batches."""
+        default, config = SpeedConfig(), self.config
+        full = config.batch == default.batch and config.warmup >= default.warmup and config.batches >= default.batches
+        return "speed" if full else "speed_mini"
+
+    def check(self, context: EvaluationContext) -> None:
+        """The run must have an image tokenizer."""
+        require_vq(context)
+
+    def sample_ids(self) -> Sequence[str]:
+        """One id a timed batch."""
+        return [f"batch-{number:03d}" for number in range(self.config.batches)]
+
+    def protocol(self, context: EvaluationContext) -> dict[str, Any]:
+        """Batch, model and machine: numbers of different machines do not compare."""
+        model = context.model.config
+        return {
+            "measure": self.name,
+            "batch": self.config.batch,
+            "warmup": self.config.warmup,
+            "caption_length": model.caption_length,
+            "image_tokens": model.image_tokens,
+            "image_size": require_vq(context).image_size,
+            "parameters": sum(parameter.numel() for parameter in context.model.parameters()),
+            "precision": str(context.model.compute).removeprefix("torch."),
+            "decoding": "sampling, without guidance",
+            "vq": require_vq(context).name,
+            "device": _device_name(context.device),
+            "kernels": {name: _version(name) for name in ("mamba-ssm", "causal-conv1d", "triton")},
+        }
+
+    def generate(self, context: EvaluationContext) -> None:
+        """Rank 0 times all batches; beside others it would measure them too."""
+        if context.rank == 0:
+            super().generate(replace(context, world_size=1))
+
+    def produce(self, context: EvaluationContext, ids: Sequence[str]) -> Iterator[list[Record]]:
+        """Time a batch for every id, after the warm-up."""
+        for _ in range(self.config.warmup if ids else 0):
+            self._time(context)
+        if context.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(context.device)
+        for sample in ids:
+            seconds = self._time(context)
+            record: Record = {"sample_id": sample, "split": "timed", "prompt": PROMPT}
+            yield [record | dict(zip(PARTS, seconds, strict=True)) | _memory(context.device)]
+
+    def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
+        """Medians over the batches."""
+        times = {part: [float(record[part]) for record in records] for part in PARTS}
+        times["total_s"] = [sum(parts) for parts in zip(*times.values(), strict=True)]
+        medians = {name: float(np.median(values)) for name, values in times.items()}
+        metrics = {"img_per_s": self.config.batch / medians["total_s"]} | medians
+        for name, values in times.items():
+            low, high = np.percentile(values, [25, 75])
+            metrics[f"{name}/iqr"] = float(high - low)
+        for key in ("peak_mem", "peak_mem/reserved"):
+            if key in records[0]:
+                metrics[key] = max(record[key] for record in records)
+        return Result(metrics=metrics, standard_errors={}, baselines={}, protocol=self.traced(context, records))
+
+    def _time(self, context: EvaluationContext) -> list[float]:
+        """Seconds of prompt, tokens and decoder of one batch."""
+        model, vq = context.model, require_vq(context)
+        ids = [encode_caption(context.tokenizer, PROMPT, model.config.caption_length)] * self.config.batch
+        caption_ids = torch.tensor(ids, device=context.device)
+        numbers = torch.stack([uniforms(0, index, model.config.image_tokens) for index in range(self.config.batch)])
+        numbers = numbers.to(context.device)
+        clock = Clock(context.device)
+        # the backbone is called once, for the prompt; after that it takes steps
+        hook = model.backbone.register_forward_hook(lambda *_: clock.mark())
+        try:
+            clock.mark()
+            codes = model.generate_image_ids(caption_ids, uniforms=numbers)
+            clock.mark()
+            vq.decode(codes)
+            clock.mark()
+        finally:
+            hook.remove()
+        return clock.seconds()
+
+
+class Clock:
+    """Marks on a device's time axis: its own events on a GPU, so that nothing waits between them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._marks: list[Any] = []
+        self._wait()
+
+    def mark(self) -> None:
+        """Set a mark behind all work so far."""
+        if self.device.type != "cuda":
+            self._marks.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))
+        self._marks.append(event)
+
+    def seconds(self) -> list[float]:
+        """From each mark to the next."""
+        self._wait()
+        if self.device.type != "cuda":
+            return [later - earlier for earlier, later in pairwise(self._marks)]
+        return [earlier.elapsed_time(later) / 1000 for earlier, later in pairwise(self._marks)]
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    if device.type != "cuda":
+        return {}
+    return {
+        "peak_mem": torch.cuda.max_memory_allocated(device) / GIB,
+        "peak_mem/reserved": torch.cuda.max_memory_reserved(device) / GIB,
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

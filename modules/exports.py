@@ -1,0 +1,100 @@
+"""Trained weights as others take them: the published names, peft adapters, adapters folded into the blocks.
+
+An exported folder holds ``model.safetensors`` and, written last, ``export.json`` with its size and SHA-256.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from modules.checkpoints import CheckpointError
+from modules.files import sha256
+from modules.omnimamba.adapters import Task, TaskLoraLinear
+from modules.omnimamba.llamagen import LlamaGenVQ
+from modules.omnimamba.model import OmniMamba
+from modules.omnimamba.vision import DinoSiglip
+from modules.omnimamba.vq import ImageTokenizer
+from modules.published import PublishedWeights, from_published, to_published
+from modules.weight_files import SAFETENSORS
+
+EXPORT = "export.json"
+FORMAT_VERSION = 1
+
+
+def whole(model: OmniMamba, vq: ImageTokenizer | None = None, *, encoders: bool = False) -> dict[str, Tensor]:
+    """All weights under the published checkpoint's names; with ``encoders`` also the ViTs' and the VQ tokenizer's.
+
+    Raises:
+        ValueError: ``encoders`` of kinds that the published model does not have.
+    """
+    parts = PublishedWeights(_own(model))
+    if not encoders:
+        return to_published(parts)
+    if not isinstance(model.vision, DinoSiglip) or not isinstance(vq, LlamaGenVQ):
+        raise ValueError(
+            "encoders are exported as the published checkpoint has them, DINOv2, SigLIP and VQ-16; this run has "
+            f"model.vision.kind={model.config.vision.kind} and VQ tokenizer {vq.name if vq else 'none'}. Leave them out"
+        )
+    return to_published(PublishedWeights(parts.language, vision=model.vision.published_weights(), vq=vq.state_dict()))
+
+
+def merged(model: OmniMamba, task: Task) -> dict[str, Tensor]:
+    """All weights under the published names with ``task``'s adapters folded into the blocks: a model without adapters.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    if model.config.lora == "none":
+        raise ValueError("model.lora=none has no adapters to fold in; export the model as it is")
+    own = {name: value for name, value in _own(model).items() if ".lora_" not in name}
+    for name, module in model.named_modules():
+        if isinstance(module, TaskLoraLinear):
+            own[f"{name}.weight"] = module.merged(task)
+    return to_published(PublishedWeights(own))
+
+
+def write(weights: Mapping[str, Tensor], folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write ``weights`` and ``facts`` (plain data) into the existing ``folder``, and read back what lies there.
+
+    Raises:
+        CheckpointError: what was written is not what was given: the disk or its cache is faulty.
+    """
+    path = folder / SAFETENSORS
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, path)
+    with safe_open(str(path), framework="pt") as file:
+        names = set(file.keys())
+        same = names == weights.keys() and all(torch.equal(file.get_tensor(n), weights[n].cpu()) for n in names)
+    if not same:
+        raise CheckpointError(f"{path} reads back otherwise than it was written; write it to another disk")
+    entry = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    content = {"format_version": FORMAT_VERSION, "files": {SAFETENSORS: entry}, **facts}
+    (folder / EXPORT).write_text(json.dumps(content, indent=1))
+
+
+def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Language model and projector under our names, and the facts, out of a folder that `write` filled.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        facts = json.loads((folder / EXPORT).read_text())
+        size, digest = (facts["files"][SAFETENSORS][key] for key in ("bytes", "sha256"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"exported folder {folder} has no readable {EXPORT}; export it again") from error
+    path = folder / SAFETENSORS
+    if not path.is_file() or path.stat().st_size != size or sha256(path) != digest:
+        raise CheckpointError(f"{path} is missing or not what {EXPORT} says was written; export it again")
+    with safe_open(str(path), framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return from_published(weights).language, facts
+
+
+def _own(model: OmniMamba) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in model.state_dict().items()}

@@ -1,0 +1,107 @@
+"""What is kept of the features of many pictures, in parts that add up to the whole."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from modules.metrics.fid import Moments
+
+KEPT = 10_000
+"""Features kept of a set as they are, for what cannot be streamed: kernel distance, precision and recall."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSet:
+    """Moments of all pictures' features, and the features of some, spread evenly over the set."""
+
+    moments: Moments
+    positions: NDArray[np.int64]
+    """(k,): places of the kept features in the whole set, ascending."""
+    kept: NDArray[np.float32]
+    """(k, d)"""
+
+    def merge(self, other: Self) -> Self:
+        """Both parts together."""
+        positions = np.concatenate([self.positions, other.positions])
+        order = np.argsort(positions)
+        kept = np.concatenate([self.kept, other.kept])[order]
+        return type(self)(moments=self.moments.merge(other.moments), positions=positions[order], kept=kept)
+
+
+def collect(
+    pictures: Callable[[Sequence[int]], Tensor],
+    extract: Callable[[Tensor], Tensor],
+    *,
+    n: int,
+    width: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> FeatureSet:
+    """This rank's part of a set of ``n`` pictures: every ``world_size``-th, without padding.
+
+    ``pictures`` gives those at some positions, ``extract`` their features (B, width).
+    """
+    spread = {i * n // KEPT for i in range(KEPT)} if n > KEPT else set(range(n))
+    moments, positions, kept = Moments.empty(width), list[int](), [np.zeros((0, width), dtype=np.float32)]
+    mine = range(n)[rank::world_size]
+    for start in range(0, len(mine), batch_size):
+        batch = mine[start : start + batch_size]
+        features = extract(pictures(batch)).cpu().numpy()
+        moments = moments.add(features)
+        chosen = [i for i, position in enumerate(batch) if position in spread]
+        positions += [batch[i] for i in chosen]
+        kept.append(features[chosen].astype(np.float32))
+    return FeatureSet(moments=moments, positions=np.array(positions, dtype=np.int64), kept=np.concatenate(kept))
+
+
+def write_part(folder: Path, sets: Mapping[str, FeatureSet], rank: int, world_size: int) -> None:
+    """Leave a rank's parts in ``folder`` for the one that scores."""
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for name, part in sets.items():
+        moments = part.moments
+        values = (np.array(moments.n), moments.shift, moments.first, moments.second, part.positions, part.kept)
+        arrays |= {f"{name}/{i}": value for i, value in enumerate(values)}
+    path = _part(folder, rank, world_size)
+    temporary = path.with_name(f".{path.name}.new.npz")
+    np.savez(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+    os.replace(temporary, path)
+
+
+def take_parts(folder: Path, world_size: int) -> dict[str, FeatureSet]:
+    """The sets whose parts ``world_size`` ranks left in ``folder``, merged; empty if none did. The files are deleted.
+
+    Raises:
+        FileNotFoundError: only some ranks left their part.
+    """
+    paths = [_part(folder, rank, world_size) for rank in range(world_size)]
+    if not any(path.is_file() for path in paths):
+        return {}
+    merged = _read(paths[0])
+    for path in paths[1:]:  # one at a time: a covariance of 2048 features has 34 MB
+        part = _read(path)
+        merged = {name: merged[name].merge(part[name]) for name in merged}
+    for path in paths:
+        path.unlink()
+    return merged
+
+
+def _part(folder: Path, rank: int, world_size: int) -> Path:
+    return folder / f"features-{rank}-of-{world_size}.npz"
+
+
+def _read(path: Path) -> dict[str, FeatureSet]:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    sets = {}
+    for name in dict.fromkeys(key.split("/")[0] for key in arrays):
+        n, shift, first, second, positions, kept = (arrays[f"{name}/{i}"] for i in range(6))
+        moments = Moments(n=int(n), shift=shift, first=first, second=second)
+        sets[name] = FeatureSet(moments=moments, positions=positions, kept=kept)
+    return sets

@@ -1,0 +1,38 @@
+"""Third-party weights of the language model that a run starts from: Mamba-2's, or a published OmniMamba's."""
+
+from pathlib import Path
+
+from torch import nn
+
+from modules.omnimamba.weight_names import shortened
+from modules.published import LANGUAGE, MAMBA2_LACKS, from_mamba2, from_published, load_language
+from modules.weight_files import read_weights
+
+STAGE_1_LACKS = ("projector.*",)
+"""What a published checkpoint of T2I pre-training does not hold."""
+
+
+def load_pretrained(model: nn.Module, path: Path) -> list[str]:
+    """Copy the weights in ``path`` into ``model``; what they are is told by their names. Returns a report of all keys.
+
+    ``state-spaces/mamba2-*`` brings blocks, final norm and text embedding; a published OmniMamba all of the language
+    model and the projector. Its ViTs and VQ tokenizer are not loaded here: ``model.vision.*.weights`` and ``model.vq``
+    name their files.
+
+    Raises:
+        FileNotFoundError: see `read_weights`.
+        ValueError: the file cannot be read, its names are of neither kind, or they do not fit the model.
+    """
+    weights = read_weights(path)
+    origin = f"{path} (pretrained)"
+    if any(name.startswith(LANGUAGE) for name in weights):
+        parts = from_published(weights)
+        report = load_language(model, parts.language, origin, optional=STAGE_1_LACKS)
+        beside = [line for line in parts.lines() if not line.startswith("0 ")]
+        return [*report.lines(), *(f"  of which {line}" for line in beside)]
+    if any(name.startswith("backbone.") for name in weights):
+        return load_language(model, from_mamba2(weights).language, origin, optional=MAMBA2_LACKS).lines()
+    raise ValueError(
+        f"pretrained={path} holds neither OmniMamba's nor Mamba-2's names ({LANGUAGE}... or backbone....); "
+        f"it has {shortened(weights)}"
+    )

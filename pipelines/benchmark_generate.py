@@ -1,0 +1,169 @@
+"""How fast images are drawn on this machine: prefill, token loop and VQ decode apart, and mamba_ssm's own loop beside.
+
+Random weights and captions. The bandwidth floor is what reading the blocks' weights and reading and writing the states
+takes at the rate of a large copy, measured in the same run: no loop that does so for each token can be faster.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from modules.omnimamba import kernels
+from modules.omnimamba.config import ModelConfig
+from modules.omnimamba.initialise import initialise
+from modules.omnimamba.llamagen import LlamaGenVQ
+from modules.omnimamba.llamagen_layers import LlamaGenConfig
+from modules.omnimamba.model import OmniMamba
+from pipelines.benchmark_train import PUBLISHED_VISION
+from pipelines.compose import COMPUTE, check_hardware
+from pipelines.config import HardwareConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateBenchmarkConfig:
+    """What to draw; the defaults are the published model and the paper's batch of 16."""
+
+    batches: tuple[int, ...] = (1, 16, 64, 256)
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(vision=PUBLISHED_VISION))
+    accelerator: Literal["cpu", "gpu"] = "gpu"
+    precision: Literal["float32", "bf16"] = "bf16"
+    repeats: int = 3
+    decode: bool = True
+    """Decode the codes to pictures too, by VQ-16 with random weights."""
+    baseline: bool = True
+    """Measure mamba_ssm's generation of as many tokens beside it, with its CUDA graph."""
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        found = self.model.problems()
+        if not self.batches or min(self.batches) < 1:
+            found.append(f"batches={list(self.batches)} must be numbers of at least 1, for example [1,16]")
+        if self.repeats < 1:
+            found.append(f"repeats={self.repeats} must be at least 1")
+        if self.precision == "bf16" and self.accelerator == "cpu":
+            found.append("precision=bf16 needs accelerator=gpu; a CPU computes in float32")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Medians for one batch size, in seconds for the whole batch."""
+
+    batch: int
+    prefill_s: float
+    loop_s: float
+    decode_s: float
+    images_per_s: float
+    """Of all three together."""
+    floor_s: float
+    """Of the loop; nan on a CPU."""
+    peak_gib: float
+    baseline_s: float
+    """mamba_ssm's prefill and loop; nan where it is not measured."""
+
+
+@torch.no_grad()
+def measure_generate(config: GenerateBenchmarkConfig, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Figures for each batch size, and the machine."""
+    check_hardware(HardwareConfig(accelerator=config.accelerator))
+    device = torch.device("cuda" if config.accelerator == "gpu" else "cpu")
+    with torch.device(device):
+        model = OmniMamba(config.model)
+    initialise(model, 0)
+    model.eval().compute = COMPUTE[config.precision]
+    vq = LlamaGenVQ(LlamaGenConfig()).to(device) if config.decode else None
+    bandwidth = copy_rate() if device.type == "cuda" else float("nan")
+    baseline = kernels.language_model(config.model) if config.baseline and device.type == "cuda" else None
+    drawn = []
+    for batch in config.batches:
+        drawn.append(_draw(config, model, vq, baseline, batch, bandwidth))
+        say(f"batch {batch}: {drawn[-1].images_per_s:.2f} images/s")
+    found = {
+        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+        "torch": torch.__version__,
+        "config": asdict(config),
+        "copy_gb_per_s": bandwidth / 1e9,
+        "batches": [asdict(each) for each in drawn],
+    }
+    return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # plain data
+
+
+def copy_rate(size: int = 2**30) -> float:
+    """Bytes a second that this GPU reads and writes in copying ``size`` bytes."""
+    source = torch.empty(size, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * size / _median(lambda: target.copy_(source), torch.device("cuda"), repeats=10)
+
+
+def floor_seconds(model: OmniMamba, batch: int, precision: torch.dtype, bandwidth: float) -> float:
+    """Seconds that moving the blocks' weights once a token, and the states twice, takes for one image each."""
+    config, size = model.config, torch.finfo(precision).bits // 8
+    weights = size * sum(p.numel() for name, p in model.backbone.named_parameters() if ".lora_" not in name)
+    state = size * config.n_layer * config.n_heads * config.headdim * config.d_state
+    return config.image_tokens * (weights + 2 * batch * state) / bandwidth
+
+
+def _draw(
+    config: GenerateBenchmarkConfig,
+    model: OmniMamba,
+    vq: LlamaGenVQ | None,
+    baseline: Any,
+    batch: int,
+    bandwidth: float,
+) -> Drawn:
+    device, sizes = model.device, config.model
+    generator = torch.Generator().manual_seed(0)
+    captions = torch.randint(0, sizes.vocab_size, (batch, sizes.caption_length + 5), generator=generator).to(device)
+    uniforms = torch.rand(batch, sizes.image_tokens, generator=generator).to(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    codes = model.generate_image_ids(captions, uniforms=uniforms)  # kernels are compiled and tuned here
+    whole = _median(lambda: model.generate_image_ids(captions, uniforms=uniforms), device, config.repeats)
+    prefill = _median(lambda: model.generate_image_ids(captions, uniforms=uniforms, tokens=1), device, config.repeats)
+    decode = _median(lambda: vq.decode(codes), device, config.repeats) if vq is not None else 0.0
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
+    return Drawn(
+        batch=batch,
+        prefill_s=prefill,
+        loop_s=whole - prefill,
+        decode_s=decode,
+        images_per_s=batch / (whole + decode),
+        floor_s=floor_seconds(model, batch, COMPUTE[config.precision], bandwidth),
+        peak_gib=peak,
+        baseline_s=_baseline(config, baseline, captions[:, :-1]) if baseline is not None else float("nan"),
+    )
+
+
+def _baseline(config: GenerateBenchmarkConfig, model: Any, prompt: Tensor) -> float:
+    """As many tokens by mamba_ssm's own loop, a CUDA graph per token."""
+    model = model.to(COMPUTE[config.precision]).eval()
+    length = prompt.shape[1] + config.model.image_tokens
+
+    def work() -> None:
+        model.generate(prompt, max_length=length, cg=True, top_k=0, temperature=1.0)
+
+    work()
+    return _median(work, prompt.device, config.repeats)
+
+
+def _median(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Seconds that ``work`` takes until the device is done."""
+    times = []
+    for _ in range(repeats):
+        _wait(device)
+        start = time.perf_counter()
+        work()
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,110 @@
+"""Export trained weights for others.
+
+    python -m pipelines.export RUN OUT [--forms model adapters merged] [--encoders]
+
+Examples:
+    python -m pipelines.export runs/stage2_unified exported
+    python -m pipelines.export runs/stage2_unified exported --forms model adapters merged
+    python -m pipelines.export runs/stage2_unified/checkpoints/step-000100000 exported --encoders
+
+OUT is made, and must not exist. What it gets:
+    model       model.safetensors under the published checkpoint's names, config.yaml, tokenizer.json, export.json
+    adapters    adapters/{mmu,t2i}/: each task's LoRA as peft's adapter files, for a model without adapters
+    merged      merged/{mmu,t2i}/: for each task a model with its LoRA folded in, as `model`
+--encoders adds the ViTs and the VQ tokenizer to `model`, as the published checkpoint has them.
+Every folder with an export.json can be given to pipelines.evaluate and pipelines.generate; its file to pretrained=.
+"""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.console import run_verb, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipelines.config import RunConfig
+    from pipelines.trained import Trained
+
+FORMS = ("model", "adapters", "merged")
+
+
+def main() -> None:
+    """Parse the command line and export."""
+    from pipelines.evaluate import split_overrides
+
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, or one of its checkpoints")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=["model"], help="default: model")
+    parser.add_argument("--encoders", action="store_true", help="with the ViTs and the VQ tokenizer")
+    arguments, rest = parser.parse_known_args()
+    export(arguments.run, arguments.out, arguments.forms, split_overrides(parser, rest), encoders=arguments.encoders)
+
+
+def export(
+    run: Path, out: Path, forms: Sequence[str] = ("model",), overrides: Sequence[str] = (), *, encoders: bool = False
+) -> None:
+    """Write ``forms`` of the weights in ``run`` into the new folder ``out``, all or nothing.
+
+    Raises:
+        FileExistsError: ``out`` exists.
+        ConfigError, CheckpointError, ValueError: see `load_trained`, `modules.exports`.
+    """
+    from modules import exports
+    from modules.adapter_files import save_adapter
+    from modules.omnimamba.adapters import TASKS
+    from pipelines.trained import load_trained
+
+    if out.exists():
+        raise FileExistsError(f"{out} exists; name a folder that does not, nothing is overwritten")
+    trained = load_trained(run, ["hardware.accelerator=cpu", "trainer.precision=float32", *overrides])
+    temporary = out.with_name(f".{out.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        if "model" in forms:
+            _write(temporary, exports.whole(trained.model, trained.vq, encoders=encoders), trained)
+        for task in TASKS:
+            if "adapters" in forms:
+                save_adapter(trained.model, task, temporary / "adapters" / task)
+            if "merged" in forms:
+                _write(temporary / "merged" / task, exports.merged(trained.model, task), trained, merged=task)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+        say(f"{path}  {path.stat().st_size:,} bytes")
+
+
+def _write(folder: Path, weights: "dict[str, Tensor]", trained: "Trained", merged: str = "") -> None:
+    from omegaconf import OmegaConf
+
+    from modules import exports
+    from modules.files import code_version
+    from pipelines.config import as_dict
+    from pipelines.runfolder import CONFIG
+    from pipelines.trained import TOKENIZER
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(as_dict(_config(trained, merged)))))
+    shutil.copy(trained.config.model.tokenizer, folder / TOKENIZER)
+    facts = {"run": trained.config.name, "step": trained.step, "merged": merged or None, "code": code_version()}
+    exports.write(weights, folder, facts)
+
+
+def _config(trained: "Trained", merged: str) -> "RunConfig":
+    """The run's configuration, as it starts from the exported weights."""
+    from dataclasses import replace
+
+    config = replace(trained.config, init_from=(), run=replace(trained.config.run, dir=""))
+    return replace(config, model=replace(config.model, lora="none")) if merged else config
+
+
+if __name__ == "__main__":
+    run_verb(main)

@@ -1,0 +1,174 @@
+"""How much memory a run will need on each GPU, before it starts.
+
+Counted from the configuration: what is kept for each parameter under the strategy, and what the forward pass keeps for
+the backward pass. docs/experiments.md compares it with measured peaks.
+
+Shapes: D d_model, E d_inner, N state size, H heads.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from modules.omnimamba.config import ModelConfig, VitConfig
+from modules.omnimamba.model import OmniMamba
+from modules.stages import STAGES
+from modules.trainable import set_trainable
+from pipelines.config import RunConfig
+
+GIB = 2**30
+FULL, HALF = 4, 2
+"""Bytes of a number in float32 and in bf16."""
+LOGIT = 10
+"""Bytes of one logit where most of them exist at once: in bf16, its log-softmax and the gradient of that in float32."""
+WORKSPACE = 1.0 * GIB
+"""What kernels use in passing, beside the gradients inside a block."""
+CONTEXT = 1.0 * GIB
+"""What CUDA and its libraries take for themselves, beside torch's own memory."""
+SLACK = 1.05
+"""Of torch's memory some is lost between pieces of different size."""
+ANSWER_SHARE = 1 / 3
+"""Part of an MMU text that carries labels: what the mixes hold on average."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on each GPU: parts by name, in the order in which they are explained."""
+
+    parts: dict[str, float]
+
+    @property
+    def peak(self) -> float:
+        """Most bytes that tensors take at one time."""
+        return sum(self.parts.values())
+
+    @property
+    def needed(self) -> float:
+        """Bytes that the GPU should have."""
+        return self.peak * SLACK + CONTEXT
+
+    def lines(self) -> list[str]:
+        """The estimate as text."""
+        rows = [f"{name:<44}{size / GIB:8.1f} GiB" for name, size in self.parts.items() if size >= GIB / 20]
+        return [*rows, f"{'peak of all tensors':<44}{self.peak / GIB:8.1f} GiB"]
+
+
+def estimate_memory(config: RunConfig) -> MemoryEstimate:
+    """What a training step of ``config`` needs on each GPU."""
+    model, hardware = config.model, config.hardware
+    stage = STAGES[config.stage.name]
+    with torch.device("meta"):
+        built = OmniMamba(model)
+    set_trainable(built, stage.trainable, also_train=config.stage.also_train, freeze=config.stage.freeze)
+    tasks, counts = stage.tasks, config.data.micro_batch
+    mmu, t2i = (getattr(counts, task) if task in tasks else 0 for task in ("mmu", "t2i"))
+    number = HALF if config.trainer.precision == "bf16" else FULL
+    positions = mmu * model.mmu_length + t2i * model.t2i_length
+    layer = positions * _kept_by_a_layer(built, number)
+    if hardware.recompute:
+        kept = model.n_layer * positions * model.d_model * (FULL + number) + layer
+    else:
+        kept = model.n_layer * layer
+    labels = {"mmu": mmu * model.mmu_text_length * ANSWER_SHARE, "t2i": t2i * model.image_tokens}
+    shared = model.vocabularies == "shared"
+    rows = {
+        "mmu": len(built.text_embedding.weight),
+        "t2i": len(built.text_embedding.weight) if shared else model.image_vocab,
+    }
+    return MemoryEstimate(
+        {
+            **_kept_for_parameters(built, config),
+            "vision encoder": _vision(model, mmu) if mmu else 0.0,
+            "activations of the blocks": kept,
+            "activations of projector and image MLP": _embedders(model, mmu, t2i, number),
+            "logits": sum(labels[task] * rows[task] * (LOGIT if number == HALF else 2 * FULL) for task in tasks),
+            "gradients inside a block, kernels' workspace": WORKSPACE
+            + positions * number * (_width(model) + 3 * model.d_inner),
+        }
+    )
+
+
+def ways_out(config: RunConfig) -> dict[str, MemoryEstimate]:
+    """What would need less, as overrides, without changing what is trained."""
+    hardware, micro = config.hardware, config.data.micro_batch
+    ranks = hardware.devices * hardware.nodes
+    found: dict[str, RunConfig] = {}
+    if not hardware.recompute:
+        found["hardware.recompute=true"] = replace(config, hardware=replace(hardware, recompute=True))
+    if ranks > 1:
+        for strategy in ("zero2", "zero3"):
+            if strategy > hardware.strategy:
+                found[f"hardware.strategy={strategy}"] = replace(config, hardware=replace(hardware, strategy=strategy))
+    tasks = STAGES[config.stage.name].tasks
+    if all(getattr(micro, task) % 2 == 0 for task in tasks):
+        half = replace(micro, **{task: getattr(micro, task) // 2 for task in tasks})
+        whole = config.data.global_batch or replace(
+            micro, **{task: getattr(micro, task) * ranks for task in ("mmu", "t2i")}
+        )
+        words = ",".join(f"{task}: {getattr(half, task)}" for task in tasks)
+        totals = ",".join(f"{task}: {getattr(whole, task)}" for task in tasks)
+        found[f'"data.micro_batch={{{words}}}" "data.global_batch={{{totals}}}"'] = replace(
+            config, data=replace(config.data, micro_batch=half, global_batch=whole)
+        )
+    return {words: estimate_memory(changed) for words, changed in found.items()}
+
+
+def _kept_for_parameters(model: OmniMamba, config: RunConfig) -> dict[str, float]:
+    hardware = config.hardware
+    ranks = hardware.devices * hardware.nodes
+    sizes = [(p.numel(), p.requires_grad, p.ndim > 1) for name, p in model.named_parameters()]
+    total = sum(size for size, _, _ in sizes)
+    trained = sum(size for size, on, _ in sizes if on)
+    stage = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}[hardware.strategy]
+    parts = {
+        "weights, float32": FULL * total / (ranks if stage == 3 else 1),
+        "gradients": FULL * trained / (ranks if stage >= 2 else 1),
+        "optimizer: moments": 2 * FULL * trained / (ranks if stage else 1),
+        "optimizer: its own copy of the weights": FULL * trained / ranks if stage else 0.0,
+    }
+    if config.trainer.precision == "bf16":
+        matrices = sum(size for size, _, matrix in sizes if matrix)
+        parts["weights, bf16 for the backward pass"] = (
+            HALF * matrices / (len(model.backbone.layers) if hardware.recompute else 1)
+        )
+    return parts
+
+
+def _kept_by_a_layer(model: OmniMamba, number: int) -> float:
+    """Bytes that a block keeps of one position for its backward pass."""
+    config, block = model.config, model.backbone.layers[0]
+    assert isinstance(block, nn.Module)
+    trained = {name for name, parameter in block.named_parameters() if parameter.requires_grad}
+    kept = (
+        number * (_width(config) + config.d_inner) + FULL * config.d_model
+    )  # projections, what the scan gives, residual
+    if "mixer.in_proj.weight" in trained:
+        kept += number * config.d_model  # its input
+    if any("lora_A" in name for name in trained):
+        kept += number * config.d_model + (config.d_model if config.adapters.dropout else 0)  # dropped input, its mask
+    return kept
+
+
+def _width(config: ModelConfig) -> int:
+    """Columns of the input projection."""
+    return 2 * config.d_inner + 2 * config.d_state + config.n_heads
+
+
+def _embedders(config: ModelConfig, mmu: int, t2i: int, number: int) -> float:
+    """Both sides of each activation, and the inputs, of the projector and the image MLP."""
+    projector = config.vision.width + 2 * config.projector_hidden + 2 * config.d_model
+    image = config.d_model + 2 * config.image_mlp_hidden + 2 * config.d_model
+    return number * (mmu * config.vision.patches * projector + t2i * config.image_tokens * image)
+
+
+def _vision(config: ModelConfig, images: int) -> float:
+    """Weights of the ViTs, and what the widest layer of the larger one computes for the images looked at together."""
+    if config.vision.kind != "dino_siglip":
+        return 0.0
+    number = HALF if config.vision.dtype == "bfloat16" else FULL
+    together = min(images, config.vision.chunk or images)
+    vits: tuple[VitConfig, ...] = (config.vision.dino, config.vision.siglip)
+    weights = sum((vit.depth - 1) * vit.width * (4 * vit.width + 2 * vit.mlp_hidden) for vit in vits)
+    widest = max(4 * vit.width + 2 * vit.mlp_hidden for vit in vits)
+    return number * (weights + together * config.vision.patches * widest)

@@ -1,0 +1,118 @@
+"""Trained weights, wherever they lie, as the verbs that use them take them.
+
+Four things can be named: a run folder (its latest checkpoint), one of its checkpoint folders, a folder that
+`pipelines.export` wrote, and a configuration file whose ``pretrained`` names published weights.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from modules import exports
+from modules.checkpoints import MANIFEST, checkpoint_id, find_checkpoint, model_weights, read_state
+from modules.files import sha256
+from modules.omnimamba.initialise import initialise
+from modules.omnimamba.model import OmniMamba
+from modules.omnimamba.tokenizer import TextTokenizer
+from modules.omnimamba.vq import ImageTokenizer
+from modules.pretrained import load_pretrained
+from modules.published import load_language
+from modules.weight_files import SAFETENSORS, weight_files
+from pipelines.compose import COMPUTE, build_tokenizer, build_vq, check_hardware
+from pipelines.config import RunConfig, load
+from pipelines.console import say, warn
+from pipelines.overrides import ConfigError
+from pipelines.runfolder import CONFIG
+
+TOKENIZER = "tokenizer.json"
+"""Name of the copy in an exported folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A model ready to be asked, and where what is asked of it is written."""
+
+    config: RunConfig
+    model: OmniMamba
+    tokenizer: TextTokenizer
+    vq: ImageTokenizer | None
+    origin: str
+    """Which file the weights come from, and its SHA-256."""
+    step: int
+    """Optimizer steps of the stage that the weights come from; 0 of published ones."""
+    folder: Path
+
+
+def trained_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of what ``path`` names, with overrides: what can be checked before the model is loaded.
+
+    Raises:
+        ConfigError: ``path`` names none of the four, or an override does not fit.
+    """
+    if path.is_file():
+        config = load(path, overrides)
+        if not config.pretrained:
+            raise ConfigError(
+                f"{path} is a configuration without weights; name a run folder, or set pretrained=... to published ones"
+            )
+        return config
+    folder = _run_of(path)
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(
+            f"{path} is no run folder: it has no {CONFIG}. Name one that pipelines.train made, one of its checkpoints, "
+            "a folder of pipelines.export, or a configuration file with pretrained=..."
+        )
+    config = load(folder / CONFIG, overrides)
+    if (folder / TOKENIZER).is_file():
+        config = replace(config, model=replace(config.model, tokenizer=str(folder / TOKENIZER)))
+    return replace(config, run=replace(config.run, dir=str(folder)))
+
+
+def load_trained(path: Path, overrides: Sequence[str] = ()) -> Trained:
+    """The model that ``path`` names, in eval mode on the configuration's device.
+
+    Raises:
+        ConfigError: see `trained_config`.
+        CheckpointError: the weights are missing or damaged.
+        ValueError: they do not fit the configuration.
+    """
+    config = trained_config(path, overrides)
+    check_hardware(replace(config.hardware, devices=1))
+    model = OmniMamba(config.model)
+    model.compute = COMPUTE[config.trainer.precision]
+    step, origin = _fill(model, path, config)
+    device = torch.device("cuda" if config.hardware.accelerator == "gpu" else "cpu")
+    return Trained(
+        config=config,
+        model=model.to(device).eval(),
+        tokenizer=build_tokenizer(config.model),
+        vq=build_vq(config.model),
+        step=step,
+        origin=origin,
+        folder=config.folder,
+    )
+
+
+def _fill(model: OmniMamba, path: Path, config: RunConfig) -> tuple[int, str]:
+    """Load the weights that ``path`` names; returns their step, and their file with its hash."""
+    if path.is_file():
+        initialise(model, config.model.init_seed)
+        for line in load_pretrained(model, Path(config.pretrained)):
+            say(line)
+        files = weight_files(Path(config.pretrained))
+        return 0, ", ".join(f"{file.name} {sha256(file)}" for file in files)
+    if (path / exports.EXPORT).is_file():
+        language, facts = exports.read(path)
+        load_language(model, language, str(path))
+        return int(facts["step"]), f"{SAFETENSORS} {facts['files'][SAFETENSORS]['sha256']}"
+    checkpoint = find_checkpoint(path, warn)
+    state = read_state(checkpoint)
+    model.load_state_dict(model_weights(state))
+    return int(state["global_step"]), checkpoint_id(checkpoint)
+
+
+def _run_of(path: Path) -> Path:
+    """The folder whose configuration ``path`` has: itself, or of a checkpoint the run's."""
+    return path.resolve().parents[1] if (path / MANIFEST).is_file() else path

@@ -1,0 +1,67 @@
+"""Compiles and tunes a GPU's kernels before ranks wait for each other.
+
+The first Mamba-2 step on a machine spends minutes in Triton. In the middle of training the ranks that are ready would
+wait in a collective for those that are not, and its timeout would end the run; and eight ranks would do the same work
+eight times over. So one process of a node does it first, outside of training, into a cache on disk that the others and
+later runs read.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from modules.omnimamba.backbone import Block
+from modules.omnimamba.config import ModelConfig
+from pipelines.config import HardwareConfig
+
+LOCK = "omnimamba.lock"
+
+
+def use_kernel_cache(config: HardwareConfig) -> Path:
+    """Have Triton, which must not be imported yet, keep compiled and tuned kernels in one folder; made if need be."""
+    folder = Path(config.kernel_cache or os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["TRITON_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
+    return folder
+
+
+def warm_up(
+    model: ModelConfig, positions: int, compute: torch.dtype, cache: Path, report: Callable[[str], None]
+) -> None:
+    """Run one block of ``model`` forwards and backwards over a row of ``positions`` on this process's GPU."""
+    start = time.perf_counter()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
+    one_first(cache / LOCK, lambda: run_block(model, positions, compute, device))
+    torch.cuda.empty_cache()
+    report(f"kernels are ready after {time.perf_counter() - start:.0f} s; compiled ones are kept in {cache}")
+
+
+def one_first(lock: Path, work: Callable[[], None]) -> None:
+    """Have one of several processes do ``work`` while the others wait; then they do it, all at once."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            fcntl.flock(file, fcntl.LOCK_UN)
+        work()
+
+
+def run_block(model: ModelConfig, positions: int, compute: torch.dtype, device: torch.device) -> None:
+    """One block's forward and backward pass over one row of random numbers, both tasks in it."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.device(device):
+        block = Block(model)
+        for parameter in block.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+        x = torch.randn(1, positions, model.d_model, requires_grad=True)
+        seq_idx = (torch.arange(positions, dtype=torch.int32) > positions // 2).int()[None]
+        with torch.autocast(device.type, compute, enabled=compute != torch.float32):
+            added, residual = block(x.to(compute), None, (positions // 2, positions - positions // 2), seq_idx)
+            (added.float().sum() + residual.sum()).backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

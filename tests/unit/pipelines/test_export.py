@@ -1,0 +1,141 @@
+"""Exported weights come back the same, under every form."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from modules import exports
+from modules.checkpoints import STATE, CheckpointError, commit
+from modules.omnimamba.config import ModelConfig, VisionConfig
+from modules.omnimamba.llamagen import LlamaGenVQ
+from modules.omnimamba.llamagen_layers import LlamaGenConfig
+from modules.omnimamba.model import OmniMamba
+from modules.omnimamba.vision import DinoSiglip
+from modules.published import from_published
+from modules.weight_files import read_weights
+from pipelines.export import FORMS, export
+from pipelines.trained import Trained, load_trained
+from tests.unit.modules.omnimamba.recorded import published_shapes
+
+
+@pytest.fixture
+def adapted_run(run_folder: Path) -> Path:
+    """The run with adapters that do something: untrained ones add nothing."""
+    checkpoint = run_folder / "checkpoints" / "step-000000020"
+    state = torch.load(checkpoint / STATE, weights_only=True)
+    for name, value in state["state_dict"].items():
+        if "lora_B" in name:
+            value.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))
+    temporary = checkpoint.with_name("new")
+    temporary.mkdir()
+    torch.save(state, temporary / STATE)
+    commit(temporary, checkpoint, 20)
+    return run_folder
+
+
+def logits(trained: Trained, task: str) -> Tensor:
+    """Of one sequence of random content."""
+    config, generator = trained.config.model, torch.Generator().manual_seed(3)
+    ids = torch.randint(0, 500, (1, 20), generator=generator)
+    if task == "t2i":
+        codes = torch.randint(0, config.image_vocab, (1, config.image_tokens), generator=generator)
+        return trained.model.logits("t2i", {"caption_ids": ids, "image_ids": codes}).detach()
+    features = torch.randn(1, config.vision.patches, config.vision.width, generator=generator)
+    return trained.model.logits("mmu", {"features": features, "input_ids": ids}).detach()
+
+
+@pytest.mark.parametrize("task", ["mmu", "t2i"])
+def test_every_form_computes_what_the_run_does(adapted_run: Path, tmp_path: Path, task: str) -> None:
+    out = tmp_path / "out"
+    export(adapted_run, out, FORMS)
+    run, whole, merged = (load_trained(path) for path in (adapted_run, out, out / "merged" / task))
+    assert (whole.step, whole.folder, whole.config.model.tokenizer) == (20, out, str(out / "tokenizer.json"))
+    assert whole.model.state_dict().keys() == run.model.state_dict().keys()
+    assert all(torch.equal(value, run.model.state_dict()[name]) for name, value in whole.model.state_dict().items())
+    assert merged.config.model.lora == "none"
+    torch.testing.assert_close(logits(merged, task), logits(run, task), rtol=1e-5, atol=1e-6)
+    other = "mmu" if task == "t2i" else "t2i"
+    assert (logits(merged, other) - logits(run, other)).abs().max() > 1e-3  # the other task's adapter is not in it
+
+
+@pytest.mark.parametrize("task", ["mmu", "t2i"])
+def test_peft_itself_gives_the_merged_weights(adapted_run: Path, tmp_path: Path, task: str) -> None:
+    out = tmp_path / "out"
+    export(adapted_run, out, ("adapters", "merged"))
+    assert not (out / "model.safetensors").exists()
+    base = load_trained(out / "merged" / task).model
+    plain = load_trained(adapted_run).model.state_dict()
+    base.load_state_dict({name: plain[name] for name in base.state_dict()})
+    for block in base.backbone.layers:  # peft adapts plain linear layers
+        linear = nn.Linear(*reversed(block.mixer.in_proj.weight.shape), bias=False)
+        linear.weight = block.mixer.in_proj.weight
+        block.mixer.in_proj = linear
+    by_peft = PeftModel.from_pretrained(base, str(out / "adapters" / task)).merge_and_unload().state_dict()
+    merged = from_published(load_file(out / "merged" / task / "model.safetensors")).language
+    assert by_peft.keys() == merged.keys()
+    for name, value in by_peft.items():
+        torch.testing.assert_close(value, merged[name], rtol=0, atol=1e-6)
+
+
+def test_what_is_exported_is_pretrained_for_the_next(adapted_run: Path, tmp_path: Path) -> None:
+    export(adapted_run, tmp_path / "out")
+    trained = load_trained(tmp_path / "out" / "config.yaml", [f"pretrained={tmp_path / 'out'}"])
+    assert torch.equal(logits(trained, "t2i"), logits(load_trained(adapted_run), "t2i"))
+
+
+def test_with_encoders_the_names_and_shapes_are_exactly_the_published_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = published_shapes()
+    vision = VisionConfig(kind="dino_siglip", image_size=384, patch_size=14)
+    with torch.device("meta"):
+        model, vq = OmniMamba(ModelConfig(vision=vision)), LlamaGenVQ(LlamaGenConfig())
+    vits = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items() if "featurizer" in name}
+    monkeypatch.setattr(DinoSiglip, "published_weights", lambda _: from_published(vits).vision)
+    found = exports.whole(model, vq, encoders=True)
+    assert {name: tuple(value.shape) for name, value in found.items()} == shapes
+
+
+def test_encoders_of_other_kinds_are_refused(run_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"this run has model\.vision\.kind=patches and VQ tokenizer patch_kmeans"):
+        export(run_folder, tmp_path / "out", encoders=True)
+    assert list(tmp_path.glob("*out*")) == []
+
+
+def test_an_existing_folder_is_left_alone(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FileExistsError, match=r"out exists; name a folder that does not"):
+        export(run_folder, tmp_path / "out")
+
+
+def test_a_damaged_export_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(run_folder, out)
+    facts = json.loads((out / "export.json").read_text())
+    assert (facts["run"], facts["step"], facts["merged"]) == ("tiny", 20, None)
+    with safe_open(str(out / "model.safetensors"), framework="pt") as file:
+        assert "llm_backbone.mamba.img_head.weight" in file.keys()  # noqa: SIM118
+    weights = read_weights(out)
+    save_file(weights | {"llm_backbone.mamba.backbone.norm_f.weight": torch.zeros(16)}, out / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing or not what export\.json says"):
+        load_trained(out)
+    (out / "export.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"has no readable export\.json; export it again"):
+        load_trained(out)
+
+
+def test_a_disk_that_loses_bits_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exports, "save_file", lambda weights, path: save_file({"a": weights["a"] + 1}, path))
+    with pytest.raises(CheckpointError, match="reads back otherwise than it was written"):
+        exports.write({"a": torch.zeros(2)}, tmp_path, {})
+
+
+def test_a_model_without_adapters_has_none_to_merge() -> None:
+    with torch.device("meta"):
+        model = OmniMamba(ModelConfig(n_layer=1, lora="none"))
+    with pytest.raises(ValueError, match=r"model\.lora=none has no adapters to fold in"):
+        exports.merged(model, "mmu")

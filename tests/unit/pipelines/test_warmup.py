@@ -1,0 +1,58 @@
+"""Kernels are made ready by one process of a node, the others follow."""
+
+import os
+import time
+from multiprocessing import get_context
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.config import HardwareConfig
+from pipelines.warmup import one_first, run_block, use_kernel_cache
+from tests.unit.modules.omnimamba.conftest import TINY
+
+
+def _work(lock: Path, inside: "Synchronized[int]", first_done: "Synchronized[int]", order: Path) -> None:
+    def work() -> None:
+        with inside.get_lock():
+            inside.value += 1
+            alone = inside.value == 1
+        if alone:
+            time.sleep(0.5)  # long enough for the others to come, and to be kept waiting
+            assert inside.value == 1
+            first_done.value = 1
+        (order / str(os.getpid())).write_text(f"{int(alone)}{first_done.value}")
+
+    one_first(lock, work)
+
+
+def test_one_process_works_first_and_all_work(tmp_path: Path) -> None:
+    context = get_context("spawn")
+    inside, first_done = context.Value("i", 0), context.Value("i", 0)
+    order = tmp_path / "order"
+    order.mkdir()
+    processes = [context.Process(target=_work, args=(tmp_path / "lock", inside, first_done, order)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    notes = sorted(path.read_text() for path in order.iterdir())
+    assert notes == ["01", "01", "11"]  # one was alone; the others came when it was done
+
+
+def test_the_cache_is_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "theirs"))
+    monkeypatch.delenv("TRITON_CACHE_AUTOTUNING", raising=False)
+    assert use_kernel_cache(HardwareConfig()) == tmp_path / "theirs"
+    assert use_kernel_cache(HardwareConfig(kernel_cache=str(tmp_path / "ours"))) == tmp_path / "ours"
+    assert (os.environ["TRITON_CACHE_DIR"], os.environ["TRITON_CACHE_AUTOTUNING"]) == (str(tmp_path / "ours"), "1")
+    assert (tmp_path / "ours").is_dir()
+
+
+def test_a_block_runs_without_touching_the_random_numbers() -> None:
+    before = torch.get_rng_state()
+    run_block(TINY, 30, torch.float32, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
