@@ -21,11 +21,14 @@ from callbacks.measure import (
     on_all_ranks,
     run_measure,
 )
+from callbacks.mme import Mme, MmeConfig
+from callbacks.mmmu import Mmmu, MmmuConfig
 from callbacks.pope import Pope, PopeConfig
 from callbacks.records import Record
 from callbacks.samples import Samples, SamplesConfig
 from callbacks.speed import Speed, SpeedConfig
 from callbacks.tracking import Tracker
+from callbacks.vqav2 import VqaV2, VqaV2Config
 from modules.files import step_name
 
 __all__ = [
@@ -36,10 +39,13 @@ __all__ = [
     "FidConfig",
     "GqaConfig",
     "Measure",
+    "MmeConfig",
+    "MmmuConfig",
     "PopeConfig",
     "Result",
     "SamplesConfig",
     "SpeedConfig",
+    "VqaV2Config",
     "build_measures",
     "build_mini_measures",
     "isolated",
@@ -47,7 +53,7 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-TASKS = ("pope", "gqa", "fid", "samples", "speed")
+TASKS = ("pope", "gqa", "vqav2", "mme", "mmmu", "fid", "samples", "speed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +77,9 @@ class EvaluationConfig:
     """Whether an error in an evaluation stops training; otherwise it is logged as ``eval/<measure>/error``."""
     pope: PopeConfig | None = None
     gqa: GqaConfig | None = None
+    vqav2: VqaV2Config | None = None
+    mme: MmeConfig | None = None
+    mmmu: MmmuConfig | None = None
     fid: FidConfig | None = None
     samples: SamplesConfig | None = None
     speed: SpeedConfig | None = None
@@ -108,6 +117,8 @@ def build_mini_measures(config: EvaluationConfig) -> list[Measure]:
 
 def _reduced(section: Any, most: int) -> Any:
     """A measure's section for at most ``most`` samples; none for what a part of it would not tell."""
+    if isinstance(section, VqaV2Config) and not section.annotations:
+        return None  # EvalAI takes all answers or none
     if isinstance(section, QuestionsConfig):
         return replace(section, limit=most if section.limit is None else min(most, section.limit))
     if isinstance(section, FidConfig):
@@ -122,6 +133,12 @@ def build_measures(config: EvaluationConfig) -> list[Measure]:
         measures.append(Pope(config.pope))
     if config.gqa is not None:
         measures.append(Gqa(config.gqa))
+    if config.vqav2 is not None:
+        measures.append(VqaV2(config.vqav2))
+    if config.mme is not None:
+        measures.append(Mme(config.mme))
+    if config.mmmu is not None:
+        measures.append(Mmmu(config.mmmu))
     if config.fid is not None:
         measures.append(Fid(config.fid))
     if config.samples is not None:

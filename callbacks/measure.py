@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import platform
 import random
 import time
@@ -278,8 +279,11 @@ def run_measure(
 
 
 def file_hashes(paths: Iterable[Path]) -> dict[str, str]:
-    """File name to sha256 (hex)."""
-    return {path.name: _sha256(path, path.stat().st_mtime_ns) for path in paths}
+    """File name to sha256 (hex); where names repeat, each with its folders below the common one."""
+    paths = list(paths)
+    root = Path(os.path.commonpath(paths)) if len({path.name for path in paths}) < len(paths) else None
+    names = [path.relative_to(root).as_posix() if root else path.name for path in paths]
+    return {name: _sha256(path, path.stat().st_mtime_ns) for name, path in zip(names, paths, strict=True)}
 
 
 @cache

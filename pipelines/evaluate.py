@@ -1,6 +1,6 @@
 """Evaluate trained weights by the measures of their configuration.
 
-    python -m pipelines.evaluate RUN [--tasks pope gqa fid samples speed] [--score-only | --fresh] [key=value ...]
+    python -m pipelines.evaluate RUN [--tasks TASK ...] [--score-only | --fresh] [key=value ...]
 
 Examples:
     python -m pipelines.evaluate runs/demo_unified

@@ -15,14 +15,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from callbacks.evaluation import (
+    TASKS,
     EvaluationCallback,
     EvaluationConfig,
     EvaluationContext,
     FidConfig,
     GqaConfig,
+    MmeConfig,
+    MmmuConfig,
     PopeConfig,
     SamplesConfig,
     SpeedConfig,
+    VqaV2Config,
     build_measures,
     build_mini_measures,
 )
@@ -221,12 +225,25 @@ def test_build_measures() -> None:
     config = EvaluationConfig(
         pope=PopeConfig(folder="p", images="i", data="scenes"),
         gqa=GqaConfig(questions="q", images="i"),
+        vqav2=VqaV2Config(questions="q", images="i", annotations="a"),
+        mme=MmeConfig(source="m", limit=2),
+        mmmu=MmmuConfig(folder="m", split="dev"),
         fid=FidConfig(captions="c", images="i", n=256),
         samples=SamplesConfig(prompts=("a",)),
+        speed=SpeedConfig(),
     )
     measures = build_measures(config)
-    assert [measure.task for measure in measures] == ["pope", "gqa", "fid", "samples"]
-    assert [measure.name for measure in measures] == ["pope_style", "gqa", "fd_pool", "samples"]
+    assert [measure.task for measure in measures] == list(TASKS)
+    assert [measure.name for measure in measures] == [
+        "pope_style",
+        "gqa",
+        "vqav2",
+        "mme_mini",
+        "mmmu_dev",
+        "fd_pool",
+        "samples",
+        "speed",
+    ]
 
 
 def test_problems_name_their_section() -> None:
@@ -294,6 +311,11 @@ def test_mini_measures_are_of_few_samples_and_never_of_more_than_the_full_ones()
     assert found["pope"].name == "pope_mini"
     assert found["fid"].name == "fd_pool_mini"
     assert build_mini_measures(replace(config, mini=0)) == []
+    answers_known_to_evalai = VqaV2Config(questions="q", images="i", split="test2015")
+    assert "vqav2" not in {one.task for one in build_mini_measures(replace(config, vqav2=answers_known_to_evalai))}
+    scored_here = VqaV2Config(questions="q", images="i", annotations="a")
+    [part] = [one for one in build_mini_measures(replace(config, vqav2=scored_here)) if one.task == "vqav2"]
+    assert part.name == "vqav2_mini"
 
 
 def test_problems_of_the_schedule() -> None:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipelines import evaluate
 from pipelines.console import run_verb
@@ -47,6 +48,20 @@ def test_all_configured_measures_and_then_scoring_alone(
     assert "random/f1" in capsys.readouterr().out
 
 
+def test_a_benchmark_named_on_the_command_line(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "MME" / "count"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (20, 16), "red").save(folder / "1.png")
+    (folder / "1.txt").write_text("Is there one?  Please answer yes or no.\tYes\nAre there two?\tNo\n")
+    mme = f"evaluation.mme={{source: {folder.parent}, data: scenes, max_new_tokens: 2}}"
+    assert call(monkeypatch, run_folder, "--tasks", "mme", mme) == 0
+    [(name, result)] = results(run_folder).items()
+    assert (name, result["baselines"]["count/score"], result["protocol"]["n"]) == ("mme_style", 50, 2)
+    assert "n_other" in capsys.readouterr().out
+
+
 def test_overrides_and_records_of_another_protocol(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,7 +79,10 @@ def test_errors_are_messages_and_exit_code_2(
 ) -> None:
     for words, message in (
         ([run_folder / "nowhere"], "is no run folder: it has no config.yaml"),
-        ([run_folder, "--tasks", "mme"], "unknown task 'mme'; known are pope, gqa, fid, samples, speed"),
+        (
+            [run_folder, "--tasks", "vqa"],
+            "unknown task 'vqa'; known are pope, gqa, vqav2, mme, mmmu, fid, ",
+        ),
         (
             [run_folder, "--tasks", "fid", "evaluation.fid=null"],
             "task fid is not configured in this run (it has pope, gqa, samples)",
