@@ -5,7 +5,7 @@ import binascii
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 from pyarrow import csv
 
 from datamodules.benchmarks.questions import OFFICIAL_ELSE, Question, require_file
