@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from callbacks.measure import Result
 from pipelines import evaluate
 from pipelines.console import run_verb
 
@@ -144,3 +145,11 @@ def test_the_small_evaluation_has_a_name_of_its_own(run_folder: Path, monkeypatc
     assert call(monkeypatch, run_folder, "--mini", "--tasks", "gqa", "evaluation.mini=2") == 0
     assert set(results(run_folder)) == {"gqa_style_mini"}
     assert call(monkeypatch, run_folder, "--mini", "--tasks", "gqa") == 2
+
+
+@pytest.mark.parametrize(("name", "shown"), [("pope", "0.8630"), ("pope_mini", "-"), ("pope_style", "-")])
+def test_only_an_official_measure_has_the_papers_value_beside_it(name: str, shown: str) -> None:
+    result = Result(metrics={"f1_macro": 0.5}, standard_errors={}, baselines={}, protocol={"n": 9000})
+    table = evaluate.result_table({name: result}, title="")
+    column = next(column for column in table.columns if column.header == "paper")
+    assert list(column.cells) == [shown]
