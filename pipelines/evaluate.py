@@ -124,7 +124,7 @@ def result_table(results: "Mapping[str, Result]", *, title: str, details: bool =
     from pipelines.report_paper import paper_value
 
     table = Table("measure", "metric", title=title)
-    for column in ("value", "± std err", "trivial baseline", "paper", "N"):
+    for column in ("value", "± std err", "trivial", "paper", "N"):
         table.add_column(column, justify="right")
     for name, result in results.items():
         metrics = {key: value for key, value in result.metrics.items() if details or "/" not in key}

@@ -36,7 +36,7 @@ def test_all_configured_measures_and_then_scoring_alone(
     assert set(first["fd_pool"]["metrics"]) == {"fd_2", "rfd_2", "kd_2", "kd_2/std"}
     assert (run_folder / "samples/step-000000020/000.png").is_file()
     shown = capsys.readouterr().out
-    for word in ("pope_style", "f1_macro", "± std err", "trivial baseline", "results.json"):
+    for word in ("pope_style", "f1_macro", "± std err", "trivial", "paper", "results.json"):
         assert word in shown
     assert "random/f1" not in shown
 
