@@ -137,7 +137,7 @@ def test_exit_code_0_without_complete_is_a_failure_tried_once_more(jobs: Jobs, s
 
 
 def test_failures_with_progress_are_started_again_up_to_a_limit(jobs: Jobs, stand_in: StandIn) -> None:
-    calls = stand_in(f'{LEADER}mkdir -p "$run/checkpoints/step-$RANDOM$SLURM_RESTART_COUNT"; exit 7')
+    calls = stand_in(f'{LEADER}mkdir -p "$run/checkpoints/step-$((SLURM_RESTART_COUNT + 1))"; exit 7')
     jobs.environment["MAX_FAILURES"] = "2"
     job = jobs.submit("stage2.sh", *finished_stage_1(jobs))
     for _ in range(2):
