@@ -56,7 +56,8 @@ ask() {
     done
 }
 
-# Lets the agent know how the trial ended, and a minute to tell the server
+# Lets the agent know how the trial ended, and gives it a minute to tell the server
+# shellcheck disable=SC2317 # called by the trap
 dismiss() {
     echo "$1" >"$TRIAL.ended"
     for _ in $(seq 60); do
