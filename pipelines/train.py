@@ -7,8 +7,9 @@ Examples:
     python -m pipelines.train configs/smoke_unified.yaml run.dir=/scratch/me/smoke trainer.max_steps=20
     python -m pipelines.train runs/smoke_unified/config.yaml       # the same run again: it resumes, or is complete
 
-A run folder with a checkpoint is resumed; one with COMPLETE is left alone. Started by `wandb agent`, a run without
-run.dir= lives in runs/sweeps/<sweep>/<run>/ and is W&B's run of that id.
+A run without run.dir= lives in runs/<name>/; started by `wandb agent`, in runs/sweeps/<sweep>/<run>/ by W&B's ids.
+
+A run folder with a checkpoint is resumed; one with COMPLETE is left alone.
 """
 
 import argparse
