@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from pipelines.sweep_file import read_sweep
 from tests.unit.pipelines.sweeps import needs_engine
 
@@ -26,7 +24,7 @@ AGENT = """
 if [ "$2" = wandb ]; then
     [ "$3 $4 $5" = "agent --count 1" ] || exit 9
     export WANDB_SWEEP_ID=abc WANDB_RUN_ID=run-$SLURM_ARRAY_TASK_ID WANDB_ENTITY=us WANDB_PROJECT=paper
-    exec /usr/bin/env python -m pipelines.train configs/stage2_unified.yaml \\
+    exec /usr/bin/env python -m pipelines.train configs/smoke_unified.yaml \\
         "data.micro_batch={'mmu': 3, 't2i': 48}" optim.lr=0.001
 fi
 """
@@ -51,16 +49,18 @@ def test_agents_are_asked_once_a_task_and_a_requeued_task_keeps_its_trial(
         touch "$run/COMPLETE" """
     )
     array = jobs.submit("sweep.sh", "us/paper/abc", "seed=3", options=(*SMALL, "--nodes=2", "--array=0-1"))
+    jobs.cluster.until((tmp_path / "runs/sweeps/abc/run-0/PREEMPTED").exists, "training")
     array.element(0).again()
     array.element(1).wait("COMPLETED")
     assert (array.element(0).restarts, array.element(1).restarts) == (1, 0)
     asked = [line for line in calls.read_text().splitlines() if "-m wandb" in line]
     assert [line.split(" ", 1)[1] for line in asked] == ["-m wandb agent --count 1 us/paper/abc"] * 2
-    assert sorted(trained(calls)) == sorted(
-        "0 -m pipelines.train configs/stage2_unified.yaml hardware.nodes=2 hardware.devices=1 "
-        f"data.micro_batch={{'mmu': 3, 't2i': 48}} optim.lr=0.001 seed=3 run.dir={tmp_path}/runs/sweeps/abc/run-{task}"
-        for task in (0, 0, 1)
+    words = (
+        "0 -m pipelines.train configs/smoke_unified.yaml hardware.nodes=2 hardware.devices=1 "
+        "data.micro_batch={'mmu': 3, 't2i': 48} optim.lr=0.001 seed=3"
     )
+    folders = [f"run.dir={tmp_path}/runs/sweeps/abc/run-{task}" for task in (0, 0, 1)]
+    assert sorted(trained(calls)) == [f"{words} {folder} {folder}" for folder in folders]
     identities = (tmp_path / "identities").read_text().splitlines()
     assert sorted(identities) == ["abc run-0 us paper"] * 4 + ["abc run-1 us paper"] * 2  # two ranks, task 0 twice
 
