@@ -1,0 +1,160 @@
+"""Pictures and answers of a run, as the report shows them."""
+
+import base64
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from callbacks.answers import QuestionMeasure, table_rows
+from callbacks.evaluation import build_measures
+from callbacks.records import Record, RecordBook
+from datamodules.images import read_image
+from modules.files import step_name
+from pipelines.config import load
+from pipelines.report_read import CONFIG, Run
+
+SIDE = 128
+"""Largest side of a picture on the page, in pixels."""
+MOST_STEPS = 8
+MOST_CAPTIONS = 16
+MOST_ANSWERS = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """Pictures of the same captions at several steps, as data URIs."""
+
+    steps: list[int]
+    rows: list[tuple[str, list[str | None]]]
+    """Caption, and its picture at each step."""
+    remark: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A question and what the model said."""
+
+    record: Record
+    picture: str | None
+    right: bool | None
+    """None where it cannot be told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Some of a measure's answers: half of them spread evenly, half of them wrong."""
+
+    measure: str
+    step: int
+    right: int | None
+    total: int
+    shown: list[Answer]
+
+
+def data_uri(picture: Path, side: int = SIDE) -> str:
+    """A picture for the page, scaled down to ``side`` pixels where it is larger.
+
+    Raises:
+        FileNotFoundError, ValueError: it is not there, or no picture.
+    """
+    image = read_image(picture)
+    form = "PNG" if max(image.size) <= side else "JPEG"
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    image.save(content, form, quality=88)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def read_sheet(run: Run) -> Sheet | None:
+    """The run's sample pictures, at no more than eight steps from first to last; None where there are none."""
+    found = sorted(path.parent for path in (run.path / "samples").glob("step-*/captions.json"))
+    if not found:
+        return None
+    folders = _spread(found, MOST_STEPS)
+    captions: dict[str, str] = {}
+    for folder in folders:
+        captions |= run.noted(_captions, folder / "captions.json") or {}
+    chosen = sorted(captions)[:MOST_CAPTIONS]
+
+    def picture(folder: Path, sample: str) -> str | None:
+        return run.noted(data_uri, folder / f"{sample}.png")
+
+    rows = [(captions[sample], [picture(folder, sample) for folder in folders]) for sample in chosen]
+    left_out = []
+    if len(folders) < len(found):
+        left_out.append(f"{len(folders)} of {len(found)} evaluated steps")
+    if len(chosen) < len(captions):
+        left_out.append(f"{len(chosen)} of {len(captions)} captions")
+    return Sheet(steps=[int(folder.name[5:]) for folder in folders], rows=rows, remark=" and ".join(left_out))
+
+
+def _captions(path: Path) -> dict[str, str]:
+    try:
+        captions = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); its pictures are left out") from error
+    if not isinstance(captions, dict) or any("/" in sample for sample in captions):
+        raise ValueError(f"{path} is damaged: it does not map picture names to captions; its pictures are left out")
+    return {str(sample): str(caption) for sample, caption in captions.items()}
+
+
+def _spread(found: list[Path], most: int) -> list[Path]:
+    """At most ``most`` of them from first to last, evenly."""
+    if len(found) <= most:
+        return found
+    return [found[round(i * (len(found) - 1) / (most - 1))] for i in range(most)]
+
+
+def read_answers(run: Run) -> list[Answers]:
+    """Answers of every measure that asks questions, at its last step."""
+    last = run.last_results()
+    measures = (run.noted(_question_measures, run) if last else None) or {}
+    found = []
+    for name, step in last.items():
+        book = RecordBook(run.path / "records" / step_name(step) / name)
+        records = [record for record in (run.noted(book.read) or {}).values() if _is_answer(record)]
+        if records:
+            measure = next((m for task, m in measures.items() if name == task or name.startswith(f"{task}_")), None)
+            found.append(_answers(run, name, step, records, measure))
+    return found
+
+
+def _answers(run: Run, name: str, step: int, records: list[Record], measure: QuestionMeasure | None) -> Answers:
+    marks: list[bool] | None = None
+    if measure is not None:
+        marks = run.noted(lambda: [measure.is_correct(record) for record in records])
+    right_of = dict(zip((r["sample_id"] for r in records), marks or [], strict=False))
+    images = Path(measure.config.images) if measure is not None else None
+
+    def picture(record: Record) -> str | None:
+        if images is None or not isinstance(record.get("image"), str):
+            return None
+        try:
+            return data_uri(images / Path(record["image"]).name)
+        except (ValueError, OSError):  # the benchmark's pictures may lie on another machine
+            return None
+
+    shown = table_rows(records, marks or [True] * len(records), MOST_ANSWERS)
+    return Answers(
+        measure=name,
+        step=step,
+        right=None if marks is None else sum(marks),
+        total=len(records),
+        shown=[Answer(record=r, picture=picture(r), right=right_of.get(r["sample_id"])) for r in shown],
+    )
+
+
+def _question_measures(run: Run) -> dict[str, QuestionMeasure]:
+    """Task to the measure that scored the answers, as configured; it knows right from wrong."""
+    try:
+        measures = build_measures(load(run.path / CONFIG).evaluation)
+    except ValueError as error:
+        raise ValueError(f"answers are not marked, because {run.path / CONFIG} does not load: {error}") from error
+    return {measure.task: measure for measure in measures if isinstance(measure, QuestionMeasure)}
+
+
+def _is_answer(record: Record) -> bool:
+    return all(isinstance(record.get(key), str) for key in ("question", "raw", "gold"))
