@@ -74,7 +74,7 @@ def render(runs: Sequence[Run]) -> str:
         "papers": paper_parts(runs),
         "sheets": [read_sheet(run) for run in runs],
         "posters": [_poster(run) for run in runs],
-        "answers": [read_answers(run) for run in runs],
+        "answers": [read_answers(run, run.last_results()) for run in runs],
         "config": config_rows(runs),
         "attempts": [attempt_rows(run) for run in runs],
         "packages": packages,
@@ -88,6 +88,7 @@ def render(runs: Sequence[Run]) -> str:
         written=moment(time.time()),
         ours=OURS,
         number=number,
+        uri=_uri,
     )
 
 
@@ -137,3 +138,11 @@ def _poster(run: Run) -> str | None:
     """The demo's sheet of real, reconstructed and generated pictures, if the run has one."""
     path = run.path / "sheet.png"
     return run.noted(data_uri, path, side=1100) if path.is_file() else None
+
+
+def _uri(picture: Path | None) -> str | None:
+    """A picture beside an answer, or none: whether the benchmark's files are whole is not the report's matter."""
+    try:
+        return data_uri(picture) if picture else None
+    except (ValueError, OSError):
+        return None

@@ -37,6 +37,8 @@ class Run:
     label: str
     """How the page names it: the folder's name, or its path where two have the same."""
     config: dict[str, Any] = field(default_factory=dict)
+    wandb_run_id: str = ""
+    """Empty where it is not known."""
     attempts: list[dict[str, Any]] = field(default_factory=list)
     curves: dict[str, Curve] = field(default_factory=dict)
     first_steps: dict[int, int] = field(default_factory=dict)
@@ -92,7 +94,7 @@ def _read(path: Path, label: str) -> Run:
         )
     run = Run(path=path, label=label, complete=(path / COMPLETE).is_file())
     run.config = run.noted(_config, path / CONFIG) or {}
-    run.attempts = run.noted(_attempts, path / PROVENANCE) or []
+    run.wandb_run_id, run.attempts = run.noted(_provenance, path / PROVENANCE) or ("", [])
     _read_curves(run)
     for folder in sorted((path / "records").glob("step-*")):
         results = run.noted(read_results, folder) or {}
@@ -113,16 +115,17 @@ def _config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def _attempts(path: Path) -> list[dict[str, Any]]:
+def _provenance(path: Path) -> tuple[str, list[dict[str, Any]]]:
     if not path.is_file():
         raise ValueError(f"{path} is missing: code, machine and attempts are not known")
     try:
-        attempts = json.loads(path.read_text())["attempts"]
+        content = json.loads(path.read_text())
+        run_id, attempts = content["wandb_run_id"], content["attempts"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): code, machine and attempts are not known") from error
     if not isinstance(attempts, list) or not all(isinstance(attempt, dict) for attempt in attempts):
         raise ValueError(f"{path} is damaged: attempts is no list of objects")
-    return attempts
+    return str(run_id), attempts
 
 
 def metric_rows(path: Path, damaged: Callable[[int, str], None]) -> Iterator[dict[str, Any]]:

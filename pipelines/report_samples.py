@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,8 @@ class Answer:
     """A question and what the model said."""
 
     record: Record
-    picture: str | None
+    picture: Path | None
+    """What was asked about; None where it does not lie on this machine."""
     right: bool | None
     """None where it cannot be told."""
 
@@ -70,13 +72,13 @@ def data_uri(picture: Path, side: int = SIDE) -> str:
 
 def read_sheet(run: Run) -> Sheet | None:
     """The run's sample pictures, at no more than eight steps from first to last; None where there are none."""
-    found = sorted(path.parent for path in (run.path / "samples").glob("step-*/captions.json"))
+    found = sample_folders(run)
     if not found:
         return None
     folders = _spread(found, MOST_STEPS)
     captions: dict[str, str] = {}
     for folder in folders:
-        captions |= run.noted(_captions, folder / "captions.json") or {}
+        captions |= run.noted(read_captions, folder / "captions.json") or {}
     chosen = sorted(captions)[:MOST_CAPTIONS]
 
     def picture(folder: Path, sample: str) -> str | None:
@@ -91,7 +93,17 @@ def read_sheet(run: Run) -> Sheet | None:
     return Sheet(steps=[int(folder.name[5:]) for folder in folders], rows=rows, remark=" and ".join(left_out))
 
 
-def _captions(path: Path) -> dict[str, str]:
+def sample_folders(run: Run) -> list[Path]:
+    """The folders of sample pictures, by step."""
+    return sorted(path.parent for path in (run.path / "samples").glob("step-*/captions.json"))
+
+
+def read_captions(path: Path) -> dict[str, str]:
+    """Sample id, which names its picture, to caption.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     try:
         captions = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -108,36 +120,33 @@ def _spread(found: list[Path], most: int) -> list[Path]:
     return [found[round(i * (len(found) - 1) / (most - 1))] for i in range(most)]
 
 
-def read_answers(run: Run) -> list[Answers]:
-    """Answers of every measure that asks questions, at its last step."""
-    last = run.last_results()
-    measures = (run.noted(_question_measures, run) if last else None) or {}
+def read_answers(run: Run, steps: Mapping[str, int], most: int = MOST_ANSWERS) -> list[Answers]:
+    """Of the measures in ``steps`` that ask questions, at most ``most`` answers each, given at that step."""
+    measures = (run.noted(_question_measures, run) if steps else None) or {}
     found = []
-    for name, step in last.items():
+    for name, step in steps.items():
         book = RecordBook(run.path / "records" / step_name(step) / name)
         records = [record for record in (run.noted(book.read) or {}).values() if _is_answer(record)]
         if records:
             measure = next((m for task, m in measures.items() if name == task or name.startswith(f"{task}_")), None)
-            found.append(_answers(run, name, step, records, measure))
+            found.append(_answers(run, name, step, records, measure, most))
     return found
 
 
-def _answers(run: Run, name: str, step: int, records: list[Record], measure: QuestionMeasure | None) -> Answers:
+def _answers(
+    run: Run, name: str, step: int, records: list[Record], measure: QuestionMeasure | None, most: int
+) -> Answers:
     marks: list[bool] | None = None
     if measure is not None:
         marks = run.noted(lambda: [measure.is_correct(record) for record in records])
     right_of = dict(zip((r["sample_id"] for r in records), marks or [], strict=False))
     images = Path(measure.config.images) if measure is not None else None
 
-    def picture(record: Record) -> str | None:
-        if images is None or not isinstance(record.get("image"), str):
-            return None
-        try:
-            return data_uri(images / Path(record["image"]).name)
-        except (ValueError, OSError):  # the benchmark's pictures may lie on another machine
-            return None
+    def picture(record: Record) -> Path | None:
+        path = images / Path(str(record.get("image"))).name if images else None
+        return path if path and path.is_file() else None
 
-    shown = table_rows(records, marks or [True] * len(records), MOST_ANSWERS)
+    shown = table_rows(records, marks or [True] * len(records), most)
     return Answers(
         measure=name,
         step=step,

@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from callbacks.bad_samples import BAD_SAMPLES, read_bad_samples
+from modules.omnimamba.adapters import TASKS
 from pipelines.config import RunConfig
 from pipelines.report_paper import OURS, TABLES, PaperTable, paper_value
 from pipelines.report_read import Run
@@ -107,7 +108,10 @@ def _hardware(run: Run, attempt: dict[str, Any]) -> str:
 def _data(run: Run, attempt: dict[str, Any]) -> dict[str, str]:
     prints = attempt.get("data") if isinstance(attempt.get("data"), dict) else None
     cells = {}
-    for task, fingerprint in sorted((prints or {}).items()):
+    for task in TASKS:
+        if (fingerprint := (prints or {}).get(task)) is None:
+            cells[f"data: {task}"] = NONE
+            continue
         parts = [f"{run.get(f'data.{task}', NONE)} ({str(fingerprint)[:12]})"]
         if batch := run.get(f"data.global_batch.{task}"):
             parts.append(f"{batch} in every step")
