@@ -18,6 +18,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7b6300", "#56b4e9", "#e
 DASHES = ("-", "--", ":", "-.")
 MOST_POINTS = 400
 """A longer curve is drawn as means of neighbours inside the range of what they cover."""
+FEW_POINTS = 12
+"""A curve of so few points has them marked."""
 LOG_RATIO = 20.0
 """A curve whose values span more than this is drawn on a logarithmic axis."""
 
@@ -90,19 +92,16 @@ def draw(lines: Sequence[Line], salt: str) -> Chart:
 def _draw_line(axes: "Axes", line: Line) -> int:
     """Draw a run; returns how many logged values a point stands for."""
     tint, dash = colour(line.index), DASHES[line.index // len(COLOURS) % len(DASHES)]
-    for steps, values in line.curve.replaced:
-        axes.plot(steps, values, color=tint, linewidth=0.8, alpha=0.35, linestyle="--", marker=".", markersize=2)
     for step in line.restarts:
         axes.axvline(step, color=tint, linestyle=":", linewidth=1, alpha=0.7)
-    steps, values = line.curve.steps, line.curve.values
-    each = -(-len(steps) // MOST_POINTS)
+    each = -(-len(line.curve.steps) // MOST_POINTS)
+    for old_steps, old_values in line.curve.replaced:
+        steps, (values, _, _) = _thinned(old_steps, old_values, each)
+        axes.plot(steps, values, color=tint, linewidth=0.9, alpha=0.4, marker="." if len(steps) <= FEW_POINTS else None)
+    steps, (values, lows, highs) = _thinned(line.curve.steps, line.curve.values, each)
     if each > 1:
-        parts = [slice(start, start + each) for start in range(0, len(steps), each)]
-        lows, highs = [_of(min, values[part]) for part in parts], [_of(max, values[part]) for part in parts]
-        middles = [steps[part][len(steps[part]) // 2] for part in parts]
-        axes.fill_between(middles, lows, highs, color=tint, alpha=0.2, linewidth=0)
-        steps, values = middles, [_of(fmean, values[part]) for part in parts]
-    marker = "o" if len(steps) <= 12 else None
+        axes.fill_between(steps, lows, highs, color=tint, alpha=0.2, linewidth=0)
+    marker = "o" if len(steps) <= FEW_POINTS else None
     axes.plot(steps, values, color=tint, linewidth=1.3, linestyle=dash, marker=marker, markersize=4)
     known = [(step, value) for step, value in zip(steps, values, strict=True) if step in line.errors]
     if known:
@@ -115,6 +114,16 @@ def _draw_line(axes: "Axes", line: Line) -> int:
             capsize=3,
         )
     return each
+
+
+def _thinned(
+    steps: Sequence[int], values: Sequence[float], each: int
+) -> tuple[list[int], tuple[list[float], list[float], list[float]]]:
+    """Middle step of every ``each`` points, and their mean, lowest and highest value."""
+    parts = [slice(start, start + each) for start in range(0, len(steps), each)]
+    middles = [steps[part][len(steps[part]) // 2] for part in parts]
+    mean, low, high = ([_of(pick, values[part]) for part in parts] for pick in (fmean, min, max))
+    return middles, (mean, low, high)
 
 
 def _of(pick: Callable[[list[float]], float], values: Sequence[float]) -> float:

@@ -87,7 +87,6 @@ def render(runs: Sequence[Run]) -> str:
         colours=[colour(index) for index in range(len(runs))],
         written=moment(time.time()),
         ours=OURS,
-        number=number,
         uri=_uri,
     )
 

@@ -122,14 +122,16 @@ def _spread(found: list[Path], most: int) -> list[Path]:
 
 def read_answers(run: Run, steps: Mapping[str, int], most: int = MOST_ANSWERS) -> list[Answers]:
     """Of the measures in ``steps`` that ask questions, at most ``most`` answers each, given at that step."""
-    measures = (run.noted(_question_measures, run) if steps else None) or {}
-    found = []
+    asked: dict[str, list[Record]] = {}
     for name, step in steps.items():
         book = RecordBook(run.path / "records" / step_name(step) / name)
-        records = [record for record in (run.noted(book.read) or {}).values() if _is_answer(record)]
+        asked[name] = [record for record in (run.noted(book.read) or {}).values() if _is_answer(record)]
+    measures = (run.noted(_question_measures, run) if any(asked.values()) else None) or {}
+    found = []
+    for name, records in asked.items():
         if records:
             measure = next((m for task, m in measures.items() if name == task or name.startswith(f"{task}_")), None)
-            found.append(_answers(run, name, step, records, measure, most))
+            found.append(_answers(run, name, steps[name], records, measure, most))
     return found
 
 

@@ -1,5 +1,6 @@
 """The report's tables: what was run, how it is configured, and what was measured."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 from callbacks.bad_samples import BAD_SAMPLES, read_bad_samples
 from modules.omnimamba.adapters import TASKS
 from pipelines.config import RunConfig
-from pipelines.report_paper import OURS, TABLES, PaperTable, paper_value
+from pipelines.report_paper import TABLES, PaperTable, paper_value
 from pipelines.report_read import Run
 
 PER_RUN = ("name", "run.dir")
@@ -68,6 +69,8 @@ def number(value: float | None, digits: int = 4) -> str:
     """A number as short as it can be read."""
     if value is None:
         return NONE
+    if not math.isfinite(value):
+        return "not finite"
     return f"{value if abs(value) > ROUNDING else 0:.{digits}g}"
 
 
@@ -242,10 +245,7 @@ def _paper_cells(run: Run, table: PaperTable) -> list[str]:
         if metric not in result["metrics"]:
             cells.append("")
             continue
-        error = result["standard_errors"].get(metric)
-        plus_minus = "" if error is None else f" ± {number(error * column.scale, 2)}"
-        cells.append(number(result["metrics"][metric] * column.scale) + plus_minus)
+        errors = result["standard_errors"]
+        known = [result["metrics"][metric], *([errors[metric]] if metric in errors else [])]
+        cells.append(" ± ".join(f"{value * column.scale:.{column.decimals}f}" for value in known))
     return cells
-
-
-__all__ = ["OURS", "attempt_rows", "config_rows", "moment", "number", "paper_parts", "result_rows", "summary"]
