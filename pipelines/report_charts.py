@@ -21,7 +21,7 @@ MOST_POINTS = 400
 FEW_POINTS = 12
 """A curve of so few points has them marked."""
 LOG_RATIO = 20.0
-"""A curve whose values span more than this is drawn on a logarithmic axis."""
+"""A curve whose values span more than this is drawn on a logarithmic axis, where that may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def draw(lines: Sequence[Line], salt: str) -> Chart:
+def draw(lines: Sequence[Line], salt: str, *, may_be_log: bool) -> Chart:
     """All runs' curves of one metric. ``salt`` must differ between the charts of a page: it makes their ids differ."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -61,7 +61,7 @@ def draw(lines: Sequence[Line], salt: str) -> Chart:
         figure = Figure(figsize=(4.6, 2.5), layout="constrained")
         axes = figure.add_subplot()
         remarks = []
-        if _spread([v for line in lines for v in line.curve.values]) > LOG_RATIO:
+        if may_be_log and _spread([v for line in lines for v in line.curve.values]) > LOG_RATIO:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
             axes.yaxis.set_minor_formatter(NullFormatter())

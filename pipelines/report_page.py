@@ -110,7 +110,8 @@ def _panel(name: str, runs: Sequence[Run]) -> Panel:
         lines.append(Line(index=index, curve=curve, restarts=run.restarts(), errors=errors, baseline=baseline))
         first, last = number(curve.values[0]), number(curve.values[-1])
         values.append((index, first if len(curve.values) == 1 else f"{first} → {last}"))
-    chart = draw(lines, salt=name)
+    may_be_log = name.startswith(("train/loss", "eval/")) or "norm" in name
+    chart = draw(lines, salt=name, may_be_log=may_be_log)
     # eval/<measure>/<metric>: a slash in the metric marks a detail
     is_detail = name.startswith("eval/") and name.count("/") > 2
     return Panel(

@@ -71,6 +71,8 @@ def number(value: float | None, digits: int = 4) -> str:
         return NONE
     if not math.isfinite(value):
         return "not finite"
+    if abs(value) >= 10**digits:
+        return f"{value:.0f}"
     return f"{value if abs(value) > ROUNDING else 0:.{digits}g}"
 
 

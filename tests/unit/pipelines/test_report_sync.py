@@ -1,9 +1,13 @@
-"""One W&B run out of a run folder, read back by W&B's own tool."""
+"""One W&B run out of a run folder, read back by W&B's own tool, and sent by it to a server of our own."""
 
 import fcntl
+import gzip
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +125,89 @@ def test_without_a_key_the_upload_says_what_to_do(
     ):
         sync_run(make_run(tmp_path / "run"))
     assert "API key" in capfd.readouterr().err
+
+
+class Server(ThreadingHTTPServer):
+    """As much of W&B as an upload asks for, on this machine; keeps what it is sent."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.history: dict[str, dict[int, dict[str, Any]]] = {}
+        """Address to line number to row: a line that is sent again takes the place of what was there."""
+        self.files: set[str] = set()
+        self.complete = False
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = self._body()
+        if self.path == "/graphql":
+            asked = json.loads(body).get("variables", {})
+            files = [{"name": name, "uploadUrl": f"{self.server.address}/{name}"} for name in asked.get("files", [])]
+            project = {"id": "p", "name": "omnimamba", "entity": {"id": "e", "name": "me"}}
+            bucket = {"id": "b", "name": "run1", "config": "{}", "historyLineCount": 0, "project": project}
+            upserted = {"bucket": bucket, "inserted": True}
+            created = {"runID": "b", "uploadHeaders": [], "files": files}
+            self._answer({"data": {"upsertBucket": upserted, "createRunFiles": created}})
+            return
+        if self.path.endswith("file_stream"):
+            sent = json.loads(body)
+            self.server.complete |= sent.get("complete", False)
+            rows = sent.get("files", {}).get("wandb-history.jsonl", {"offset": 0, "content": []})
+            kept = self.server.history.setdefault(self.path, {})
+            kept.update({rows["offset"] + i: json.loads(line) for i, line in enumerate(rows["content"])})
+        self._answer({})
+
+    def do_PUT(self) -> None:
+        self._body()
+        self.server.files.add(self.path.removeprefix("/"))
+        self._answer({})
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def _body(self) -> bytes:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+
+    def _answer(self, content: Any) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", server.address)
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        yield server
+        server.shutdown()
+
+
+def test_the_upload_sends_the_whole_history_under_the_runs_id(tmp_path: Path, server: Server) -> None:
+    run = make_run(tmp_path / "run")
+    add_samples(run, 3, ["a red circle"])
+    log(run, (1, 1, {"a": 1.0}), (1, 2, {"a": 1.0}), (1, 3, {"a": 1.0}), (2, 2, {"a": 2.0}), (2, 3, {"a": 2.0}))
+    sync_run(run)
+    log(run, (1, 1, {"a": 1.0}), (2, 2, {"a": 2.0}), (2, 3, {"a": 2.0}), (3, 4, {"a": 3.0}))
+    sync_run(run)  # the run went on: what is there is replaced, not appended to
+    [(address, rows)] = server.history.items()
+    assert address == "/files/me/omnimamba/run1/file_stream"
+    assert [(rows[i]["step"], rows[i]["attempt"], rows[i]["a"]) for i in sorted(rows)] == [
+        (1, 1, 1), (2, 2, 2), (3, 2, 2), (4, 3, 3),
+    ]  # fmt: skip
+    assert sorted(rows) == [0, 1, 2, 3]
+    assert server.complete
+    assert any(name.startswith("media/images/eval/samples_") for name in server.files)
