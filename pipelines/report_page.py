@@ -14,9 +14,9 @@ from pipelines.report_paper import OURS
 from pipelines.report_read import Run, read_runs
 from pipelines.report_samples import data_uri, read_answers, read_sheet
 from pipelines.report_tables import (
+    attempt_facts,
     attempt_rows,
     config_rows,
-    flatten,
     moment,
     number,
     paper_parts,
@@ -65,7 +65,7 @@ def render(runs: Sequence[Run]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     summaries = [summary(run) for run in runs]
-    packages = [flatten(run.attempts[-1]) if run.attempts else {} for run in runs]
+    packages = [attempt_facts(run.attempts[-1]) if run.attempts else {} for run in runs]
     parts = {
         "summaries": summaries,
         "facts": list(dict.fromkeys(key for cells in summaries for key in cells)),

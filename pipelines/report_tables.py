@@ -4,7 +4,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from callbacks.bad_samples import BAD_SAMPLES, read_bad_samples
@@ -134,12 +134,17 @@ def _bad_samples(run: Run) -> str:
     return "; ".join([f"{len(bad)}", *(f"{reason} ({count})" for reason, count in reasons)]) if bad else "none"
 
 
+def attempt_facts(attempt: dict[str, Any]) -> dict[str, str]:
+    """Code, packages, machine and data of an attempt, by dotted key."""
+    return flatten({key: value for key, value in attempt.items() if key not in ("time", "resumed")})
+
+
 def attempt_rows(run: Run) -> list[dict[str, str]]:
     """Each attempt: when, from where, and what was other than before."""
     rows = []
     before: dict[str, str] = {}
     for number_, attempt in enumerate(run.attempts, start=1):
-        facts = flatten({key: value for key, value in attempt.items() if key not in ("time", "resumed")})
+        facts = attempt_facts(attempt)
         keys = [key for key in sorted(facts.keys() | before.keys()) if facts.get(key) != before.get(key)]
         changed = [f"{key}: {facts.get(key, NONE)}" for key in keys]
         rows.append(
@@ -162,7 +167,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, dict):
             found |= flatten(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = NONE if value is None else str(value)
+            found[f"{prefix}{key}"] = _text(value)
     return found
 
 
@@ -171,30 +176,39 @@ def config_rows(runs: Sequence[Run]) -> list[ConfigRow]:
     defaults = _defaults(RunConfig)
     flat = [flatten(run.config) for run in runs]
     keys = dict.fromkeys(key for leaves in flat for key in leaves)
-    rows = [
-        ConfigRow(key=key, default=defaults.get(key, NONE), values=[leaves.get(key, NONE) for leaves in flat])
-        for key in keys
-        if key not in PER_RUN
-    ]
-    return [row for row in rows if any(value != row.default for value in row.values)]
+    rows = []
+    for key in keys:
+        default = defaults.get(key, NONE)
+        # a run without a section has not changed its keys
+        if key not in PER_RUN and any(leaves.get(key, default) != default for leaves in flat):
+            rows.append(ConfigRow(key=key, default=default, values=[leaves.get(key, NONE) for leaves in flat]))
+    return rows
 
 
-def _defaults(cls: type, prefix: str = "") -> dict[str, str]:
-    """Leaves of a configuration class; of an optional section what it would have if it were there."""
+def _defaults(cls: type, instance: Any = None, prefix: str = "") -> dict[str, str]:
+    """Leaves of a configuration class, or of ``instance``; of an optional section what it would have if there."""
     found: dict[str, str] = {}
     hints = get_type_hints(cls)
     for part in fields(cls):
-        hint, key = hints[part.name], prefix + part.name
+        hint, key, value = hints[part.name], prefix + part.name, _default(part)
+        if instance is not None:
+            value = getattr(instance, part.name)
         sections = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and is_dataclass(kind)]
         if sections:
-            found |= _defaults(sections[0], f"{key}.")
-        elif part.default_factory is not MISSING:
-            found[key] = str(part.default_factory())
-        elif part.default is not MISSING:
-            # as YAML has it
-            default = list(part.default) if isinstance(part.default, tuple) else part.default
-            found[key] = NONE if default is None else str(default)
+            found |= _defaults(sections[0], value if is_dataclass(value) else None, f"{key}.")
+        elif value is not MISSING:
+            found[key] = _text(value)
     return found
+
+
+def _default(part: "Field[Any]") -> Any:
+    return part.default_factory() if part.default_factory is not MISSING else part.default
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return NONE if value is None else str(value)
 
 
 def result_rows(runs: Sequence[Run]) -> list[ResultRow]:

@@ -286,6 +286,10 @@ def test_only_keys_beyond_the_defaults_are_listed(run_folder: Path) -> None:
     rows = {key: (default, value) for key, default, value in cells}
     assert rows["model.d_model"][1] == "16"
     assert rows["evaluation.pope.max_new_tokens"] == ("16", "2")
+    assert rows["data.mmu"][0] == ""
+    assert [key for key in rows if key.startswith(("model.vision.", "optim.", "scenes."))] == [
+        "model.vision.patch_size"
+    ]
     assert "model.d_conv" not in rows
     assert "evaluation.pope.suffix" not in rows
 
