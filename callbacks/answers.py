@@ -15,7 +15,7 @@ from callbacks.records import Record
 from callbacks.tracking import Tracker
 from datamodules.benchmarks.questions import Question
 from datamodules.encode import encode_question
-from datamodules.images import read_image, read_mmu_pixels
+from datamodules.images import ImageSource, read_image, read_mmu_pixels
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 """LLaVA's suffix, with which the models are trained and the benchmarks are asked."""
@@ -27,8 +27,6 @@ TABLE_ROWS = 50
 class QuestionsConfig:
     """What all question benchmarks are configured by."""
 
-    images: str
-    """Folder of the pictures."""
     data: Literal["official", "scenes"] = "official"
     """``scenes``: embedded data in the official format. Counts are not checked; the measure is "_style"."""
     limit: int | None = None
@@ -66,11 +64,20 @@ class QuestionMeasure(Measure):
         """Whether a record's answer counts as right."""
 
     @property
+    def full_name(self) -> str:
+        """The name for the official questions, all of them: the task's, unless it has several sets of questions."""
+        return self.task
+
+    @property
     def name(self) -> str:
-        """The official name for the official questions, all of them; ``_mini`` and ``_style`` for others."""
+        """The full name for the official questions, all of them; with ``_mini`` or ``_style`` for others."""
         if self.config.data == "scenes":
-            return f"{self.task}_style"
-        return self.task if self.config.limit is None else f"{self.task}_mini"
+            return f"{self.full_name}_style" + ("_mini" if self.mini else "")
+        return self.full_name if self.config.limit is None else f"{self.full_name}_mini"
+
+    def asked(self, question: Question) -> str:
+        """What the model is asked: the question with the suffix, which some releases have in the question already."""
+        return question.question.removesuffix(self.config.suffix) + self.config.suffix
 
     @cached_property
     def questions(self) -> dict[str, Question]:
@@ -115,18 +122,20 @@ class QuestionMeasure(Measure):
         tracker.log_table(context.step, f"eval/{self.name}/answers", COLUMNS, rows)
 
     def _prompt_ids(self, context: EvaluationContext, question: Question) -> list[int]:
-        return encode_question(context.tokenizer, question.question + self.config.suffix, context.template)
+        return encode_question(context.tokenizer, self.asked(question), context.template)
 
     def _answer(self, context: EvaluationContext, batch: Sequence[tuple[str, list[int]]]) -> list[Record]:
-        questions = [self.questions[sample] for sample, _ in batch]
-        answers = answer(context, [q.image for q in questions], [ids for _, ids in batch], self.config.max_new_tokens)
+        questions, prompts = [self.questions[sample] for sample, _ in batch], [ids for _, ids in batch]
+        # behind a long question fewer may fit; an answer that this cuts short is recorded as truncated
+        most = min(self.config.max_new_tokens, context.model.answer_room(len(prompts[0])))
+        answers = answer(context, [question.image for question in questions], prompts, most)
         return [
             {
                 "sample_id": question.sample_id,
                 "split": question.split,
                 "image": question.image.name,
                 "question": question.question,
-                "prompt": context.template.question.format(question=question.question + self.config.suffix),
+                "prompt": context.template.question.format(question=self.asked(question)),
                 "raw": text,
                 "gold": question.answer,
                 "n_new_tokens": tokens,
@@ -137,14 +146,14 @@ class QuestionMeasure(Measure):
 
 
 def answer(
-    context: EvaluationContext, images: Sequence[Path], prompts: Sequence[list[int]], max_new_tokens: int
+    context: EvaluationContext, images: Sequence[ImageSource], prompts: Sequence[list[int]], max_new_tokens: int
 ) -> list[tuple[str, int, bool]]:
     """Greedy answers to prompts of equal length: (text, number of tokens, whether the limit cut it short).
 
     An answer ends before its first end token; the prompt is no part of it.
     """
     size, end = context.model.config.vision.image_size, context.tokenizer.end_of_text
-    pixels = torch.stack([read_mmu_pixels(path, size) for path in images])
+    pixels = torch.stack([read_mmu_pixels(image, size) for image in images])
     rows = context.model.generate_text(
         pixels.to(context.device),
         torch.tensor(list(prompts), device=context.device),

@@ -64,13 +64,17 @@ class Checkpointing(pl.Callback):
         """Write down whose checkpoint it is: configuration, code version, W&B run."""
         checkpoint["run"] = self.facts
 
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """What was resumed from is saved."""
+        self._saved = trainer.global_step
+
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
         """Save at multiples of ``every_n_steps``."""
         if step_taken(trainer, i) and trainer.global_step % self.config.every_n_steps == 0:
             self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Save the last step, if it was not."""
+        """Save the last step, if it was not: the end of the run, or where it was told to stop."""
         if trainer.global_step and trainer.global_step != self._saved:
             self._save(trainer)
 

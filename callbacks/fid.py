@@ -57,7 +57,7 @@ class Fid(PictureMeasure):
     @property
     def name(self) -> str:
         """``coco``, ``fd_pool`` and the like."""
-        return self.config.measure
+        return self.config.measure + ("_mini" if self.mini else "")
 
     @cached_property
     def captions(self) -> CaptionSet:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from callbacks.answers import QuestionMeasure, QuestionsConfig
-from callbacks.measure import EvaluationContext, Result
+from callbacks.measure import EvaluationContext, Result, file_hashes
 from callbacks.records import Record
-from datamodules.benchmarks.gqa import read_gqa
+from datamodules.benchmarks.gqa import question_id, read_choices, read_gqa
 from datamodules.benchmarks.questions import Question
 from modules.metrics import gqa
 
@@ -17,8 +17,14 @@ from modules.metrics import gqa
 class GqaConfig(QuestionsConfig):
     """Where GQA lies and how it is asked."""
 
+    images: str
+    """Folder of the pictures."""
     questions: str
     """The ``testdev_balanced_questions.json``."""
+    all_questions: str = ""
+    """The ``testdev_all_questions.json``: also ask what the balanced questions entail, for ``consistency``."""
+    choices: str = ""
+    """A ``*_choices.json``, for ``validity`` and ``plausibility``; for testdev none was released."""
 
 
 class Gqa(QuestionMeasure):
@@ -28,14 +34,24 @@ class Gqa(QuestionMeasure):
     config: GqaConfig
 
     def read(self) -> list[Question]:
-        """The balanced questions."""
+        """The balanced questions, and what they entail if the file of all questions is given."""
         config = self.config
-        official = config.data == "official"
-        return read_gqa(Path(config.questions), Path(config.images), official=official, limit=config.limit)
+        return read_gqa(
+            Path(config.questions),
+            Path(config.images),
+            official=config.data == "official",
+            limit=config.limit,
+            everything=Path(config.all_questions) if config.all_questions else None,
+        )
 
     def files(self) -> list[Path]:
-        """The question file."""
-        return [Path(self.config.questions)]
+        """The question files."""
+        return [Path(path) for path in (self.config.questions, self.config.all_questions) if path]
+
+    def check(self, context: EvaluationContext) -> None:
+        """Also read the choices."""
+        super().check(context)
+        self._choices()
 
     def is_correct(self, record: Record) -> bool:
         """By equality after normalising the answer."""
@@ -43,11 +59,20 @@ class Gqa(QuestionMeasure):
 
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
         """Score with binomial errors; the baseline gives each kind of question its most frequent answer."""
-        questions = {sample: question.meta for sample, question in self.questions.items()}
-        metrics = gqa.score(questions, {record["sample_id"]: record["raw"] for record in records})
+        questions = {question_id(sample): question.meta for sample, question in self.questions.items()}
+        predictions = {question_id(record["sample_id"]): record["raw"] for record in records}
+        metrics = gqa.score(questions, predictions, self._choices())
         return Result(
             metrics=metrics,
             standard_errors=gqa.standard_errors(questions, metrics),
             baselines=gqa.baseline(questions),
-            protocol=self.traced(context, records, baseline="most frequent answer of each subset"),
+            protocol=self.traced(
+                context,
+                records,
+                choices=file_hashes([Path(self.config.choices)] if self.config.choices else []),
+                baseline="most frequent answer of each subset",
+            ),
         )
+
+    def _choices(self) -> dict[str, Any] | None:
+        return read_choices(Path(self.config.choices), list(self.questions.values())) if self.config.choices else None

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import platform
 import random
 import time
@@ -21,6 +22,7 @@ from torch import distributed, nn
 from callbacks.records import WEIGHTS, Record, RecordBook, read_results, write_result
 from callbacks.tracking import Tracker
 from datamodules.encode import PromptTemplate
+from modules import signals
 from modules.files import code_version, sha256, step_name
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
@@ -71,6 +73,10 @@ class Result:
     protocol: dict[str, Any]
 
 
+class EvaluationStoppedError(Exception):
+    """A signal asked a rank to stop while it generated; raised on all ranks."""
+
+
 Publish = Callable[[Result, Sequence[Record]], None]
 """Told a result and the records that it was scored from."""
 
@@ -80,6 +86,8 @@ class Measure(ABC):
 
     task: ClassVar[str]
     """Name in the configuration and on the command line."""
+    mini: bool = False
+    """Whether this is the small evaluation in between, whose name ends in ``_mini``."""
 
     @property
     @abstractmethod
@@ -121,8 +129,8 @@ class Measure(ABC):
             log.warning("%s at step %d: records of other weights are discarded", self.name, context.step)
             book.discard()
 
-    def generate(self, context: EvaluationContext) -> None:
-        """Write this rank's records that are not there yet, up to the deadline.
+    def generate(self, context: EvaluationContext) -> bool:
+        """Write this rank's records that are not there yet, up to the deadline. False: a signal told it to stop.
 
         Raises:
             ValueError: records of another protocol lie there.
@@ -133,8 +141,11 @@ class Measure(ABC):
         mine = self.sample_ids()[context.rank :: context.world_size]
         for records in self.produce(context, [sample for sample in mine if sample not in done]):
             book.append(records)
+            if signals.received():
+                return False
             if time.monotonic() > context.deadline:
-                return
+                break
+        return True
 
     def done(self, context: EvaluationContext) -> float:
         """Share of the samples that have a record."""
@@ -262,12 +273,14 @@ def run_measure(
     Without ``generate`` the records must be there. ``publish`` is called on rank 0 with the result and its records.
 
     Raises:
+        EvaluationStoppedError: a signal came meanwhile; what was generated is kept.
         OutOfTimeError: the context's deadline came first; on all ranks.
     """
     with isolated(context.model):
         if generate:
             on_all_ranks(lambda: None if context.rank else measure.prepare(context))
-            on_all_ranks(lambda: measure.generate(context))
+            if not all(exchange(on_all_ranks(lambda: measure.generate(context)))):
+                raise EvaluationStoppedError(f"{measure.name} was told to stop")
             share = exchange(on_all_ranks(lambda: measure.done(context)))[0]
             if share < 1:
                 raise OutOfTimeError(f"{measure.name} has {share:.0%} of its records after its time was up")
@@ -276,8 +289,11 @@ def run_measure(
 
 
 def file_hashes(paths: Iterable[Path]) -> dict[str, str]:
-    """File name to sha256 (hex)."""
-    return {path.name: _sha256(path, path.stat().st_mtime_ns) for path in paths}
+    """File name to sha256 (hex); where names repeat, each with its folders below the common one."""
+    paths = list(paths)
+    root = Path(os.path.commonpath(paths)) if len({path.name for path in paths}) < len(paths) else None
+    names = [path.relative_to(root).as_posix() if root else path.name for path in paths]
+    return {name: _sha256(path, path.stat().st_mtime_ns) for name, path in zip(names, paths, strict=True)}
 
 
 @cache

@@ -17,6 +17,8 @@ from modules.metrics import pope
 class PopeConfig(QuestionsConfig):
     """Where POPE lies and how it is asked; ``limit`` is per split."""
 
+    images: str
+    """Folder of the pictures."""
     folder: str
     """Folder of ``coco_pope_{random,popular,adversarial}.json``."""
 

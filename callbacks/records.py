@@ -6,7 +6,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def write_result(folder: Path, name: str, result: Mapping[str, Any]) -> None:
     write_json(folder / "results.json", read_results(folder) | {name: result})
 
 
-def write_json(path: Path, document: Mapping[str, Any], unique: str = "new") -> None:
+def write_json(path: Path, document: Mapping[str, Any] | Sequence[Any], unique: str = "new") -> None:
     """Write a JSON file as a whole or not at all; ``unique`` tells writers apart that may write it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{unique}")

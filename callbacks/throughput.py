@@ -1,6 +1,5 @@
 """Logs losses, learning rate, gradient norm and speed of training, and shows them as they come."""
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +12,9 @@ from callbacks.steps import step_taken
 from callbacks.tracking import Tracker
 from datamodules.mixed import MixedDataModule
 from modules.omnimamba.config import ModelConfig
-from modules.zero import ZeroStrategy
 
 Show = Callable[[int, dict[str, float]], None]
 """Told (step, metrics) at every log."""
-
-
-class DivergedError(ValueError):
-    """A loss or gradient is no finite number any more; going on would only write it into every checkpoint."""
 
 
 class Throughput(pl.Callback):
@@ -31,13 +25,21 @@ class Throughput(pl.Callback):
     what callbacks do after it (saving, evaluating) left out: a `RestartClock` behind them starts the clock again.
     """
 
-    def __init__(self, tracker: Tracker, model: ModelConfig, every_n_steps: int, show: Show) -> None:
+    def __init__(
+        self,
+        tracker: Tracker,
+        model: ModelConfig,
+        every_n_steps: int,
+        show: Show,
+        beside: Callable[[], dict[str, float]],
+    ) -> None:
+        """``beside`` is asked for more metrics at every log."""
         self.tracker, self.model, self.every, self.show = tracker, model, every_n_steps, show
+        self.beside = beside
         self._losses: dict[str, Tensor] = {}
         self._tokens = 0
         self._seconds = 0.0
         self._started = 0.0
-        self._grad_norm: Tensor | None = None
         self._lr = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -51,11 +53,8 @@ class Throughput(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """The gradient norm before clipping, and the learning rate of this step."""
+        """The learning rate of this step."""
         self._lr = optimizer.param_groups[0]["lr"]
-        if (trainer.global_step + 1) % self.every == 0 and not isinstance(trainer.strategy, ZeroStrategy):
-            gradients = [p.grad for p in module.parameters() if p.grad is not None]
-            self._grad_norm = torch.nn.utils.get_total_norm(gradients)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
         """Collect; log at multiples of ``every_n_steps``."""
@@ -78,10 +77,7 @@ class Throughput(pl.Callback):
         assert isinstance(values, Tensor)
         metrics = {f"train/{name}": value for name, value in zip(names, values.tolist(), strict=True)}
         metrics["train/lr"] = self._lr
-        if isinstance(trainer.strategy, ZeroStrategy):
-            metrics["train/grad_norm"] = trainer.strategy.gradient_norm()
-        elif self._grad_norm is not None:
-            metrics["train/grad_norm"] = self._grad_norm.item()
+        metrics.update(self.beside())
         metrics["train/tokens_per_s"] = self._tokens / self._seconds
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, MixedDataModule)
@@ -89,13 +85,6 @@ class Throughput(pl.Callback):
         self.tracker.log(trainer.global_step, metrics)
         if trainer.is_global_zero:
             self.show(trainer.global_step, metrics)
-        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if broken:
-            raise DivergedError(
-                f"{', '.join(broken)} at step {trainer.global_step} is not finite: training diverged and is "
-                "stopped. Start anew with a lower optim.lr or a longer optim.warmup_steps, or remove the checkpoints "
-                "since it went wrong"
-            )
         self._tokens, self._seconds = 0, 0.0
 
     def _positions(self, batch: Any) -> int:

@@ -92,6 +92,18 @@ class Tracker:
 
         self._mirror(step, row)
 
+    def log_files(self, name: str, kind: str, folder: Path) -> None:
+        """Keep all files of ``folder`` as an artifact of W&B."""
+
+        def keep() -> None:
+            import wandb
+
+            artifact = wandb.Artifact(f"{self._wandb.id}-{name}", type=kind)
+            artifact.add_dir(str(folder))
+            self._wandb.log_artifact(artifact)
+
+        self._attempt(keep)
+
     def close(self) -> None:
         """Flush and end the W&B run."""
         if self._file is not None:
@@ -107,13 +119,7 @@ class Tracker:
     def _start_wandb(self, config: TrackingConfig, name: str, run_id: str, settings: dict[str, Any]) -> None:
         import wandb
 
-        mode: Literal["online", "offline", "disabled"] | None
-        if config.wandb != "auto":
-            mode = config.wandb
-        elif "WANDB_MODE" in os.environ:
-            mode = None  # W&B reads it itself
-        else:
-            mode = "online" if _has_key() else "offline"
+        mode = tracking_mode(config)
         try:
             self._wandb = wandb.init(
                 project=config.project,
@@ -135,13 +141,26 @@ class Tracker:
 
     def _mirror(self, step: int, row: Callable[[], dict[str, Any]]) -> None:
         """Log what ``row`` makes to W&B; it is made here, so that a failure to make it stops nothing either."""
+        self._attempt(lambda: self._wandb.log({**row(), "step": step, "attempt": self.attempt}))
+
+    def _attempt(self, action: Callable[[], Any]) -> None:
+        """Do something with W&B; without one, nothing. After a failure there is none."""
         if self._wandb is None:
             return
         try:
-            self._wandb.log({**row(), "step": step, "attempt": self.attempt})
+            action()
         except Exception as error:  # noqa: BLE001  # as above
             log.warning("W&B failed (%s); metrics go on in %s alone", error, self.folder / METRICS)
             self._wandb = None
+
+
+def tracking_mode(config: TrackingConfig) -> Literal["online", "offline", "disabled"] | None:
+    """How W&B will be used; None: as WANDB_MODE says, which it reads itself."""
+    if config.wandb != "auto":
+        return config.wandb
+    if "WANDB_MODE" in os.environ:
+        return None
+    return "online" if _has_key() else "offline"
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +21,19 @@ _TURNING = (b"Exif\0\0", b"tiff:Orientation")
 """Marks of the segments that can say that the camera was held another way."""
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredImage:
+    """A picture that came in a table instead of in a file of its own; the table's bytes are kept."""
+
+    name: str
+    payload: bytes = field(repr=False)
+    where: str
+    """The place in the table, for errors."""
+
+
+ImageSource = Path | StoredImage
 
 
 def decode(payload: bytes) -> Image.Image:
@@ -75,33 +89,37 @@ def _jpeg(payload: bytes) -> NDArray[np.uint8] | None:
     return pixels
 
 
-def read_image(path: Path) -> Image.Image:
-    """The picture in ``path``, decoded, upright, in RGB.
+def read_image(source: ImageSource) -> Image.Image:
+    """The picture in ``source``, decoded, upright, in RGB.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it does not decode.
     """
-    return _from_file(path, decode)
+    return _decoded(source, decode)
 
 
-def read_mmu_pixels(path: Path, size: int) -> Tensor:
-    """`mmu_pixels` of the picture in ``path``.
+def read_mmu_pixels(source: ImageSource, size: int) -> Tensor:
+    """`mmu_pixels` of the picture in ``source``.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it does not decode.
     """
-    return _from_file(path, lambda payload: mmu_pixels(payload, size))
+    return _decoded(source, lambda payload: mmu_pixels(payload, size))
 
 
-def _from_file(path: Path, decoder: Callable[[bytes], _T]) -> _T:
-    if not path.is_file():
-        raise FileNotFoundError(f"image {path} does not exist; check the folder that holds the images")
+def _decoded(source: ImageSource, decoder: Callable[[bytes], _T]) -> _T:
+    if isinstance(source, StoredImage):
+        payload, where = source.payload, source.where
+    elif source.is_file():
+        payload, where = source.read_bytes(), str(source)
+    else:
+        raise FileNotFoundError(f"image {source} does not exist; check the folder that holds the images")
     try:
-        return decoder(path.read_bytes())
+        return decoder(payload)
     except ValueError as error:
-        raise ValueError(f"image {path} does not decode ({error}); replace the file") from error
+        raise ValueError(f"image {where} does not decode ({error}); replace the file") from error
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

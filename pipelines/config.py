@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from callbacks.checkpointing import CheckpointConfig
 from callbacks.evaluation import EvaluationConfig
+from callbacks.guards import GuardConfig
 from callbacks.tracking import TrackingConfig
 from datamodules.mixed import DataConfig
 from modules.omnimamba.adapters import TASKS
@@ -93,6 +94,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
@@ -112,6 +114,7 @@ class RunConfig:
             + self.data.problems()
             + self.optim.problems()
             + self.checkpoint.problems()
+            + self.guards.problems()
             + self.evaluation.problems()
         )
         for key, value in (
@@ -128,6 +131,11 @@ class RunConfig:
             )
         if not self.model.tokenizer:
             found.append("model.tokenizer is empty; name a local tokenizer.json")
+        if self.guards.spike_sigma and self.hardware.strategy != "ddp":
+            found.append(
+                f"guards.spike_sigma={self.guards.spike_sigma} needs hardware.strategy=ddp: under "
+                f"{self.hardware.strategy} an update cannot be left out"
+            )
         if not self.hardware.timeout_minutes > 0:
             found.append(f"hardware.timeout_minutes={self.hardware.timeout_minutes} must be above 0")
         if self.hardware.threads < 0:
@@ -184,6 +192,8 @@ def as_dict(config: RunConfig) -> dict[str, Any]:
 FREE_ON_RESUME = (
     "run",
     "checkpoint",
+    "guards.hang_minutes",
+    "guards.memory_share",
     "evaluation",
     "tracking",
     "hardware",

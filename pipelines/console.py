@@ -16,8 +16,9 @@ USER_ERRORS = (
 """What a user can mend: shown as a message. Anything else is a fault of the program and keeps its traceback."""
 
 
-INTERRUPTED, TERMINATED = 130, 143
-"""Exit codes of a verb stopped by SIGINT and by SIGTERM, as shells count them."""
+INTERRUPTED, PREEMPTED = 130, 75
+"""Exit codes of a verb stopped by Ctrl-C, as shells count it, and of a training that was told to stop, saved its step
+and will go on from there (EX_TEMPFAIL of sysexits.h)."""
 
 
 def say(text: str = "") -> None:

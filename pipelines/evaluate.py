@@ -1,6 +1,6 @@
 """Evaluate trained weights by the measures of their configuration.
 
-    python -m pipelines.evaluate RUN [--tasks pope gqa fid samples speed] [--score-only | --fresh] [key=value ...]
+    python -m pipelines.evaluate RUN [--tasks TASK ...] [--score-only | --fresh] [key=value ...]
 
 Examples:
     python -m pipelines.evaluate runs/demo_unified
@@ -9,6 +9,7 @@ Examples:
     python -m pipelines.evaluate runs/demo_unified --tasks speed evaluation.speed={}
     python -m pipelines.evaluate runs/demo_unified --score-only
     python -m pipelines.evaluate runs/demo_unified/checkpoints/step-000000500
+    torchrun --nproc-per-node 8 -m pipelines.evaluate runs/stage2_unified     # or srun: one process a GPU
     python -m pipelines.evaluate configs/stage2_unified.yaml pretrained=omnimamba.safetensors run.dir=runs/published
 
 RUN is a run folder (its latest checkpoint), one of its checkpoints, a folder of pipelines.export, or a configuration
@@ -21,6 +22,7 @@ short goes on where it was; --score-only scores the predictions that lie there o
 import argparse
 import shutil
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from callbacks.measure import EvaluationContext, Measure, Result
+    from pipelines.processes import Place
     from pipelines.trained import Trained
 
 
@@ -39,33 +42,46 @@ def main() -> None:
     # Late: --help answers at once
     from rich.console import Console
 
-    from callbacks.evaluation import build_measures, run_measure
+    from callbacks.evaluation import build_measures, build_mini_measures, run_measure
+    from callbacks.measure import on_all_ranks
+    from pipelines.processes import joined
     from pipelines.trained import load_trained, trained_config
 
     config = trained_config(arguments.run, overrides)
-    measures = choose(build_measures(config.evaluation), arguments.tasks)
-    context = context_of(load_trained(arguments.run, overrides))
+    build = build_mini_measures if arguments.mini else build_measures
+    measures = choose(build(config.evaluation), arguments.tasks)
+    with joined(timedelta(minutes=config.hardware.timeout_minutes)) as place:
+        context = context_of(load_trained(arguments.run, overrides), place)
+        on_all_ranks(lambda: _check(measures, context, fresh=arguments.fresh))
+        results: dict[str, Result] = {}
+        for measure in measures:
+            if place.leads:
+                say(f"{measure.name}: {len(measure.sample_ids())} samples")
+            result = run_measure(measure, context, generate=not arguments.score_only)
+            if result is not None:  # this process is rank 0
+                results[measure.name] = result
+    if place.leads:
+        title = f"{context.folder} at step {context.step}"
+        Console().print(result_table(results, title=title, details=arguments.details))
+        say(f"results: {context.records / 'results.json'}")
+
+
+def _check(measures: "Sequence[Measure]", context: "EvaluationContext", *, fresh: bool) -> None:
+    """Let every measure look at its files, and delete the records of this step if they are to be made anew."""
     for measure in measures:
         measure.check(context)
-    results: dict[str, Result] = {}
-    for measure in measures:
-        if arguments.fresh:
+        if fresh and not context.rank:
             shutil.rmtree(context.records / measure.name, ignore_errors=True)
-        say(f"{measure.name}: {len(measure.sample_ids())} samples")
-        result = run_measure(measure, context, generate=not arguments.score_only)
-        assert result is not None  # this process is rank 0
-        results[measure.name] = result
-    title = f"{context.folder} at step {context.step}"
-    Console().print(result_table(results, title=title, details=arguments.details))
-    say(f"results: {context.records / 'results.json'}")
 
 
-def context_of(trained: "Trained") -> "EvaluationContext":
-    """A loaded model as measures take it, in one process."""
+def context_of(trained: "Trained", place: "Place | None" = None) -> "EvaluationContext":
+    """A loaded model as measures take it, in one process or several."""
     from callbacks.measure import EvaluationContext
     from modules.checkpoints import weights_fingerprint
 
     return EvaluationContext(
+        rank=place.rank if place else 0,
+        world_size=place.world_size if place else 1,
         model=trained.model,
         weights=weights_fingerprint(trained.model),
         checkpoint=trained.origin,
@@ -102,19 +118,22 @@ def choose(measures: "Sequence[Measure]", tasks: Sequence[str] | None) -> "list[
 
 
 def result_table(results: "Mapping[str, Result]", *, title: str, details: bool = False) -> "Table":
-    """A row for each metric: value, standard error, trivial baseline, number of samples."""
+    """A row for each metric: value, standard error, trivial baseline, the paper's value, number of samples."""
     from rich.table import Table
 
+    from pipelines.report_paper import paper_value
+
     table = Table("measure", "metric", title=title)
-    for column in ("value", "± std err", "trivial baseline", "N"):
+    for column in ("value", "± std err", "trivial", "paper", "N"):
         table.add_column(column, justify="right")
     for name, result in results.items():
         metrics = {key: value for key, value in result.metrics.items() if details or "/" not in key}
         for key, value in metrics.items():
             error, baseline = result.standard_errors.get(key), result.baselines.get(key)
-            table.add_row(name, key, f"{value:.4f}", _number(error), _number(baseline), str(result.protocol["n"]))
+            beside = map(_number, (error, baseline, paper_value((name, key))))
+            table.add_row(name, key, f"{value:.4f}", *beside, str(result.protocol["n"]))
         if not metrics:
-            table.add_row(name, "-", "-", "-", "-", str(result.protocol["n"]))
+            table.add_row(name, *5 * ["-"], str(result.protocol["n"]))
     return table
 
 
@@ -130,6 +149,7 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
         "run", type=Path, metavar="RUN", help="a run folder, a checkpoint, an exported folder, or a YAML file"
     )
     parser.add_argument("--tasks", nargs="+", help="a list out of TASKS; all that are configured if left out")
+    parser.add_argument("--mini", action="store_true", help="on evaluation.mini samples, as during training")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--score-only", action="store_true", help="generate nothing, score the records that lie there")
     how.add_argument("--fresh", action="store_true", help="delete this step's records of the tasks first")

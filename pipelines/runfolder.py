@@ -25,6 +25,7 @@ from pipelines.console import warn
 from pipelines.overrides import ConfigError, read_yaml
 
 CONFIG, PROVENANCE, COMPLETE, LOCK = "config.yaml", "provenance.json", "COMPLETE", ".lock"
+PREEMPTED = "PREEMPTED"
 PACKAGES = ("torch", "lightning", "mamba-ssm", "causal-conv1d", "deepspeed", "wandb", "webdataset", "datasets", "peft",
             "omegaconf", "numpy", "pillow", "tokenizers", "safetensors")  # fmt: skip
 
@@ -59,6 +60,7 @@ class RunFolder:
             ConfigError: a resumed run would look at images with another encoder than before.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / PREEMPTED).unlink(missing_ok=True)
         known = _read_json(self.path / PROVENANCE)
         attempts, weights = known.get("attempts", []), weights or {}
         if self.checkpoint is not None and attempts:
@@ -74,6 +76,10 @@ class RunFolder:
     def finish(self, step: int) -> None:
         """Mark the run as done. Rank 0 alone calls this."""
         _write(self.path / COMPLETE, f"{step}\n")
+
+    def pause(self, step: int) -> None:
+        """Mark the run as stopped in order at ``step``, to be started again. Rank 0 alone calls this."""
+        _write(self.path / PREEMPTED, f"{step}\n")
 
 
 @contextmanager

@@ -7,12 +7,14 @@ Examples:
     python -m pipelines.train configs/smoke_unified.yaml run.dir=/scratch/me/smoke trainer.max_steps=20
     python -m pipelines.train runs/smoke_unified/config.yaml       # the same run again: it resumes, or is complete
 
-A run folder with a checkpoint is resumed; one with COMPLETE is left alone.
+A run folder with a checkpoint is resumed; one with COMPLETE is left alone. On SIGUSR1, SIGUSR2 or SIGTERM the run
+saves the step it is at, leaves PREEMPTED in its folder and ends with exit code 75.
 """
 
 import argparse
 from pathlib import Path
 
+from modules import signals
 from pipelines.console import run_verb
 
 
@@ -37,4 +39,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    signals.listen()  # before anything is loaded: unhandled, a signal to stop would kill
+    try:
+        run_verb(main)
+    finally:
+        signals.ignore()  # the first rank that ends makes srun end the others: each keeps the exit code that it chose

@@ -9,6 +9,8 @@ from datamodules.benchmarks.questions import OFFICIAL_ELSE, Question, require_fi
 SPLITS = ("random", "popular", "adversarial")
 OFFICIAL_COUNTS = {"random": (3000, 2910), "popular": (3000,), "adversarial": (3000,)}
 """Questions per file; ``random`` was released twice, and published numbers use either."""
+OFFICIAL_YES = 1500
+"""Of them to be answered with yes, in every file: the shorter ``random`` lacks others."""
 
 
 def pope_files(folder: Path) -> dict[str, Path]:
@@ -21,7 +23,8 @@ def read_pope(folder: Path, images: Path, *, official: bool, limit: int | None =
 
     Raises:
         FileNotFoundError: a question file or an image is missing.
-        ValueError: a line is broken, a question id occurs twice, or the number of questions is not the official one.
+        ValueError: a line is broken, a question id occurs twice, or the number of questions or of
+            those with the label yes is not the official one.
     """
     questions: list[Question] = []
     for split, path in pope_files(folder).items():
@@ -30,6 +33,11 @@ def read_pope(folder: Path, images: Path, *, official: bool, limit: int | None =
         if official and len(found) not in expected:
             wanted = " or ".join(str(count) for count in expected)
             raise ValueError(f"{path} holds {len(found)} questions, expected {wanted}. {OFFICIAL_ELSE}")
+        yes = sum(question.answer == "yes" for question in found)
+        if official and yes != OFFICIAL_YES:
+            raise ValueError(
+                f"{path} holds {yes} questions with the label yes, expected {OFFICIAL_YES}. {OFFICIAL_ELSE}"
+            )
         if not found:
             raise ValueError(f"{path} holds no question")
         found = found[:limit]

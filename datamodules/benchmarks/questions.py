@@ -1,10 +1,13 @@
 """What all question benchmarks share: the form of a question, and the checks on the files it comes from."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from datamodules.images import ImageSource
 
 OFFICIAL_ELSE = "If this is not the official file, set its data to 'scenes'"
 
@@ -17,11 +20,11 @@ class Question:
     split: str
     sample_id: str
     """``<split>/<question id>``: unique in the task and the same in every process."""
-    image: Path
+    image: ImageSource
     question: str
     answer: str
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """The whole record of the file, where scoring needs more than the answer."""
+    """What scoring needs beyond the answer."""
 
 
 def read_json(path: Path) -> Any:
@@ -44,6 +47,14 @@ def require_file(path: Path) -> None:
         raise FileNotFoundError(f"benchmark file {path} does not exist; check the path in the configuration")
 
 
+def require_unique(questions: Sequence[Question], source: Path) -> None:
+    """Raise ValueError if ``source`` gave one sample id to several questions."""
+    ids = {question.sample_id for question in questions}
+    if len(ids) != len(questions):
+        [(repeated, times)] = Counter(question.sample_id for question in questions).most_common(1)
+        raise ValueError(f"{source} holds question {repeated} {times} times; ids must be unique")
+
+
 def require_keys(record: Any, keys: Sequence[str], where: str) -> None:
     """Raise ValueError unless ``record`` is an object with ``keys``; ``where`` names it."""
     if not isinstance(record, dict):
@@ -53,9 +64,9 @@ def require_keys(record: Any, keys: Sequence[str], where: str) -> None:
         raise ValueError(f"{where} lacks {', '.join(missing)}; expected the keys {', '.join(keys)}")
 
 
-def require_images(paths: Iterable[Path], source: Path) -> None:
-    """Raise FileNotFoundError unless all pictures that ``source`` names exist."""
-    wanted = list(dict.fromkeys(paths))
+def require_images(images: Iterable[ImageSource], source: Path) -> None:
+    """Raise FileNotFoundError unless all picture files that ``source`` names exist."""
+    wanted = list(dict.fromkeys(image for image in images if isinstance(image, Path)))
     missing = [path for path in wanted if not path.is_file()]
     if missing:
         raise FileNotFoundError(

@@ -1,14 +1,19 @@
 """GQA: short answers to compositional questions. The counts of the official ``eval.py``.
 
-A question is a record of the official file: ``question, answer, semantic, types, groups, isBalanced``.
+A question is a record of the official file: ``question, answer, semantic, types, groups, isBalanced``, and for
+consistency ``entailed``.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from typing import Any
 
 Questions = Mapping[str, Mapping[str, Any]]
+Choices = Mapping[str, Mapping[str, Sequence[str]]]
+"""Question id to its ``valid`` and ``plausible`` answers."""
+_COMMON = ("color", "material", "shape")
+"""What may be answered to a question for what things have in common."""
 _NOT_A_STEP = ("exist", "query: name", "choose name")
 
 
@@ -17,15 +22,19 @@ def normalise(prediction: str) -> str:
     return prediction.strip().rstrip(".").lower()
 
 
-def score(questions: Questions, predictions: Mapping[str, str]) -> dict[str, float]:
+def score(questions: Questions, predictions: Mapping[str, str], choices: Choices | None = None) -> dict[str, float]:
     """Measures over the balanced questions, as fractions; ``predictions`` (question id to raw answer) are normalised.
 
     ``accuracy``; ``binary`` and ``open`` (structural type "query"); ``structural/<type>``, ``semantic/<type>``,
     ``steps/<n>``, ``words/<n>``; ``distribution``, the official distance of predicted from true answers inside global
-    groups, lower is better. A measure without a question is left out.
+    groups, lower is better. With ``choices``, which were not released for testdev, ``validity`` and ``plausibility``.
+
+    ``consistency`` is how far the questions that a rightly answered one entails are answered rightly, too. Where some
+    of them were not asked (the balanced files lack most), it is taken over the others and named
+    ``consistency_balanced_subset``. A measure without a question is left out.
 
     Raises:
-        ValueError: no balanced question, or questions without a prediction.
+        ValueError: no balanced question, or questions without a prediction or without choices.
     """
     balanced = _balanced(questions)
     missing = [key for key in balanced if key not in predictions]
@@ -33,18 +42,22 @@ def score(questions: Questions, predictions: Mapping[str, str]) -> dict[str, flo
         raise ValueError(
             f"{len(missing)} of {len(balanced)} GQA questions have no prediction, first {missing[0]}; generate them"
         )
-    answers = {key: normalise(predictions[key]) for key in balanced}
+    answers = {key: normalise(predictions[key]) for key in questions if key in predictions}
     scores = {
         name: sum(answers[key] == balanced[key]["answer"] for key in keys) / len(keys)
         for name, keys in _subsets(balanced).items()
     }
+    scores |= _consistency(questions, balanced, answers)
+    if choices is not None:
+        scores |= _allowed(balanced, answers, choices)
     distance = _distribution(balanced, answers)
     return scores if distance is None else scores | {"distribution": distance}
 
 
 def standard_errors(questions: Questions, scores: Mapping[str, float]) -> dict[str, float]:
     """Binomial standard error of each accuracy in ``scores``."""
-    subsets = _subsets(_balanced(questions))
+    balanced = _balanced(questions)
+    subsets = _subsets(balanced) | {name: list(balanced) for name in ("validity", "plausibility")}
     return {name: sqrt(p * (1 - p) / len(subsets[name])) for name, p in scores.items() if name in subsets}
 
 
@@ -84,6 +97,35 @@ def _subsets(balanced: Questions) -> dict[str, list[str]]:
         for key, question in balanced.items():
             subsets.setdefault(name(question), []).append(key)
     return subsets
+
+
+def _consistency(questions: Questions, balanced: Questions, answers: Mapping[str, str]) -> dict[str, float]:
+    """By the name that says whether all entailed questions were asked; empty if none was."""
+    entailed = {key: [one for one in balanced[key].get("entailed", ()) if one != key] for key in balanced}
+    asked = {key: [one for one in others if one in answers] for key, others in entailed.items()}
+    shares = [
+        sum(answers[one] == questions[one]["answer"] for one in others) / len(others)
+        for key, others in asked.items()
+        if others and answers[key] == balanced[key]["answer"]
+    ]
+    name = "consistency" if asked == entailed else "consistency_balanced_subset"
+    return {name: sum(shares) / len(shares)} if shares else {}
+
+
+def _allowed(balanced: Questions, answers: Mapping[str, str], choices: Choices) -> dict[str, float]:
+    """Fractions of answers that make sense for the question (valid) and for the world (plausible)."""
+    missing = [key for key in balanced if key not in choices]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(balanced)} GQA questions have no choices, first {missing[0]}")
+
+    def share(kind: str) -> float:
+        allowed = {
+            key: _COMMON if "Common" in question["types"]["detailed"] else choices[key][kind]
+            for key, question in balanced.items()
+        }
+        return sum(answers[key] in allowed[key] for key in balanced) / len(balanced)
+
+    return {"validity": share("valid"), "plausibility": share("plausible")}
 
 
 def _distribution(balanced: Questions, answers: Mapping[str, str]) -> float | None:

@@ -24,6 +24,8 @@ NO_EVALUATION = [f"evaluation.{task}=null" for task in ("pope", "gqa", "fid", "s
 TIMED = {"time", "attempt", "train/tokens_per_s"}
 """What may differ between two runs of the same configuration."""
 
+BESIDE = ("eval/", "eval_mini/", "system/")
+
 Train = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -42,7 +44,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def losses(folder: Path) -> list[dict[str, Any]]:
     """What was logged at each step, without what may differ from run to run."""
     return [
-        {key: value for key, value in row.items() if key not in TIMED and not key.startswith("eval/")}
+        {key: value for key, value in row.items() if key not in TIMED and not key.startswith(BESIDE)}
         for row in read_metrics(folder)
     ]
 

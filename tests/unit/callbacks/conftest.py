@@ -1,7 +1,7 @@
 """A tiny real model with its parts, and small benchmark files in the official layouts."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -47,7 +47,7 @@ def model(tokenizer: TextTokenizer) -> OmniMamba:
         image_tokens=16,
         caption_length=12,
         mmu_text_length=60,
-        mmu_positions=120,
+        mmu_positions=240,
         t2i_positions=40,
         projector_hidden=16,
         image_mlp_hidden=16,
@@ -76,6 +76,33 @@ def make_context(
         return EvaluationContext(**(values | changes))  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def speak(monkeypatch: pytest.MonkeyPatch) -> Callable[[EvaluationContext, Mapping[str, str]], list[int]]:
+    """Let the model answer by the question that the prompt holds, whatever its weights; returns the batch sizes."""
+
+    def let(context: EvaluationContext, answers: Mapping[str, str]) -> list[int]:
+        seen: list[int] = []
+
+        def generate_text(
+            images: torch.Tensor, prompt_ids: torch.Tensor, *, max_new_tokens: int, end_id: int
+        ) -> torch.Tensor:
+            assert images.dtype == torch.uint8
+            assert images.shape == (len(prompt_ids), 3, 16, 16)
+            seen.append(len(prompt_ids))
+            rows = []
+            for row in prompt_ids.tolist():
+                prompt = context.tokenizer.decode(row)
+                [text] = [text for key, text in answers.items() if key in prompt]
+                rows.append([*context.tokenizer.encode(text), end_id][:max_new_tokens])
+            longest = max(map(len, rows))
+            return torch.tensor([row + [end_id] * (longest - len(row)) for row in rows])
+
+        monkeypatch.setattr(context.model, "generate_text", generate_text)
+        return seen
+
+    return let
 
 
 @pytest.fixture(scope="session")

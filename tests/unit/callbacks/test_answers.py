@@ -1,5 +1,7 @@
+import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from datamodules.benchmarks.questions import Question
 from datamodules.encode import encode_question
 
 Make = Callable[..., EvaluationContext]
+Speak = Callable[[EvaluationContext, Mapping[str, str]], list[int]]
 
 
 def pope(benchmark: Path, **changes: object) -> Pope:
@@ -31,37 +34,13 @@ def gqa(benchmark: Path) -> Gqa:
     )
 
 
-def speak(
-    monkeypatch: pytest.MonkeyPatch, context: EvaluationContext, answers: dict[str, str], seen: list[int]
-) -> None:
-    """Let the model answer by the question that the prompt holds, whatever its weights."""
-
-    def generate_text(
-        images: torch.Tensor, prompt_ids: torch.Tensor, *, max_new_tokens: int, end_id: int
-    ) -> torch.Tensor:
-        assert images.dtype == torch.uint8
-        assert images.shape == (len(prompt_ids), 3, 16, 16)
-        seen.append(len(prompt_ids))
-        rows = []
-        for row in prompt_ids.tolist():
-            prompt = context.tokenizer.decode(row)
-            [text] = [text for key, text in answers.items() if key in prompt]
-            rows.append([*context.tokenizer.encode(text), end_id][:max_new_tokens])
-        longest = max(map(len, rows))
-        return torch.tensor([row + [end_id] * (longest - len(row)) for row in rows])
-
-    monkeypatch.setattr(context.model, "generate_text", generate_text)
-
-
 def by_question(questions: dict[str, Question]) -> dict[str, str]:
     return {question.question: question.answer.capitalize() + "." for question in questions.values()}
 
 
-def test_pope_oracle_scores_all_points_beside_always_yes(
-    benchmark: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pope_oracle_scores_all_points_beside_always_yes(benchmark: Path, make_context: Make, speak: Speak) -> None:
     context, measure = make_context(), pope(benchmark)
-    speak(monkeypatch, context, by_question(measure.questions), seen := [])
+    seen = speak(context, by_question(measure.questions))
     result = run_measure(measure, context)
     assert result is not None
     assert result.metrics["f1_macro"] == result.metrics["acc_macro"] == 1
@@ -80,19 +59,17 @@ def test_pope_oracle_scores_all_points_beside_always_yes(
     assert sorted(seen) == sorted(min(4, n - start) for n in lengths.values() for start in range(0, n, 4))
 
 
-def test_pope_trivial_answer_scores_its_baseline(
-    benchmark: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pope_trivial_answer_scores_its_baseline(benchmark: Path, make_context: Make, speak: Speak) -> None:
     context, measure = make_context(), pope(benchmark)
-    speak(monkeypatch, context, {"thing": "Yes"}, [])
+    speak(context, {"thing": "Yes"})
     result = run_measure(measure, context)
     assert result is not None
     assert result.metrics == result.baselines
 
 
-def test_gqa_oracle_and_trivial_answer(benchmark: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gqa_oracle_and_trivial_answer(benchmark: Path, make_context: Make, speak: Speak) -> None:
     context, measure = make_context(), gqa(benchmark)
-    speak(monkeypatch, context, {"What colour": "Blue."}, [])
+    speak(context, {"What colour": "Blue."})
     result = run_measure(measure, context)
     assert result is not None
     # six colours, each once: one fixed answer is right once
@@ -101,11 +78,47 @@ def test_gqa_oracle_and_trivial_answer(benchmark: Path, make_context: Make, monk
     assert measure.assess(context, oracle).metrics["accuracy"] == 1
 
 
-def test_records_hold_what_was_asked_and_said(
-    benchmark: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch
+def test_gqa_consistency_and_choices_where_their_files_are_given(
+    benchmark: Path, make_context: Make, speak: Speak, tmp_path: Path
 ) -> None:
+    records = json.loads((benchmark / "gqa_questions.json").read_text())
+    records["0"]["entailed"] = ["0", "10", "11"]
+    (tmp_path / "balanced_questions.json").write_text(json.dumps(records))
+    more = {key: records["1"] | {"isBalanced": False, "answer": answer} for key, answer in (("10", "red"), ("11", "x"))}
+    (tmp_path / "all_questions.json").write_text(json.dumps(records | more))
+    allowed = {key: {"valid": ["red"], "plausible": []} for key in records}
+    (tmp_path / "choices.json").write_text(json.dumps(allowed))
+
+    def asking(**files: str) -> Gqa:
+        files = {key: str(tmp_path / name) for key, name in files.items()}
+        images = str(benchmark / "images")
+        return Gqa(GqaConfig(images=images, data="scenes", max_new_tokens=8, **files))
+
+    measure = asking(questions="balanced_questions.json", all_questions="all_questions.json", choices="choices.json")
+    context = make_context()
+    speak(context, {"What colour": "Red."})
+    measure.check(context)
+    result = run_measure(measure, context)
+    assert result is not None
+    assert result.metrics["accuracy"] == pytest.approx(1 / 6)
+    assert result.metrics["consistency"] == 0.5
+    assert (result.metrics["validity"], result.metrics["plausibility"]) == (1, 0)
+    assert result.protocol["splits"] == {"balanced": 6, "all": 2}
+    assert set(result.protocol["files"]) == {"balanced_questions.json", "all_questions.json"}
+    with pytest.raises(FileNotFoundError, match=r"none.json does not exist"):
+        asking(questions="balanced_questions.json", choices="none.json").check(context)
+
+
+def test_a_suffix_that_the_question_has_is_not_said_twice(benchmark: Path) -> None:
+    measure = pope(benchmark)
+    question = measure.questions["random/0"]
+    with_suffix = replace(question, question=question.question + measure.config.suffix)
+    assert measure.asked(question) == measure.asked(with_suffix) == with_suffix.question
+
+
+def test_records_hold_what_was_asked_and_said(benchmark: Path, make_context: Make, speak: Speak) -> None:
     context, measure = make_context(), pope(benchmark, limit=1)
-    speak(monkeypatch, context, {"thing": "Yes"}, [])
+    speak(context, {"thing": "Yes"})
     measure.generate(context)
     assert measure.records(context)[0] == {
         "sample_id": "random/0",
@@ -172,11 +185,9 @@ def test_check_finds_missing_files(tmp_path: Path, benchmark: Path, make_context
         pope(benchmark, folder=str(tmp_path)).check(make_context())
 
 
-def test_table_has_fixed_rows_and_errors_and_pictures(
-    benchmark: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_table_has_fixed_rows_and_errors_and_pictures(benchmark: Path, make_context: Make, speak: Speak) -> None:
     context, measure = make_context(), pope(benchmark)
-    speak(monkeypatch, context, {"thing": "Yes"}, [])
+    speak(context, {"thing": "Yes"})
     measure.generate(context)
     logged: list[tuple[object, ...]] = []
 
@@ -206,7 +217,7 @@ def test_table_rows_are_half_fixed_and_half_errors() -> None:
 
 
 def test_problems() -> None:
-    assert QuestionsConfig(images="x").problems() == []
-    [limit, tokens] = QuestionsConfig(images="x", limit=0, max_new_tokens=0).problems()
+    assert QuestionsConfig().problems() == []
+    [limit, tokens] = QuestionsConfig(limit=0, max_new_tokens=0).problems()
     assert limit == "limit=0 must be at least 1; null takes all questions"
     assert tokens == "max_new_tokens=0 must be at least 1"

@@ -1,7 +1,9 @@
 import logging
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,17 +15,24 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from callbacks.evaluation import (
+    TASKS,
     EvaluationCallback,
     EvaluationConfig,
     EvaluationContext,
     FidConfig,
     GqaConfig,
+    MmeConfig,
+    MmmuConfig,
     PopeConfig,
     SamplesConfig,
+    SpeedConfig,
+    VqaV2Config,
     build_measures,
+    build_mini_measures,
 )
 from callbacks.measure import Measure, Result
 from callbacks.records import Record
+from modules import signals
 
 Make = Callable[..., EvaluationContext]
 
@@ -63,8 +72,13 @@ class Log:
     def __init__(self) -> None:
         self.rows: list[tuple[int, Mapping[str, float]]] = []
 
+        self.files: list[tuple[str, str, list[str]]] = []
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.rows.append((step, metrics))
+
+    def log_files(self, name: str, kind: str, folder: Path) -> None:
+        self.files.append((name, kind, sorted(path.name for path in folder.iterdir())))
 
 
 class Noise(Dataset[Tensor]):
@@ -102,6 +116,7 @@ def train(
     accumulate: int = 1,
     ckpt_path: Path | None = None,
     extra: Sequence[pl.Callback] = (),
+    mini: Probe | None = None,
 ) -> tuple[Dropped, Log, pl.Trainer]:
     module, log = Dropped(), Log()
 
@@ -109,7 +124,7 @@ def train(
         assert given is module
         return make_context(step=trainer.global_step, model=module.net, folder=folder)
 
-    watchers = [EvaluationCallback(probe, log, config, context) for probe, config in callbacks]  # type: ignore[arg-type]
+    watchers = [EvaluationCallback(probe, log, config, context, mini=mini) for probe, config in callbacks]  # type: ignore[arg-type]
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=max_steps,
@@ -206,17 +221,65 @@ def test_the_end_of_a_run_cut_short_is_not_the_end(tmp_path: Path, make_context:
     assert probe.steps == []
 
 
+class Interrupted(Probe):
+    """Two samples; a signal comes while the first is generated."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, signal: str | None) -> None:
+        super().__init__()
+        self.monkeypatch, self.signal, self.made = monkeypatch, signal, list[str]()
+
+    def sample_ids(self) -> Sequence[str]:
+        return ["one", "two"]
+
+    def produce(self, context: EvaluationContext, ids: Sequence[str]) -> Iterator[list[Record]]:
+        for sample in ids:
+            self.monkeypatch.setattr(signals, "_received", self.signal)
+            self.made.append(sample)
+            yield [{"sample_id": sample, "split": "all", "prompt": ""}]
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_signal_during_an_evaluation_stops_it_and_the_resumed_run_makes_the_rest(
+    tmp_path: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """In the middle of a run, and at its end, where nothing else would look at the flag."""
+    config = EvaluationConfig(every_n_steps=3 if step == 3 else 0)
+    first = Interrupted(monkeypatch, "SIGUSR1")
+    _, log, trainer = train(tmp_path, make_context, [(first, config)])
+    assert (first.made, log.rows, trainer.should_stop, trainer.global_step) == (["one"], [], True, step)
+    trainer.save_checkpoint(tmp_path / "state.ckpt")
+    second = Interrupted(monkeypatch, None)
+    monkeypatch.setattr(signals, "_received", None)
+    _, log, trainer = train(tmp_path, make_context, [(second, config)], ckpt_path=tmp_path / "state.ckpt")
+    assert second.made[0] == "two"
+    assert log.rows[0] == (step, {"eval/probe_style/n": 1.0})
+    assert (trainer.should_stop, trainer.global_step) == (False, 6)
+
+
 def test_build_measures() -> None:
     assert build_measures(EvaluationConfig()) == []
     config = EvaluationConfig(
         pope=PopeConfig(folder="p", images="i", data="scenes"),
         gqa=GqaConfig(questions="q", images="i"),
+        vqav2=VqaV2Config(questions="q", images="i", annotations="a"),
+        mme=MmeConfig(source="m", limit=2),
+        mmmu=MmmuConfig(folder="m", split="dev"),
         fid=FidConfig(captions="c", images="i", n=256),
         samples=SamplesConfig(prompts=("a",)),
+        speed=SpeedConfig(),
     )
     measures = build_measures(config)
-    assert [measure.task for measure in measures] == ["pope", "gqa", "fid", "samples"]
-    assert [measure.name for measure in measures] == ["pope_style", "gqa", "fd_pool", "samples"]
+    assert [measure.task for measure in measures] == list(TASKS)
+    assert [measure.name for measure in measures] == [
+        "pope_style",
+        "gqa",
+        "vqav2",
+        "mme_mini",
+        "mmmu_dev",
+        "fd_pool",
+        "samples",
+        "speed",
+    ]
 
 
 def test_problems_name_their_section() -> None:
@@ -233,3 +296,67 @@ def test_problems_name_their_section() -> None:
         "evaluation.fid: n=1 must be at least 2: one picture has no covariance",
     ]
     assert EvaluationConfig().problems() == []
+
+
+def test_few_samples_in_between_and_all_at_chosen_steps(tmp_path: Path, make_context: Make) -> None:
+    full, mini = Probe(), Probe()
+    mini.name = "probe_style_mini"  # type: ignore[method-assign]
+    config = EvaluationConfig(every_n_steps=2, mini=2, full_at=(3, 4), at_start=True)
+    _, log, _ = train(tmp_path, make_context, [(full, config)], mini=mini)
+    assert (full.steps, mini.steps) == ([0, 3, 4, 6], [2, 4, 6])
+    keys: dict[str, list[int]] = {}
+    for step, row in log.rows:
+        keys.setdefault(next(iter(row)), []).append(step)
+    steps = [f"probe_style-step-{step:09d}" for step in (0, 3, 4, 6)]
+    assert log.files == [(name, "eval_predictions", ["protocol.json", "rank0.jsonl"]) for name in steps]
+    assert keys == {"eval/probe_style/n": [0, 3, 4, 6], "eval_mini/probe_style/n": [2, 4, 6]}
+
+
+class Slow(Probe):
+    """Two samples, of which the clock allows one."""
+
+    def sample_ids(self) -> Sequence[str]:
+        return ["one", "two"]
+
+    def produce(self, context: EvaluationContext, ids: Sequence[str]) -> Iterator[list[Record]]:
+        for sample in ids:
+            time.sleep(0.01)
+            yield [{"sample_id": sample, "split": "all", "prompt": ""}]
+
+
+def test_an_evaluation_that_takes_too_long_is_left_unfinished(tmp_path: Path, make_context: Make) -> None:
+    config = EvaluationConfig(every_n_steps=4, at_end=False, max_seconds=1e-3, fail_fast=True)
+    module, log, _ = train(tmp_path, make_context, [(Slow(), config)])
+    assert log.rows == [(4, {"eval/probe_style/unfinished": 1})]
+    assert len(module.losses) == 6
+
+
+def test_mini_measures_are_of_few_samples_and_never_of_more_than_the_full_ones() -> None:
+    config = EvaluationConfig(
+        mini=100,
+        pope=PopeConfig(folder="p", images="i"),
+        gqa=GqaConfig(questions="q", images="i", limit=20),
+        fid=FidConfig(captions="c", images="i", n=256),
+        samples=SamplesConfig(prompts=("a",)),
+        speed=SpeedConfig(),
+    )
+    found = {measure.task: measure for measure in build_mini_measures(config)}
+    assert list(found) == ["pope", "gqa", "fid", "samples"]
+    limits = [found["pope"].config.limit, found["gqa"].config.limit, found["fid"].config.n]  # type: ignore[attr-defined]
+    assert limits == [100, 20, 100]
+    assert found["pope"].name == "pope_mini"
+    assert found["fid"].name == "fd_pool_mini"
+    assert build_mini_measures(replace(config, mini=0)) == []
+    answers_known_to_evalai = VqaV2Config(questions="q", images="i", split="test2015")
+    assert "vqav2" not in {one.task for one in build_mini_measures(replace(config, vqav2=answers_known_to_evalai))}
+    scored_here = VqaV2Config(questions="q", images="i", annotations="a")
+    [part] = [one for one in build_mini_measures(replace(config, vqav2=scored_here)) if one.task == "vqav2"]
+    assert part.name == "vqav2_mini"
+
+
+def test_problems_of_the_schedule() -> None:
+    assert EvaluationConfig(mini=1, full_at=(0,), max_seconds=-1).problems() == [
+        "evaluation.mini=1 must be 0 (as large as the full evaluation) or at least 2",
+        "evaluation.full_at=[0] must hold steps from 1 on",
+        "evaluation.max_seconds=-1 must be 0 (as long as it takes) or more",
+    ]

@@ -1,5 +1,7 @@
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +15,7 @@ from callbacks.measure import (
     OutOfTimeError,
     Result,
     exchange,
+    file_hashes,
     isolated,
     on_all_ranks,
     run_measure,
@@ -170,6 +173,17 @@ def test_failure_of_another_rank_raises_here(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "exchange", lambda failed: [failed, True])
     with pytest.raises(RuntimeError, match="evaluation failed on rank 1; its own log says why"):
         on_all_ranks(lambda: 3)
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.json").write_text(folder)
+    both = [tmp_path / "a" / "x.json", tmp_path / "b" / "x.json"]
+    hashes = file_hashes(both)
+    assert list(hashes) == ["a/x.json", "b/x.json"]
+    assert file_hashes(both[:1]) == {"x.json": hashes["a/x.json"]}
+    assert hashes["b/x.json"] == hashlib.sha256(b"b").hexdigest()
 
 
 def test_records_of_other_weights_are_made_anew(make_context: Make, caplog: pytest.LogCaptureFixture) -> None:

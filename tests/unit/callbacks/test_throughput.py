@@ -36,7 +36,9 @@ class Run:
             strategy=SimpleNamespace(reduce=lambda value, reduce_op: value),
         )
         tracker: Any = SimpleNamespace(log=lambda step, metrics: self.rows.append((step, metrics)))
-        self.callback = Throughput(tracker, MODEL, 2, lambda step, metrics: self.shown.append(step))
+        self.callback = Throughput(
+            tracker, MODEL, 2, lambda step, metrics: self.shown.append(step), lambda: {"train/grad_norm": 5.0}
+        )
         self.last = RestartClock(self.callback)
         self.callback.on_train_start(self.trainer, self.any)
 
@@ -49,8 +51,6 @@ class Run:
             if j == 1:
                 optimizer: Any = SimpleNamespace(param_groups=[{"lr": 0.5}])
                 module = torch.nn.Linear(1, 1)
-                module.weight.grad = torch.tensor([[3.0]])
-                module.bias.grad = torch.tensor([4.0])
                 self.callback.on_before_optimizer_step(self.trainer, module, optimizer)  # type: ignore[arg-type]
                 self.trainer.global_step += 1
             out = {"loss": torch.tensor(loss / 2), "losses": {"mmu": torch.tensor(loss)}}  # Lightning scales the loss

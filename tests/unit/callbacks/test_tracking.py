@@ -116,7 +116,11 @@ def test_disabled_starts_no_tracking_run(make: MakeTracker, tmp_path: Path, monk
 
 
 def test_an_offline_run_can_be_read_back(make: MakeTracker, tmp_path: Path) -> None:
-    log_everything(make("offline"))
+    tracker = make("offline")
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "rank0.jsonl").write_text("{}\n")
+    tracker.log_files("pope-step-000000020", "eval_predictions", tmp_path / "records")
+    log_everything(tracker)
     [folder] = (tmp_path / "wandb").glob("offline-run-*-abcdef")
     tool = Path(sys.executable).with_name("wandb")
     done = subprocess.run([tool, "leet", "inspect", "--json", folder], capture_output=True, text=True, check=True)
@@ -128,6 +132,8 @@ def test_an_offline_run_can_be_read_back(make: MakeTracker, tmp_path: Path) -> N
     losses = [(row["step"], row["attempt"], row["train/loss"]) for row in history if "train/loss" in row]
     assert losses == [(1, 1, 2.5), (2, 1, 1.5)]
     assert not any("eval/f1" in row for row in history)  # None has no place on a chart
+    kept = [(entry["artifact"]["type"], entry["artifact"]["name"]) for entry in entries if entry["type"] == "artifact"]
+    assert ("eval_predictions", "abcdef-pope-step-000000020") in kept
     assert len(list(folder.glob("files/media/images/eval/samples_*.png"))) == 1
     assert len(list(folder.glob("files/media/table/eval/answers_*.table.json"))) == 1
 

@@ -7,7 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.images import centre_crop, decode, mmu_pixels, read_image, read_mmu_pixels, to_image, to_tensor
+from datamodules.images import (
+    StoredImage,
+    centre_crop,
+    decode,
+    mmu_pixels,
+    read_image,
+    read_mmu_pixels,
+    to_image,
+    to_tensor,
+)
 
 
 def test_centre_crop_takes_the_middle_square() -> None:
@@ -143,6 +152,16 @@ def test_tensors_and_back() -> None:
 def test_grey_pictures_become_rgb(tmp_path: Path) -> None:
     Image.new("L", (3, 3), 7).save(tmp_path / "grey.png")
     assert to_tensor(read_image(tmp_path / "grey.png")).unique().tolist() == [7]
+
+
+def test_pictures_stored_in_tables_are_read_as_from_files(tmp_path: Path) -> None:
+    payload = file_of(photo(40, 30), "PNG")
+    (tmp_path / "a.png").write_bytes(payload)
+    stored = StoredImage(name="a.png", payload=payload, where="row 3 of table")
+    assert read_image(stored).tobytes() == read_image(tmp_path / "a.png").tobytes()
+    assert torch.equal(read_mmu_pixels(stored, 16), read_mmu_pixels(tmp_path / "a.png", 16))
+    with pytest.raises(ValueError, match=r"image row 4 of table does not decode .*; replace the file"):
+        read_image(StoredImage(name="b.png", payload=b"x", where="row 4 of table"))
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:

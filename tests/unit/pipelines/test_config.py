@@ -43,6 +43,9 @@ FULL = [
     "tracking.tags=[x]",
     "tracking.group=g",
     "evaluation.pope={folder: f, images: i, limit: 3}",
+    "evaluation.vqav2={questions: q, images: i, split: test-dev2015}",
+    "evaluation.mme={source: m}",
+    "evaluation.mmmu={folder: f, split: dev, style: lmms}",
     "evaluation.samples.prompts=[a red circle]",
     "scenes={folder: data/x, images: 5}",
     "run.allow_changed=[seed]",
@@ -68,6 +71,8 @@ def test_the_values_that_a_round_trip_could_lose(file: Path) -> None:
     assert config.optim.lr == 1e-7
     assert config.evaluation.pope is not None
     assert (config.evaluation.pope.limit, config.evaluation.gqa, config.evaluation.fid) == (3, None, None)
+    assert config.evaluation.vqav2 is not None
+    assert (config.evaluation.vqav2.split, config.evaluation.vqav2.annotations) == ("test-dev2015", "")
     assert as_dict(config)["stage"]["also_train"] == ["backbone.*"]
     assert as_dict(config)["evaluation"]["gqa"] is None
 

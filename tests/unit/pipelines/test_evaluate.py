@@ -1,11 +1,14 @@
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from callbacks.measure import Result
 from pipelines import evaluate
 from pipelines.console import run_verb
 
@@ -33,7 +36,7 @@ def test_all_configured_measures_and_then_scoring_alone(
     assert set(first["fd_pool"]["metrics"]) == {"fd_2", "rfd_2", "kd_2", "kd_2/std"}
     assert (run_folder / "samples/step-000000020/000.png").is_file()
     shown = capsys.readouterr().out
-    for word in ("pope_style", "f1_macro", "± std err", "trivial baseline", "results.json"):
+    for word in ("pope_style", "f1_macro", "± std err", "trivial", "paper", "results.json"):
         assert word in shown
     assert "random/f1" not in shown
 
@@ -44,6 +47,20 @@ def test_all_configured_measures_and_then_scoring_alone(
     assert results(run_folder) == first
     assert [path.stat().st_mtime_ns for path in records] == written
     assert "random/f1" in capsys.readouterr().out
+
+
+def test_a_benchmark_named_on_the_command_line(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "MME" / "count"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (20, 16), "red").save(folder / "1.png")
+    (folder / "1.txt").write_text("Is there one?  Please answer yes or no.\tYes\nAre there two?\tNo\n")
+    mme = f"evaluation.mme={{source: {folder.parent}, data: scenes, max_new_tokens: 2}}"
+    assert call(monkeypatch, run_folder, "--tasks", "mme", mme) == 0
+    [(name, result)] = results(run_folder).items()
+    assert (name, result["baselines"]["count/score"], result["protocol"]["n"]) == ("mme_style", 50, 2)
+    assert "n_other" in capsys.readouterr().out
 
 
 def test_overrides_and_records_of_another_protocol(
@@ -63,7 +80,10 @@ def test_errors_are_messages_and_exit_code_2(
 ) -> None:
     for words, message in (
         ([run_folder / "nowhere"], "is no run folder: it has no config.yaml"),
-        ([run_folder, "--tasks", "mme"], "unknown task 'mme'; known are pope, gqa, fid, samples, speed"),
+        (
+            [run_folder, "--tasks", "vqa"],
+            "unknown task 'vqa'; known are pope, gqa, vqav2, mme, mmmu, fid, ",
+        ),
         (
             [run_folder, "--tasks", "fid", "evaluation.fid=null"],
             "task fid is not configured in this run (it has pope, gqa, samples)",
@@ -98,3 +118,38 @@ def test_help_answers_at_once(verb: str) -> None:
     )
     assert time.monotonic() - started < 1
     assert "Examples:" in done.stdout
+
+
+def test_two_processes_evaluate_as_one(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, run_folder, "--tasks", "pope", "gqa", "fid") == 0
+    alone = results(run_folder)
+    words = ["--standalone", "--nproc-per-node", "2", "-m", "pipelines.evaluate", str(run_folder), "--fresh"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, "--tasks", "pope", "gqa", "fid"],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("f1_macro") == 1  # one process speaks for all
+    together = results(run_folder)
+    assert together.keys() == alone.keys()
+    for name, result in together.items():
+        assert result["metrics"] == pytest.approx(alone[name]["metrics"], rel=1e-6)
+        assert len(list(run_folder.glob(f"records/*/{name}/rank*.jsonl"))) == 2
+
+
+def test_the_small_evaluation_has_a_name_of_its_own(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, run_folder, "--mini", "--tasks", "gqa", "evaluation.mini=2") == 0
+    assert set(results(run_folder)) == {"gqa_style_mini"}
+    assert call(monkeypatch, run_folder, "--mini", "--tasks", "gqa") == 2
+
+
+@pytest.mark.parametrize(("name", "shown"), [("pope", "0.8630"), ("pope_mini", "-"), ("pope_style", "-")])
+def test_only_an_official_measure_has_the_papers_value_beside_it(name: str, shown: str) -> None:
+    result = Result(metrics={"f1_macro": 0.5}, standard_errors={}, baselines={}, protocol={"n": 9000})
+    table = evaluate.result_table({name: result}, title="")
+    column = next(column for column in table.columns if column.header == "paper")
+    assert list(column.cells) == [shown]

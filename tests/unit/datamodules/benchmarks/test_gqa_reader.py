@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from datamodules.benchmarks.gqa import read_gqa
+from datamodules.benchmarks.gqa import read_choices, read_gqa
 
 RECORD: dict[str, Any] = {
     "question": "Which room is it?",
@@ -54,6 +54,40 @@ def test_official_data_must_be_complete(tmp_path: Path) -> None:
 def test_broken_files(tmp_path: Path, records: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_gqa(write(tmp_path, records), tmp_path, official=False)
+
+
+def test_entailed_questions_follow_from_the_file_of_all(tmp_path: Path) -> None:
+    path = write(tmp_path, {"201": RECORD | {"entailed": ["201", "202", "203"]}, "202": RECORD})
+    everything = tmp_path / "testdev_all_questions.json"
+    everything.write_text(json.dumps(dict.fromkeys(("201", "202", "203", "204"), RECORD)))
+    questions = read_gqa(path, tmp_path, official=False, everything=everything)
+    assert [q.sample_id for q in questions] == ["testdev_balanced/201", "testdev_balanced/202", "testdev_all/203"]
+    # a balanced question that the limit left out is asked for consistency alone
+    limited = read_gqa(path, tmp_path, official=False, limit=1, everything=everything)
+    assert [(q.sample_id, q.meta["isBalanced"]) for q in limited] == [
+        ("testdev_balanced/201", True),
+        ("testdev_all/202", False),
+        ("testdev_all/203", False),
+    ]
+    everything.write_text(json.dumps({"202": RECORD}))
+    with pytest.raises(
+        ValueError, match=r"1 questions that those of .*balanced.* entail are not in .*all.*, first 203"
+    ):
+        read_gqa(path, tmp_path, official=False, everything=everything)
+
+
+def test_choices(tmp_path: Path) -> None:
+    questions = read_gqa(write(tmp_path, {"201": RECORD}), tmp_path, official=False)
+    path = tmp_path / "testdev_choices.json"
+    allowed = {"valid": ["bedroom"], "plausible": []}
+    path.write_text(json.dumps({"201": allowed, "202": {}}))
+    assert read_choices(path, questions) == {"201": allowed}
+    path.write_text(json.dumps({"202": allowed}))
+    with pytest.raises(ValueError, match=r"testdev_choices.json lacks 201"):
+        read_choices(path, questions)
+    path.write_text(json.dumps({"201": {"valid": []}}))
+    with pytest.raises(ValueError, match=r"question 201 of .* lacks plausible"):
+        read_choices(path, questions)
 
 
 def test_files_that_are_missing_or_no_json(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ LINE = {"question_id": 1, "image": "a.jpg", "text": "Is there a dog in the image
 
 
 def lines(count: int) -> list[dict[str, Any]]:
-    return [LINE | {"question_id": i + 1, "label": "no" if i % 2 else "yes"} for i in range(count)]
+    return [LINE | {"question_id": i + 1, "label": "yes" if i < 1500 else "no"} for i in range(count)]
 
 
 def write(folder: Path, **splits: Sequence[Any]) -> None:
@@ -53,6 +53,12 @@ def test_official_data_must_be_complete(tmp_path: Path) -> None:
         read_pope(tmp_path, tmp_path, official=True)
     write(tmp_path, random=lines(2910), popular=lines(2910))
     with pytest.raises(ValueError, match=r"coco_pope_popular.json holds 2910 questions, expected 3000\."):
+        read_pope(tmp_path, tmp_path, official=True)
+    write(tmp_path, random=lines(3000)[:-1] + lines(1))
+    with pytest.raises(ValueError, match=r"repeats question random/1"):
+        read_pope(tmp_path, tmp_path, official=True)
+    write(tmp_path, random=[line | {"label": "no"} for line in lines(3000)])
+    with pytest.raises(ValueError, match=r"random.json holds 0 questions with the label yes, expected 1500\..*scenes"):
         read_pope(tmp_path, tmp_path, official=True)
 
 

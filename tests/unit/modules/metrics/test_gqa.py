@@ -75,6 +75,42 @@ def test_distribution_weighs_groups_by_size() -> None:
     assert scores["distribution"] == pytest.approx(3 * 3 / 4 / 100)
 
 
+def entailing(key: str, *others: str) -> dict[str, Any]:
+    return TOY[key] | {"entailed": [key, *others]}
+
+
+def test_consistency_over_what_rightly_answered_questions_entail() -> None:
+    more = {"8": question("Is it big?", "yes", "verify", balanced=False)}
+    questions = TOY | more | {"1": entailing("1", "3", "4", "8"), "2": entailing("2", "8"), "4": entailing("4", "8")}
+    # 1 (right) entails 3 wrong, 4 right, 8 right; 2 is wrong; 4 (right) entails 8 right
+    scores = score(questions, TOY_ANSWERS | {"8": "Yes."})
+    assert scores["consistency"] == pytest.approx((2 / 3 + 1) / 2)
+    assert scores["accuracy"] == 0.5
+    # what was not asked says nothing
+    subset = score(questions, TOY_ANSWERS)
+    assert "consistency" not in subset
+    assert subset["consistency_balanced_subset"] == 0.5
+
+
+def test_no_consistency_without_entailed_questions() -> None:
+    assert not any(name.startswith("consistency") for name in score(TOY, TOY_ANSWERS))
+    assert not any(name.startswith("consistency") for name in score(TOY | {"2": entailing("2", "1")}, TOY_ANSWERS))
+
+
+def test_validity_and_plausibility_need_choices() -> None:
+    assert not {"validity", "plausibility"} & score(TOY, TOY_ANSWERS).keys()
+    choices = {key: {"valid": ["bedroom", "yes", "no"], "plausible": ["no"]} for key in TOY}
+    scores = score(TOY, TOY_ANSWERS | {"1": "Attic."}, choices)
+    assert (scores["validity"], scores["plausibility"]) == (0.75, 0.5)
+    assert standard_errors(TOY, scores)["validity"] == pytest.approx(sqrt(0.75 * 0.25 / 4))
+    common = question("What is common?", "color", "query") | {
+        "types": {"structural": "query", "semantic": "attr", "detailed": "twoCommon"}
+    }
+    assert score({"1": common}, {"1": "shape"}, {"1": {"valid": [], "plausible": []}})["validity"] == 1
+    with pytest.raises(ValueError, match="3 of 4 GQA questions have no choices, first 2"):
+        score(TOY, TOY_ANSWERS, {"1": choices["1"]})
+
+
 def test_only_balanced_questions_count() -> None:
     extra = {"9": question("Is it?", "yes", "verify", balanced=False)}
     assert score(TOY | extra, TOY_ANSWERS) == score(TOY, TOY_ANSWERS)

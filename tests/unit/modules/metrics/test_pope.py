@@ -68,6 +68,15 @@ def test_llava_13b_random() -> None:
     assert scores["unparsed_ratio"] == 0
 
 
+def test_llava_13b_mean_of_three_f1_is_the_published_859() -> None:
+    # false positives from the published F1: the positives of the three splits are the same
+    popular, adversarial = answers("popular", 1183, 59, 1441, 317), answers("adversarial", 1183, 117, 1383, 317)
+    scores = score(answers("random", 1183, 31, 1379, 317) + popular + adversarial)
+    assert scores["popular/f1"] == pytest.approx(0.8628738147, abs=1e-10)
+    assert scores["adversarial/f1"] == pytest.approx(0.845, abs=1e-10)
+    assert scores["f1_macro"] == pytest.approx(0.8598832637, abs=1e-10)
+
+
 def test_prumerge_log() -> None:
     given = (
         answers("popular", 778, 21, 1479, 722)
@@ -99,6 +108,7 @@ def test_always_yes() -> None:
     assert [scores[f"popular/{name}"] for name in ("accuracy", "precision", "recall", "yes_ratio")] == [0.5, 0.5, 1, 1]
     assert scores["f1_macro"] == pytest.approx(2 / 3)
     assert scores["unparsed_ratio"] == 1  # silence counts as yes, and that shows
+    assert scores["acc_macro"] == 0.5
     older = score([*labels("random", 1500, 1410, "Yes"), *three[3000:]])
     assert older["random/accuracy"] == pytest.approx(0.515464, abs=1e-6)
     assert older["random/f1"] == pytest.approx(0.680272, abs=1e-6)
@@ -109,6 +119,7 @@ def test_always_no_divides_zero_by_zero_to_zero() -> None:
     scores = score(labels("random", 1500, 1410, "No"))
     assert scores["random/accuracy"] == pytest.approx(0.484536, abs=1e-6)
     assert [scores[f"random/{name}"] for name in ("precision", "recall", "f1", "yes_ratio")] == [0, 0, 0, 0]
+    assert score(labels("random", 1500, 1500, "No"))["random/accuracy"] == 0.5
 
 
 def test_baseline_is_always_yes_on_the_same_labels() -> None:

@@ -1,0 +1,300 @@
+"""Watches training for what would ruin it silently, and stops or reports before it does."""
+
+import faulthandler
+import json
+import logging
+import math
+import statistics
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from callbacks.steps import step_taken
+from callbacks.tracking import Tracker
+from datamodules.mixed import MixedDataModule
+from modules.zero import ZeroStrategy
+
+log = logging.getLogger(__name__)
+GIB = 2**30
+ENOUGH = 32
+"""Gradient norms that must be known before one is called a spike."""
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+class DivergedError(ValueError):
+    """A loss or gradient is no finite number any more; going on would only write it into every checkpoint."""
+
+
+class NoGradientError(ValueError):
+    """A parameter that the stage trains gets no gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What is watched beside finite losses and gradients, which always are."""
+
+    spike_sigma: float = 0.0
+    """Leave out the update of a step whose gradient norm is so many standard deviations above the mean of the last
+    ``spike_window`` steps; 0: never."""
+    spike_window: int = 128
+    spike_limit: int = 8
+    """More updates than this left out within ``spike_window`` steps end the run: it does not recover by itself."""
+    hang_minutes: float = 30.0
+    """A step, save or evaluation that takes longer has the stacks of all its threads written to standard error; 0:
+    never."""
+    memory_share: float = 0.9
+    """Warn when this process and its workers hold more than this share of the memory that they may have."""
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        found = [
+            f"guards.{name}={getattr(self, name)} must be 0 (off) or more"
+            for name in ("spike_sigma", "hang_minutes")
+            if not getattr(self, name) >= 0
+        ]
+        if self.spike_window < ENOUGH:
+            found.append(f"guards.spike_window={self.spike_window} must be at least {ENOUGH}, to know what is usual")
+        if self.spike_limit < 1:
+            found.append(f"guards.spike_limit={self.spike_limit} must be at least 1")
+        if not 0 < self.memory_share <= 1:
+            found.append(f"guards.memory_share={self.memory_share} must lie in (0, 1]")
+        return found
+
+
+class FiniteGuard(pl.Callback):
+    """Stops before an update by a gradient that is not finite, and tells what it knows about its origin.
+
+    The gradient's norm is the same on all ranks, so all stop together. To ask for it is to wait for the GPU once a
+    step, when the next one's work is about to be queued anyway. Under ZeRO the norm is known after the update only; the
+    run is stopped then, and what it would have saved is not.
+    """
+
+    def __init__(self, config: GuardConfig, tracker: Tracker, folder: Path) -> None:
+        self.config, self.tracker, self.folder = config, tracker, folder
+        self.norm = math.nan
+        """Of the whole gradient of the last step, before clipping."""
+        self._norms: deque[float] = deque(maxlen=config.spike_window)
+        self._left_out: deque[int] = deque()
+        self._batches: list[Any] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is usual, so that a resumed run judges as an uninterrupted one."""
+        return {"norms": list(self._norms), "left_out": list(self._left_out)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        self._norms.extend(state_dict["norms"])
+        self._left_out.extend(state_dict["left_out"])
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep the step's micro-batches at hand."""
+        self._batches.append(batch)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Look at the gradient as it will be used, before clipping."""
+        if isinstance(trainer.strategy, ZeroStrategy):
+            return
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        self.norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(self.norm):
+            self._stop(trainer, module, trainer.global_step + 1)
+        if self.config.spike_sigma:
+            self._leave_out_spike(trainer, module, self.norm)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
+        """Under ZeRO look at the gradient that was used."""
+        if not step_taken(trainer, i):
+            return
+        if isinstance(trainer.strategy, ZeroStrategy):
+            self.norm = trainer.strategy.gradient_norm()
+            if not math.isfinite(self.norm):
+                self._stop(trainer, module, trainer.global_step)
+        self._batches = []
+
+    def _stop(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, MixedDataModule)
+        keys = [{task: data.keys(task, at) for task, at in batch["places"].items()} for batch in self._batches]
+        where = first_not_finite(module, self._batches)
+        file = self.folder / f"not_finite_step{step}_rank{trainer.global_rank}.json"
+        file.write_text(
+            json.dumps({"step": step, "rank": trainer.global_rank, "where": where, "samples": keys}, indent=1)
+        )
+        raise DivergedError(
+            f"the gradient of step {step} is not finite: training diverged and is stopped before it is used. First "
+            f"seen in {where}; the step's samples are in {file}. Start again from an earlier checkpoint with a lower "
+            "optim.lr or a longer optim.warmup_steps"
+        )
+
+    def _leave_out_spike(self, trainer: pl.Trainer, module: pl.LightningModule, norm: float) -> None:
+        step = trainer.global_step + 1
+        usual = len(self._norms) >= ENOUGH
+        limit = math.inf
+        if usual:
+            limit = statistics.fmean(self._norms) + self.config.spike_sigma * statistics.pstdev(self._norms)
+        if norm <= limit:
+            self._norms.append(norm)
+            return
+        while self._left_out and self._left_out[0] <= step - self.config.spike_window:
+            self._left_out.popleft()
+        self._left_out.append(step)
+        if len(self._left_out) > self.config.spike_limit:
+            raise DivergedError(
+                f"{len(self._left_out)} updates within {self.config.spike_window} steps were left out for their "
+                f"gradient norm, more than guards.spike_limit={self.config.spike_limit}: training does not recover. "
+                "Start again from an earlier checkpoint with a lower optim.lr"
+            )
+        for parameter in module.parameters():
+            parameter.grad = None  # an optimizer passes over what has no gradient
+        if trainer.is_global_zero:
+            log.warning("step %d: gradient norm %.3g is above %.3g and its update left out", step, norm, limit)
+        self.tracker.log(step, {"guards/spike_norm": norm, "guards/spikes_left_out": len(self._left_out)})
+
+
+class GradientGuard(pl.Callback):
+    """Refuses a run in whose first step a trained parameter gets no gradient: it would stay as it is, silently."""
+
+    def __init__(self) -> None:
+        self._missing: dict[str, nn.Parameter] = {}
+        self._hooks: list[Any] = []
+        self._armed = True
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Listen in this attempt's first step; the gradients themselves are nowhere to be seen under ZeRO."""
+        if not self._armed:
+            return
+        self._armed = False
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                self._missing[name] = parameter
+                self._hooks.append(torch.Tensor.register_hook(parameter, self._seen(name)))  # type: ignore[no-untyped-call]
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
+        """Name those that were not heard of."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if missing := sorted(self._missing):
+            self._missing = {}
+            raise NoGradientError(
+                f"{len(missing)} parameters that this stage trains got no gradient, for example {missing[0]}: nothing "
+                "would be learnt there. Leave them out by stage.freeze, or mend the model"
+            )
+
+    def _seen(self, name: str) -> Any:
+        def hook(_gradient: Tensor) -> None:
+            self._missing.pop(name, None)
+
+        return hook
+
+
+class HangGuard(pl.Callback):
+    """Writes the stacks of all threads to standard error when nothing has been completed for too long."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = 60 * minutes
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Begin to wait."""
+        self._wait()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
+        """Wait anew. First in the list of callbacks: what they do then counts as part of the next step."""
+        self._wait()
+
+    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        """Wait no more."""
+        if self.seconds:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _wait(self) -> None:
+        if self.seconds:
+            faulthandler.dump_traceback_later(self.seconds, repeat=True, file=sys.__stderr__ or sys.stderr)
+
+
+class MemoryGuard:
+    """Watches the resident memory of this process and its workers, and warns once when it comes near the limit."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self._warned = False
+
+    def look(self) -> float:
+        """GiB held now."""
+        used, limit = resident_bytes(), memory_limit()
+        if used > self.share * limit and not self._warned:
+            self._warned = True
+            log.warning(
+                "this process and its workers hold %.1f of %.1f GiB of memory (guards.memory_share=%g); when "
+                "that is full the system kills one of them. Fewer data.num_workers need less",
+                *(used / GIB, limit / GIB, self.share),
+            )
+        return used / GIB
+
+
+def first_not_finite(module: nn.Module, batches: Sequence[Any]) -> str:
+    """The first part of the model whose output for one of ``batches`` is not finite, or where else to look."""
+    found: list[str] = []
+    with _watching(module, found), torch.no_grad():
+        for batch in batches:
+            module.training_step(batch, 0)  # type: ignore[operator]
+    if found:
+        return found[0]
+    odd = [name for name, p in module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    return (
+        f"the backward pass, the forward pass being finite (gradient of {odd[-1] if odd else 'an unknown parameter'})"
+    )
+
+
+@contextmanager
+def _watching(module: nn.Module, found: list[str]) -> Iterator[None]:
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, outputs: Any) -> None:
+            for value in outputs if isinstance(outputs, tuple | list) else [outputs]:
+                if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+                    found.append(name)
+                    return
+
+        return hook
+
+    hooks = [part.register_forward_hook(watch(name)) for name, part in module.named_modules() if name]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process and its children; pages that they share count once for each."""
+    import psutil
+
+    me = psutil.Process()
+    total = 0
+    for process in (me, *me.children(recursive=True)):
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue  # it ended just now
+    return total
+
+
+def memory_limit() -> int:
+    """Bytes that this process's group may have: the batch system's limit where there is one, else the machine's."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    for path in CGROUP_LIMITS:
+        if path.is_file() and (text := path.read_text().strip()).isdigit():
+            return min(total, int(text))
+    return total

@@ -1,0 +1,66 @@
+"""MME: perception and cognition, by two yes/no questions on each picture."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from callbacks.answers import QuestionMeasure, QuestionsConfig
+from callbacks.measure import EvaluationContext, Result, file_hashes
+from callbacks.records import Record
+from datamodules.benchmarks.mme import mme_files, read_mme
+from datamodules.benchmarks.questions import Question
+from modules.metrics import mme
+
+OFFICIAL_SUFFIX = "Please answer yes or no."
+"""End of the questions in the files; LLaVA and others ask with their own suffix in its place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MmeConfig(QuestionsConfig):
+    """Where MME lies and how it is asked; ``limit`` is in pictures of each task."""
+
+    source: str
+    """The folder ``MME_Benchmark_release_version``, or the table ``MME.tsv``."""
+
+
+class Mme(QuestionMeasure):
+    """Points in each task; the headline is ``perception``, of 2000 points."""
+
+    task: ClassVar[str] = "mme"
+    config: MmeConfig
+
+    def read(self) -> list[Question]:
+        """The questions of all tasks."""
+        config = self.config
+        return read_mme(Path(config.source), official=config.data == "official", limit=config.limit)
+
+    def files(self) -> list[Path]:
+        """The table, or the texts of the folder."""
+        return mme_files(Path(self.config.source))
+
+    def protocol(self, context: EvaluationContext) -> dict[str, Any]:
+        """Also which end of the questions the suffix replaces; one hash stands for the many files of the folder."""
+        hashes = json.dumps(file_hashes(self.files()), sort_keys=True)
+        files = {Path(self.config.source).name: hashlib.sha256(hashes.encode()).hexdigest()}
+        return super().protocol(context) | {"suffix_replaces": OFFICIAL_SUFFIX, "files": files}
+
+    def asked(self, question: Question) -> str:
+        """The question with our suffix in place of the official one."""
+        return question.question.removesuffix(OFFICIAL_SUFFIX).rstrip() + self.config.suffix
+
+    def is_correct(self, record: Record) -> bool:
+        """By the official reading of the answer."""
+        return bool(mme.parse(record["raw"]) == record["gold"])
+
+    def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
+        """Score with errors over pictures; the baseline always says yes."""
+        answers = [mme.Answer(task=r["split"], image=r["image"], text=r["raw"], label=r["gold"]) for r in records]
+        return Result(
+            metrics=mme.score(answers),
+            standard_errors=mme.standard_errors(answers),
+            baselines=mme.baseline(answers),
+            protocol=self.traced(context, records, baseline="always yes"),
+        )

@@ -1,0 +1,125 @@
+"""MMMU: college questions in thirty subjects, most of them with a choice of answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from callbacks.answers import QuestionMeasure, QuestionsConfig
+from callbacks.measure import EvaluationContext, Result
+from callbacks.records import Record
+from datamodules.benchmarks.mmmu import Split, mmmu_files, read_mmmu
+from datamodules.benchmarks.questions import Question
+from modules.metrics import mmmu
+from modules.metrics.mmmu_answers import LETTERS
+
+CHOICE = "\nAnswer with the option's letter from the given choices directly."
+OPTION_FORMS = {"official": "({letter}) {option}\n", "lmms": "{letter}. {option}\n"}
+PICTURES = "image_1 alone, in front of the text; markers like <image 2> stay in the text"
+"""What the official LLaVA-1.5 evaluation does with the questions on several pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MmmuConfig(QuestionsConfig):
+    """Where MMMU lies and how it is asked; ``limit`` is per subject, ``suffix`` that of open questions."""
+
+    folder: str
+    """Folder in or below which ``<split>-*.parquet`` lie, one for each subject or one for all."""
+    split: Split = "validation"
+    """``dev``, 150 questions, is for choosing checkpoints: what they are chosen by is no test any more."""
+    style: Literal["official", "lmms"] = "official"
+    """How options are written: "(A) red", or lmms-eval's "A. red"."""
+    fallback_seed: int = 0
+    """Of the guesses where no letter can be read out of an answer."""
+    max_new_tokens: int = 128
+
+
+class Mmmu(QuestionMeasure):
+    """Accuracy by the official reading; the headline is ``val_overall``, in which an unreadable choice is a guess.
+
+    ``val_overall_strict`` counts those as wrong, ``val_n_fallback`` says how many there are.
+    """
+
+    task: ClassVar[str] = "mmmu"
+    config: MmmuConfig
+
+    @property
+    def full_name(self) -> str:
+        """The task's name for the validation set."""
+        return self.task if self.config.split == "validation" else f"{self.task}_dev"
+
+    def read(self) -> list[Question]:
+        """The questions of all subjects."""
+        config = self.config
+        return read_mmmu(
+            Path(config.folder), split=config.split, official=config.data == "official", limit=config.limit
+        )
+
+    def files(self) -> list[Path]:
+        """The parquet files."""
+        return mmmu_files(Path(self.config.folder), self.config.split)
+
+    def check(self, context: EvaluationContext) -> None:
+        """Also refuse questions that are too long for the model.
+
+        Raises:
+            ValueError: a question leaves no room for an answer.
+        """
+        super().check(context)
+        for question in self.questions.values():
+            room = context.model.answer_room(len(self._prompt_ids(context, question)))
+            if room < 1:
+                raise ValueError(
+                    f"MMMU question {question.sample_id} is {1 - room} ids too long for a model with "
+                    f"model.mmu_positions={context.model.config.mmu_positions}"
+                )
+
+    def protocol(self, context: EvaluationContext) -> dict[str, Any]:
+        """Also how options are written, and that the model sees one picture."""
+        more = {"choice_suffix": CHOICE, "style": self.config.style, "pictures": PICTURES}
+        return super().protocol(context) | more
+
+    def asked(self, question: Question) -> str:
+        """The official LLaVA-1.5 prompt: the options a line each, then what form of answer is wanted."""
+        options = question.meta["options"]
+        if not options:
+            return super().asked(question)
+        form = OPTION_FORMS[self.config.style]
+        lines = [form.format(letter=letter, option=option) for letter, option in zip(LETTERS, options, strict=False)]
+        return f"{question.question}\n{''.join(lines)}{CHOICE}"
+
+    def is_correct(self, record: Record) -> bool:
+        """By the official reading of the answer."""
+        return mmmu.is_correct(self._answer_of(record), seed=self.config.fallback_seed)
+
+    def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
+        """Score with binomial errors; the baseline always says A."""
+        answers = [self._answer_of(record) for record in records]
+        scores = mmmu.score(answers, seed=self.config.fallback_seed)
+        prefix = "val" if self.config.split == "validation" else "dev"
+
+        def named(values: dict[str, float]) -> dict[str, float]:
+            return {f"{prefix}_{name}": value for name, value in values.items()}
+
+        return Result(
+            metrics=named(scores),
+            standard_errors=named(mmmu.standard_errors(answers, scores)),
+            baselines=named(mmmu.baseline(answers)),
+            protocol=self.traced(
+                context,
+                records,
+                fallback_seed=self.config.fallback_seed,
+                on_several_pictures=sum(question.meta["images"] > 1 for question in self.questions.values()),
+                baseline="always A",
+            ),
+        )
+
+    def _answer_of(self, record: Record) -> mmmu.Answer:
+        meta = self.questions[record["sample_id"]].meta
+        return mmmu.Answer(
+            question_id=meta["id"],
+            subject=record["split"],
+            text=record["raw"],
+            golds=meta["golds"],
+            options=meta["options"],
+        )

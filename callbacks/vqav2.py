@@ -1,0 +1,135 @@
+"""VQAv2: short open answers. ``val2014`` is scored here, the answers to a test split are written for EvalAI."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from callbacks.answers import QuestionMeasure, QuestionsConfig
+from callbacks.measure import EvaluationContext, Result
+from callbacks.records import Record, write_json
+from callbacks.tracking import Tracker
+from datamodules.benchmarks.questions import Question
+from datamodules.benchmarks.vqav2 import Split, question_ids, read_vqav2
+from modules.metrics import vqav2
+from modules.metrics.vqa_answers import evalai_form
+
+AGREED = 0.5
+"""Accuracy from which an answer counts as right in tables: two people of ten gave it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqaV2Config(QuestionsConfig):
+    """Where VQAv2 lies and how it is asked. ``limit`` draws that many questions; fewer are a part of more."""
+
+    images: str
+    """Folder of the pictures, ``COCO_val2014_*.jpg`` or ``COCO_test2015_*.jpg``."""
+    questions: str
+    """``v2_OpenEnded_mscoco_<split>_questions.json``."""
+    split: Split = "val2014"
+    annotations: str = ""
+    """``v2_mscoco_val2014_annotations.json``; empty for a test split, whose answers only EvalAI knows."""
+    submission_questions: str = ""
+    """The test2015 question file: EvalAI wants an entry for each of its questions also where only test-dev is asked.
+    Empty: the submission holds what was asked."""
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        found = super().problems()
+        test = self.split != "val2014"
+        if test == bool(self.annotations):
+            rule = "must be empty: its answers are not public" if test else "is empty; name the annotations JSON"
+            found.append(f"split={self.split}, annotations={self.annotations!r} {rule}")
+        if test and self.limit is not None:
+            found.append(f"limit={self.limit} with split={self.split}: a submission is of all questions; set null")
+        if self.submission_questions and not test:
+            found.append("submission_questions belongs to a test split; val2014 is scored here")
+        return found
+
+
+class VqaV2(QuestionMeasure):
+    """Accuracy among ten people's answers; the headline is ``val_overall``, of a part ``val_<n>_overall``.
+
+    ``val_overall_normalised`` normalises also where all people agree, as other harnesses do. A test split has no
+    metric but a file, ``submission_<split>.json`` beside its records.
+    """
+
+    task: ClassVar[str] = "vqav2"
+    config: VqaV2Config
+
+    @property
+    def full_name(self) -> str:
+        """The task's name for what is scored here."""
+        return self.task if self.config.annotations else f"{self.task}_{self.config.split}"
+
+    def read(self) -> list[Question]:
+        """The questions, with people's answers if there are any."""
+        config = self.config
+        return read_vqav2(
+            Path(config.questions),
+            Path(config.annotations) if config.annotations else None,
+            Path(config.images),
+            split=config.split,
+            official=config.data == "official",
+            limit=config.limit,
+        )
+
+    def files(self) -> list[Path]:
+        """Questions and annotations."""
+        return [Path(path) for path in (self.config.questions, self.config.annotations) if path]
+
+    def is_correct(self, record: Record) -> bool:
+        """Whether enough people agree."""
+        return vqav2.accuracy(*self._compared(record)) >= AGREED
+
+    def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
+        """Score as official; the baseline gives each kind of question its most frequent answer."""
+        if not self.config.annotations:
+            return self._submit(context, records)
+        answers = [self._answer_of(record) for record in records]
+        prefix = "val" if self.config.limit is None else f"val_{len(records)}"
+
+        def named(values: dict[str, float], normalised: dict[str, float]) -> dict[str, float]:
+            values = values | {"overall_normalised": normalised["overall"]}
+            return {f"{prefix}_{name}": value for name, value in values.items()}
+
+        return Result(
+            metrics=named(vqav2.score(answers), vqav2.score(answers, unanimous_skip=False)),
+            standard_errors=named(vqav2.standard_errors(answers), vqav2.standard_errors(answers, unanimous_skip=False)),
+            baselines=named(vqav2.baseline(answers), vqav2.baseline(answers, unanimous_skip=False)),
+            protocol=self.traced(
+                context,
+                records,
+                predictions="in the form of EvalAIAnswerProcessor",
+                baseline="most frequent answer of each subset",
+            ),
+        )
+
+    def publish(self, context: EvaluationContext, records: Sequence[Record], tracker: Tracker) -> None:
+        """Log a table of answers, if anyone knows whether they are right."""
+        if self.config.annotations:
+            super().publish(context, records, tracker)
+
+    def _submit(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
+        config = self.config
+        predictions = {
+            self.questions[record["sample_id"]].meta["question_id"]: evalai_form(record["raw"]) for record in records
+        }
+        wanted = list(predictions)
+        if config.submission_questions:
+            official = config.data == "official"
+            wanted = question_ids(Path(config.submission_questions), split="test2015", official=official)
+        path = context.records / self.name / f"submission_{config.split}.json"
+        write_json(path, vqav2.submission(predictions, wanted))
+        protocol = self.traced(context, records, submission=path.name, entries=len(wanted))
+        return Result(metrics={}, standard_errors={}, baselines={}, protocol=protocol)
+
+    def _compared(self, record: Record) -> tuple[str, Sequence[str]]:
+        return evalai_form(record["raw"]), self.questions[record["sample_id"]].meta["answers"]
+
+    def _answer_of(self, record: Record) -> vqav2.Answer:
+        text, humans = self._compared(record)
+        meta = self.questions[record["sample_id"]].meta
+        return vqav2.Answer(
+            text=text, humans=humans, answer_type=meta["answer_type"], question_type=meta["question_type"]
+        )

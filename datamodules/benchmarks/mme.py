@@ -1,0 +1,150 @@
+"""Reader of MME: the official folder of fourteen tasks, or the table ``MME.tsv`` that holds its pictures as text."""
+
+import base64
+import binascii
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import csv
+
+from datamodules.benchmarks.questions import OFFICIAL_ELSE, Question, require_file
+from datamodules.images import ImageSource, StoredImage
+
+OFFICIAL_IMAGES = {
+    "existence": 30,
+    "count": 30,
+    "position": 30,
+    "color": 30,
+    "posters": 147,
+    "celebrity": 170,
+    "scene": 200,
+    "landmark": 200,
+    "artwork": 200,
+    "OCR": 20,
+    "commonsense_reasoning": 70,
+    "numerical_calculation": 20,
+    "text_translation": 20,
+    "code_reasoning": 20,
+}
+"""Task to number of pictures; each is asked about twice."""
+ENDINGS = (".jpg", ".jpeg", ".png")
+COLUMNS = ("index", "image", "question", "answer", "category", "image_path")
+BLOCK = 2**26
+"""Bytes of the table that are parsed at a time; a row must fit."""
+LONGEST_INDEX = 64
+"""A picture's cell that is no longer than this holds the index of the row with the picture."""
+
+
+def read_mme(source: Path, *, official: bool, limit: int | None = None) -> list[Question]:
+    """The questions in the folder or table ``source``, at most those on the first ``limit`` pictures of each task.
+
+    `Question.split` is the task.
+
+    Raises:
+        FileNotFoundError: the source or a picture is missing.
+        ValueError: a line is broken, a picture has not two questions, or ``official`` data has another number of
+            pictures in a task.
+    """
+    questions: dict[str, dict[str, list[Question]]] = {task: {} for task in OFFICIAL_IMAGES}
+    for question in _folder(source) if source.is_dir() else _table(source):
+        questions[question.split].setdefault(question.image.name, []).append(question)
+    for task, images in questions.items():
+        if official and len(images) != OFFICIAL_IMAGES[task]:
+            raise ValueError(
+                f"{source} holds {len(images)} pictures of {task}, expected {OFFICIAL_IMAGES[task]}. {OFFICIAL_ELSE}"
+            )
+        for name, pair in images.items():
+            if len(pair) != 2:
+                raise ValueError(f"{source} holds {len(pair)} questions on {task}/{name}, expected 2")
+    found = [one for images in questions.values() for pair in list(images.values())[:limit] for one in pair]
+    if not found:
+        raise ValueError(f"{source} holds no question of a task of MME: {', '.join(OFFICIAL_IMAGES)}")
+    return found
+
+
+def mme_files(source: Path) -> list[Path]:
+    """The files that hold the questions: the table, or the folder's texts."""
+    return [path for _, path, _ in _texts(source)] if source.is_dir() else [source]
+
+
+def _folder(source: Path) -> Iterator[Question]:
+    for task, path, pictures in _texts(source):
+        images = [pictures / f"{path.stem}{ending}" for ending in ENDINGS]
+        image = next((image for image in images if image.is_file()), None)
+        if image is None:
+            raise FileNotFoundError(f"{path} asks about a picture that does not exist: {images[0]}, nor as .jpeg, .png")
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        for number, line in enumerate(lines, start=1):
+            question, tab, label = line.strip().partition("\t")
+            if not tab:
+                raise ValueError(f"line {number} of {path} must be a question, a tab and Yes or No, found {line!r}")
+            yield _question(task, image, number, question, label.strip(), f"line {number} of {path}")
+
+
+def _texts(source: Path) -> Iterator[tuple[str, Path, Path]]:
+    """Task, file of a picture's two questions, folder of the picture."""
+    inner = source / "MME_Benchmark"
+    root = inner if inner.is_dir() else source
+    for task in OFFICIAL_IMAGES:
+        folder = root / task
+        apart = (folder / "questions_answers_YN").is_dir()
+        texts, pictures = (folder / "questions_answers_YN", folder / "images") if apart else (folder, folder)
+        yield from ((task, path, pictures) for path in sorted(texts.glob("*.txt")))
+
+
+def _table(path: Path) -> Iterator[Question]:
+    rows = _rows(path)
+    first: dict[tuple[str, str], StoredImage] = {}
+    seen: dict[tuple[str, str], int] = {}
+    for index, row in rows.items():
+        where = f"row {index} of {path}"
+        if row["category"] not in OFFICIAL_IMAGES:
+            raise ValueError(f"{where} is of the task {row['category']!r}; known are {', '.join(OFFICIAL_IMAGES)}")
+        name = Path(row["image_path"]).name
+        key = row["category"], name
+        if key not in first:
+            first[key] = StoredImage(name=name, payload=_payload(rows, index, where), where=f"in {where}")
+        seen[key] = seen.get(key, 0) + 1
+        yield _question(row["category"], first[key], seen[key], row["question"], row["answer"], where)
+
+
+def _rows(path: Path) -> dict[str, dict[str, str]]:
+    """Index to row."""
+    require_file(path)
+    try:
+        table = csv.read_csv(
+            path,
+            read_options=csv.ReadOptions(block_size=BLOCK),
+            parse_options=csv.ParseOptions(delimiter="\t", newlines_in_values=True),
+            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string())),
+        )
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is no table of tab-separated values ({error}); fetch it again") from error
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; expected {', '.join(COLUMNS)}")
+    return {row["index"]: row for row in table.select(COLUMNS).to_pylist()}
+
+
+def _payload(rows: Mapping[str, dict[str, str]], index: str, where: str) -> bytes:
+    cell = rows[index]["image"]
+    if len(cell) <= LONGEST_INDEX and cell in rows:
+        cell = rows[cell]["image"]
+    try:
+        return base64.b64decode(cell, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"the image in {where} is no base64 ({error}); fetch the file again") from error
+
+
+def _question(task: str, image: ImageSource, number: int, question: str, label: str, where: str) -> Question:
+    if label not in ("Yes", "No"):
+        raise ValueError(f"{where} has the answer {label!r}; MME knows Yes and No")
+    return Question(
+        task="mme",
+        split=task,
+        sample_id=f"{task}/{image.name}/{number}",
+        image=image,
+        question=question,
+        answer=label.lower(),
+    )

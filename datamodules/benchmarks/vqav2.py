@@ -1,0 +1,115 @@
+"""Reader of VQAv2's official files: a JSON of questions, and for ``val2014`` one of people's answers."""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from datamodules.benchmarks.questions import (
+    OFFICIAL_ELSE,
+    Question,
+    read_json,
+    require_images,
+    require_keys,
+)
+
+Split = Literal["val2014", "test-dev2015", "test2015"]
+OFFICIAL_COUNTS: dict[Split, int] = {"val2014": 214_354, "test-dev2015": 107_394, "test2015": 447_793}
+PEOPLE = 10
+SUBSET_SEED = 21
+"""Of the shuffle whose first questions are a subset: those of a smaller limit are among those of a larger."""
+
+
+def read_vqav2(
+    questions: Path, annotations: Path | None, images: Path, *, split: Split, official: bool, limit: int | None = None
+) -> list[Question]:
+    """The questions of ``split``; with ``limit`` that many of them, drawn at random but the same every time.
+
+    `Question.meta` holds ``question_id``, and where there are annotations ``answers`` (ten), ``answer_type`` and
+    ``question_type``; without them the answer is empty.
+
+    Raises:
+        FileNotFoundError: a file or an image is missing.
+        ValueError: the file is of another split, questions and annotations do not match, or ``official`` data has
+            another number of questions.
+    """
+    records = _asked(questions, split, official=official)
+    answers = {} if annotations is None else _annotations(annotations, questions, records, split)
+    kept = sorted(records)
+    if limit is not None:
+        random.Random(SUBSET_SEED).shuffle(kept)
+        kept = kept[:limit]
+    found = [_question(records[key], answers.get(key), images, split) for key in kept]
+    require_images((question.image for question in found), questions)
+    return found
+
+
+def question_ids(questions: Path, *, split: Split, official: bool) -> list[int]:
+    """The ids in a question file, in its order; raises as `read_vqav2`."""
+    return list(_asked(questions, split, official=official))
+
+
+def _asked(path: Path, split: Split, *, official: bool) -> dict[int, dict[str, Any]]:
+    records = _records(path, "questions", ("question_id", "image_id", "question"), split)
+    if official and len(records) != OFFICIAL_COUNTS[split]:
+        raise ValueError(f"{path} holds {len(records)} questions, expected {OFFICIAL_COUNTS[split]}. {OFFICIAL_ELSE}")
+    return records
+
+
+def _records(path: Path, name: str, keys: tuple[str, ...], split: Split) -> dict[int, dict[str, Any]]:
+    """Question id to record of the list ``name``."""
+    document = read_json(path)
+    require_keys(document, ("data_subtype", name), str(path))
+    if document["data_subtype"] != split:
+        raise ValueError(f"{path} is of {document['data_subtype']!r}, expected {split!r}; name that split's file")
+    records: dict[int, dict[str, Any]] = {}
+    for number, record in enumerate(document[name]):
+        where = f"entry {number} of {name} in {path}"
+        require_keys(record, keys, where)
+        key = record["question_id"]
+        if not isinstance(key, int) or key in records:
+            raise ValueError(f"{where} has the question_id {key!r}; ids must be whole numbers and unique")
+        records[key] = record
+    if not records:
+        raise ValueError(f"{path} holds no {name}")
+    return records
+
+
+def _annotations(
+    path: Path, questions: Path, asked: Mapping[int, dict[str, Any]], split: Split
+) -> dict[int, dict[str, Any]]:
+    """Question id to annotation: the same questions on the same pictures as in ``asked``."""
+    keys = ("question_id", "image_id", "answers", "answer_type", "question_type", "multiple_choice_answer")
+    annotations = _records(path, "annotations", keys, split)
+    different = sorted(asked.keys() ^ annotations.keys())
+    if different:
+        raise ValueError(
+            f"{path} annotates {len(annotations)} questions, {questions} asks {len(asked)}; {len(different)} are in "
+            f"one of them only, first {different[0]}. Take both from the same release"
+        )
+    for key, annotation in annotations.items():
+        if annotation["image_id"] != asked[key]["image_id"]:
+            raise ValueError(
+                f"question {key} is on image {asked[key]['image_id']} in {questions}, on {annotation['image_id']} in "
+                f"{path}; take both from the same release"
+            )
+        if len(annotation["answers"]) != PEOPLE:
+            raise ValueError(f"question {key} has {len(annotation['answers'])} answers in {path}, expected {PEOPLE}")
+    return annotations
+
+
+def _question(record: Mapping[str, Any], annotation: Mapping[str, Any] | None, images: Path, split: Split) -> Question:
+    pictures = split.replace("test-dev", "test")
+    meta: dict[str, Any] = {"question_id": record["question_id"]}
+    if annotation is not None:
+        meta["answers"] = tuple(one["answer"] for one in annotation["answers"])
+        meta |= {key: annotation[key] for key in ("answer_type", "question_type")}
+    return Question(
+        task="vqav2",
+        split=split,
+        sample_id=f"{split}/{record['question_id']}",
+        image=images / f"COCO_{pictures}_{record['image_id']:012d}.jpg",
+        question=record["question"],
+        answer="" if annotation is None else annotation["multiple_choice_answer"],
+        meta=meta,
+    )

@@ -1,0 +1,97 @@
+"""MME: two yes/no questions on each picture, in fourteen tasks. The rule of the official ``calculation.py``."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+YesNo = Literal["yes", "no"]
+PERCEPTION = (
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+TOTALS = {"perception": PERCEPTION, "cognition": COGNITION}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model said to one of the two questions on a picture, and what is true."""
+
+    task: str
+    image: str
+    text: str
+    label: YesNo
+
+
+def parse(text: str) -> Literal["yes", "no", "other"]:
+    """The official reading: yes or no among the first four characters, yes first; "Not sure" is a no."""
+    start = text.lower()[:4]
+    return "yes" if "yes" in start else "no" if "no" in start else "other"
+
+
+def score(answers: Iterable[Answer]) -> dict[str, float]:
+    """``<task>/{acc,acc_plus,score}`` of each task, ``perception`` and ``cognition``, ``n_other``.
+
+    ``acc`` is the fraction of right answers, ``acc_plus`` of pictures with both right, ``score`` 100 times their sum. A
+    total is the sum of its tasks' scores, at most 2000 and 800, and is left out unless all its tasks are there.
+    ``n_other`` answers were neither yes nor no, which is wrong.
+
+    Raises:
+        ValueError: there is no answer, a label is neither yes nor no, or a picture has not two answers.
+    """
+    answers = list(answers)
+    scores: dict[str, float] = {}
+    for task, measures in _per_image(answers).items():
+        scores |= {f"{task}/{name}": float(values.mean()) for name, values in measures.items()}
+    for total, tasks in TOTALS.items():
+        if all(f"{task}/score" in scores for task in tasks):
+            scores[total] = sum(scores[f"{task}/score"] for task in tasks)
+    return scores | {"n_other": sum(parse(answer.text) == "other" for answer in answers)}
+
+
+def standard_errors(answers: Iterable[Answer]) -> dict[str, float]:
+    """Standard error of the measures of `score`: pictures are independent, the two questions on one are not."""
+    errors: dict[str, float] = {}
+    for task, measures in _per_image(answers).items():
+        errors |= {f"{task}/{name}": float(values.std() / len(values) ** 0.5) for name, values in measures.items()}
+    for total, tasks in TOTALS.items():
+        if all(f"{task}/score" in errors for task in tasks):
+            errors[total] = sum(errors[f"{task}/score"] ** 2 for task in tasks) ** 0.5
+    return errors
+
+
+def baseline(answers: Iterable[Answer]) -> dict[str, float]:
+    """What always saying yes scores on the same labels: 50 in each task, of its 200."""
+    return score(replace(answer, text="Yes") for answer in answers)
+
+
+def _per_image(answers: Iterable[Answer]) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Task to measure to its value for each picture (N,), whose mean is the measure."""
+    right: dict[str, dict[str, list[bool]]] = {}
+    for answer in answers:
+        if answer.label not in ("yes", "no"):
+            raise ValueError(f"MME label {answer.label!r} of {answer.image} ({answer.task}) must be yes or no")
+        correct = parse(answer.text) == answer.label
+        right.setdefault(answer.task, {}).setdefault(answer.image, []).append(correct)
+    if not right:
+        raise ValueError("no MME answers to score; the benchmark folder or the limit leaves no question")
+    found = {}
+    for task, images in right.items():
+        for image, pair in images.items():
+            if len(pair) != 2:
+                raise ValueError(f"MME picture {image} ({task}) has {len(pair)} answers; it must have two")
+        pairs = np.array(list(images.values()), dtype=np.float64)
+        acc, acc_plus = pairs.mean(axis=1), pairs.min(axis=1)
+        found[task] = {"acc": acc, "acc_plus": acc_plus, "score": 100 * (acc + acc_plus)}
+    return found

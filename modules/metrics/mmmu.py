@@ -1,0 +1,121 @@
+"""MMMU: college questions in thirty subjects, by letters and in free words. Scored as by the official script."""
+
+import hashlib
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+
+from modules.metrics.mmmu_answers import LETTERS, matches_open, read_choice
+
+DOMAINS = {
+    "Art_and_Design": ("Art", "Art_Theory", "Design", "Music"),
+    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
+    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
+    "Health_and_Medicine": (
+        "Basic_Medical_Science",
+        "Clinical_Medicine",
+        "Diagnostics_and_Laboratory_Medicine",
+        "Pharmacy",
+        "Public_Health",
+    ),
+    "Humanities_and_Social_Science": ("History", "Literature", "Sociology", "Psychology"),
+    "Tech_and_Engineering": (
+        "Agriculture",
+        "Architecture_and_Engineering",
+        "Computer_Science",
+        "Electronics",
+        "Energy_and_Power",
+        "Materials",
+        "Mechanical_Engineering",
+    ),
+}
+SUBJECTS = {subject: domain for domain, subjects in DOMAINS.items() for subject in subjects}
+"""Subject to domain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model said to one question, and what is true."""
+
+    question_id: str
+    subject: str
+    text: str
+    golds: Sequence[str]
+    """Right answers: a letter, or for an open question one or more phrases and numbers."""
+    options: Sequence[str] = ()
+    """Empty for an open question."""
+
+
+def guess(question_id: str, options: Sequence[str], seed: int) -> str:
+    """A letter at random: a function of seed and question, whatever else is drawn."""
+    number = int.from_bytes(hashlib.sha256(f"{seed}:{question_id}".encode()).digest())
+    return random.Random(number).choice(LETTERS[: len(options)])
+
+
+def needs_guess(answer: Answer) -> bool:
+    """Whether no letter can be read out of an answer to a choice."""
+    return bool(answer.options) and read_choice(answer.text, answer.options) is None
+
+
+def is_correct(answer: Answer, *, seed: int = 0) -> bool:
+    """By the official rule; where no letter can be read, a guess decides."""
+    if not answer.options:
+        return matches_open(answer.text, answer.golds)
+    letter = read_choice(answer.text, answer.options) or guess(answer.question_id, answer.options, seed)
+    return letter in answer.golds
+
+
+def score(answers: Iterable[Answer], *, seed: int = 0) -> dict[str, float]:
+    """Fractions of right answers, and ``n_fallback``, the number of choices out of which no letter could be read.
+
+    ``overall`` counts a guess for those, as the official script does; so do ``multiple_choice``, ``open``,
+    ``domain/<name>`` and ``subject/<name>``. ``overall_strict`` counts them as wrong. A measure without a question is
+    left out.
+
+    Raises:
+        ValueError: there is no answer, a question has no right answer or more options than letters, or a subject is
+            none of the thirty.
+    """
+    answers = list(answers)
+    scores = {
+        name: sum(is_correct(answer, seed=seed) for answer in members) / len(members)
+        for name, members in _subsets(answers).items()
+    }
+    guessed = [needs_guess(answer) for answer in answers]
+    right = sum(is_correct(answer) and not was_guess for answer, was_guess in zip(answers, guessed, strict=True))
+    return scores | {"overall_strict": right / len(answers), "n_fallback": sum(guessed)}
+
+
+def standard_errors(answers: Iterable[Answer], scores: dict[str, float]) -> dict[str, float]:
+    """Binomial standard error of each fraction in ``scores``, which `score` made of the same answers."""
+    sizes = {name: len(members) for name, members in _subsets(answers).items()}
+    sizes["overall_strict"] = sizes["overall"]
+    return {name: sqrt(scores[name] * (1 - scores[name]) / size) for name, size in sizes.items()}
+
+
+def baseline(answers: Iterable[Answer]) -> dict[str, float]:
+    """What always saying A scores on the same questions."""
+    return score(replace(answer, text="A") for answer in answers)
+
+
+def _subsets(answers: Iterable[Answer]) -> dict[str, list[Answer]]:
+    """Name of each accuracy to the answers that it is taken over."""
+    answers = list(answers)
+    if not answers:
+        raise ValueError("no MMMU answers to score; the benchmark files or the limit leave no question")
+    subsets: dict[str, list[Answer]] = {"overall": answers}
+    for answer in answers:
+        if answer.subject not in SUBJECTS:
+            raise ValueError(
+                f"MMMU subject {answer.subject!r} of {answer.question_id} is none of {', '.join(SUBJECTS)}"
+            )
+        if not answer.golds or len(answer.options) > len(LETTERS):
+            raise ValueError(
+                f"MMMU question {answer.question_id} has {len(answer.golds)} right answers and {len(answer.options)} "
+                f"options; it must have at least one right answer and at most {len(LETTERS)} options"
+            )
+        kind = "multiple_choice" if answer.options else "open"
+        for name in (kind, f"domain/{SUBJECTS[answer.subject]}", f"subject/{answer.subject}"):
+            subsets.setdefault(name, []).append(answer)
+    return subsets
