@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from datamodules.images import ImageSource
 from pipelines.report_charts import Line, colour, draw
 from pipelines.report_paper import OURS
 from pipelines.report_read import Run, read_runs
@@ -27,7 +28,7 @@ from pipelines.report_tables import (
 TEMPLATE = Path(__file__).with_name("report.html")
 GROUPS = (
     ("Losses", r"train/loss"),
-    ("Measures", r"eval/"),
+    ("Measures", r"eval(_mini)?/"),
     ("Speed and memory", r".*(_per_s|mfu|util|mem|wait|seconds|_s$)"),
     ("Optimisation", r"train/|optim/"),
     ("Data", r"data/"),
@@ -110,10 +111,10 @@ def _panel(name: str, runs: Sequence[Run]) -> Panel:
         lines.append(Line(index=index, curve=curve, restarts=run.restarts(), errors=errors, baseline=baseline))
         first, last = number(curve.values[0]), number(curve.values[-1])
         values.append((index, first if len(curve.values) == 1 else f"{first} → {last}"))
-    may_be_log = name.startswith(("train/loss", "eval/")) or "norm" in name
+    may_be_log = name.startswith(("train/loss", "eval")) or "norm" in name
     chart = draw(lines, salt=name, may_be_log=may_be_log)
-    # eval/<measure>/<metric>: a slash in the metric marks a detail
-    is_detail = name.startswith("eval/") and name.count("/") > 2
+    # eval/<measure>/<metric>, eval_mini/<measure>/<metric>: a slash in the metric marks a detail
+    is_detail = name.startswith("eval") and name.count("/") > 2
     return Panel(
         name=name,
         svg=Markup(chart.svg),  # made by matplotlib out of numbers alone
@@ -125,9 +126,10 @@ def _panel(name: str, runs: Sequence[Run]) -> Panel:
 
 def _known(run: Run, name: str) -> tuple[dict[int, float], float | None]:
     """Standard errors by step and the trivial baseline of a measure's metric."""
-    _, measure, metric = [*name.split("/", 2), "", ""][:3]
+    prefix, measure, metric = [*name.split("/", 2), "", ""][:3]
+    measure += "_mini" if prefix == "eval_mini" else ""
     results = {step: found[measure] for step, found in run.results.items() if measure in found}
-    if not name.startswith("eval/") or not results:
+    if not prefix.startswith("eval") or not results:
         return {}, None
     errors = {step: result["standard_errors"].get(metric) for step, result in results.items()}
     baseline = results[max(results)]["baselines"].get(metric)
@@ -140,7 +142,7 @@ def _poster(run: Run) -> str | None:
     return run.noted(data_uri, path, side=1100) if path.is_file() else None
 
 
-def _uri(picture: Path | None) -> str | None:
+def _uri(picture: ImageSource | None) -> str | None:
     """A picture beside an answer, or none: whether the benchmark's files are whole is not the report's matter."""
     try:
         return data_uri(picture) if picture else None

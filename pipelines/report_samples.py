@@ -12,7 +12,7 @@ from PIL import Image
 from callbacks.answers import QuestionMeasure, table_rows
 from callbacks.evaluation import build_measures
 from callbacks.records import Record, RecordBook
-from datamodules.images import read_image
+from datamodules.images import ImageSource, read_image
 from modules.files import step_name
 from pipelines.config import load
 from pipelines.report_read import CONFIG, Run
@@ -39,8 +39,8 @@ class Answer:
     """A question and what the model said."""
 
     record: Record
-    picture: Path | None
-    """What was asked about; None where it does not lie on this machine."""
+    picture: ImageSource | None
+    """What was asked about; None where the benchmark does not lie on this machine."""
     right: bool | None
     """None where it cannot be told."""
 
@@ -56,7 +56,7 @@ class Answers:
     shown: list[Answer]
 
 
-def data_uri(picture: Path, side: int = SIDE) -> str:
+def data_uri(picture: ImageSource, side: int = SIDE) -> str:
     """A picture for the page, scaled down to ``side`` pixels where it is larger.
 
     Raises:
@@ -142,20 +142,25 @@ def _answers(
     if measure is not None:
         marks = run.noted(lambda: [measure.is_correct(record) for record in records])
     right_of = dict(zip((r["sample_id"] for r in records), marks or [], strict=False))
-    images = Path(measure.config.images) if measure is not None else None
-
-    def picture(record: Record) -> Path | None:
-        path = images / Path(str(record.get("image"))).name if images else None
-        return path if path and path.is_file() else None
-
+    pictures = _pictures(measure) if measure is not None else {}
     shown = table_rows(records, marks or [True] * len(records), most)
     return Answers(
         measure=name,
         step=step,
         right=None if marks is None else sum(marks),
         total=len(records),
-        shown=[Answer(record=r, picture=picture(r), right=right_of.get(r["sample_id"])) for r in shown],
+        shown=[
+            Answer(record=r, picture=pictures.get(r["sample_id"]), right=right_of.get(r["sample_id"])) for r in shown
+        ],
     )
+
+
+def _pictures(measure: QuestionMeasure) -> dict[str, ImageSource]:
+    """Sample id to what was asked about; none where the benchmark's files do not lie on this machine."""
+    try:
+        return {sample: question.image for sample, question in measure.questions.items()}
+    except (ValueError, OSError):
+        return {}
 
 
 def _question_measures(run: Run) -> dict[str, QuestionMeasure]:

@@ -16,6 +16,7 @@ from typing import Any
 from callbacks.answers import COLUMNS, TABLE_ROWS
 from callbacks.tracking import METRICS, read_metrics
 from datamodules.images import read_image
+from modules.files import step_name
 from pipelines.console import say, warn
 from pipelines.report_read import CONFIG, PROVENANCE, Run, metric_rows, read_runs
 from pipelines.report_samples import Answer, read_answers, read_captions, sample_folders
@@ -74,6 +75,7 @@ def _merge(run: Run) -> tuple[Path, int]:
     session.define_metric("*", step_metric="step")
     for step in sorted(history):
         session.log({"step": step, **history[step]})
+    _log_records(run, session)
     folder = Path(session.settings.sync_dir)
     session.finish()
     return folder, len(history)
@@ -136,6 +138,22 @@ def _cell(answer: Answer, column: str) -> Any:
 
     if column == "correct":
         return answer.right
-    if column == "image" and answer.picture:
-        return wandb.Image(read_image(answer.picture))
+    if column == "image" and answer.picture is not None:
+        try:
+            return wandb.Image(read_image(answer.picture))
+        except (ValueError, OSError):  # its name has to do
+            pass
     return answer.record.get(column)
+
+
+def _log_records(run: Run, session: Any) -> None:
+    """The records as the tracker keeps them."""
+    import wandb
+
+    for step, results in run.results.items():
+        for name in results:
+            folder = run.path / "records" / step_name(step) / name
+            if folder.is_dir():
+                artifact = wandb.Artifact(f"{run.wandb_run_id}-{name}-{step_name(step)}", type="eval_predictions")
+                artifact.add_dir(str(folder))
+                session.log_artifact(artifact)

@@ -12,6 +12,7 @@ from modules.omnimamba.adapters import TASKS
 from pipelines.config import RunConfig
 from pipelines.report_paper import TABLES, PaperTable, paper_value
 from pipelines.report_read import Run
+from pipelines.runfolder import PREEMPTED
 
 PER_RUN = ("name", "run.dir")
 """Keys that say which run it is, not how it is done."""
@@ -86,11 +87,14 @@ def summary(run: Run) -> dict[str, str]:
     attempts, last = run.attempts, run.attempts[-1] if run.attempts else {}
     wanted = run.get("trainer.max_steps")
     step = "no step" if run.last_step is None else f"step {run.last_step}"
+    state = f"complete at {step}" if run.complete else f"not complete: {step} of {wanted or '?'} logged"
+    if (run.path / PREEMPTED).is_file():
+        state += ", stopped in order"
     began = attempts[0].get("time") if attempts else None
     cells = {
         "folder": str(run.path),
         "stage": str(run.get("stage.name", NONE)),
-        "state": f"complete at {step}" if run.complete else f"not complete: {step} of {wanted or '?'} logged",
+        "state": state,
         "first started": moment(began),
         "last log": moment(run.last_time),
         "attempts": str(len(attempts) or NONE),

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from callbacks.evaluation import build_measures
+from callbacks.gqa import Gqa
+from pipelines.config import load
 from pipelines.report_page import write_report
 from pipelines.report_paper import TABLES, paper_value
 
@@ -160,18 +163,44 @@ def test_answers_are_marked_by_the_rule_that_scores_them(run_folder: Path) -> No
 
 
 def test_a_question_shows_its_picture_where_it_lies_here(run_folder: Path) -> None:
-    config = (run_folder / "config.yaml").read_text()
-    [images] = {
-        line.split(": ")[1] for line in config.splitlines() if line.strip().startswith("images: ") and "gqa" in line
-    }
-    image = next(Path(images).iterdir())
-    rows = [
-        {"sample_id": name, "question": "q", "raw": "a", "gold": "a", "image": name}
-        for name in (image.name, "gone.jpg")
-    ]
+    gqa = next(m for m in build_measures(load(run_folder / "config.yaml").evaluation) if isinstance(m, Gqa))
+    question = next(iter(gqa.questions.values()))
+    asked = [(question.sample_id, Path(str(question.image)).name), ("testdev_balanced/none", "gone.jpg")]
+    rows = [{"sample_id": s, "question": "q", "raw": "a", "gold": "a", "image": image} for s, image in asked]
     write_lines(run_folder / "records/step-000000020/gqa_style/rank0.jsonl", rows)
     add_results(run_folder, 20, {"gqa_style": result({"accuracy": 1.0})})
-    assert [tag["alt"] for tag in report(run_folder).all("img")] == [image.name]
+    page = report(run_folder)
+    assert [tag["alt"] for tag in page.all("img")] == [asked[0][1]]
+    assert page.of_class("answer") == 2
+
+
+def test_a_benchmark_that_lies_elsewhere_costs_the_pictures_only(run_folder: Path) -> None:
+    config = run_folder / "config.yaml"
+    config.write_text(config.read_text().replace("gqa/testdev", "gqa/elsewhere"))
+    row = {"sample_id": "1", "question": "q", "raw": "a", "gold": "a", "image": "x.jpg"}
+    write_lines(run_folder / "records/step-000000020/gqa_style/rank0.jsonl", [row])
+    add_results(run_folder, 20, {"gqa_style": result({"accuracy": 1.0})})
+    page = report(run_folder)
+    assert page.all("img") == []
+    assert "gqa_style at step 20, 1 of 1 right" in page.text
+
+
+def test_what_few_samples_say_is_drawn_with_its_own_errors(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    row = {"step": 6, "time": 1.0, "attempt": 1, "eval_mini/pope/f1_macro": 0.5}
+    write_lines(run / "metrics.jsonl", [row])
+    scored = {"standard_errors": {"f1_macro": 0.125}, "baselines": {"f1_macro": 0.6667}}
+    add_results(run, 6, {"pope_mini": result({"f1_macro": 0.5}, **scored)})
+    page = report(run)
+    assert "eval_mini/pope/f1_macro" in page.text
+    assert "dashed grey: trivial baseline; bars: ± standard error" in page.text
+    assert "Measures" in [heading.strip() for heading in re.findall(r"<h2>(.*?)</h2>", page.html)]
+
+
+def test_a_run_that_stopped_in_order_says_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "COMPLETE").rename(run / "PREEMPTED")
+    assert "not complete: step 6 of 6 logged, stopped in order" in report(run).text
 
 
 def test_answers_of_a_measure_that_is_not_configured_are_shown_unmarked(tmp_path: Path) -> None:

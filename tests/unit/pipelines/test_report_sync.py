@@ -74,6 +74,8 @@ def test_pictures_and_answers_are_in_it(tmp_path: Path) -> None:
     row = {"sample_id": "1", "split": "random", "question": "Is it?", "prompt": "p", "raw": "Yes", "gold": "yes"}
     write_lines(run / "records/step-000000006/pope/rank0.jsonl", [row])
     merged = sync_run(run, offline=True)
+    kept = [record["artifact"] for record in records(merged) if record["type"] == "artifact"]
+    assert [one["name"] for one in kept if one["type"] == "eval_predictions"] == ["run1-pope-step-000000006"]
     rows = {row["step"]: row for row in history(merged)}
     assert sorted(rows) == [1, 2, 3, 4, 5, 6, 9]
     assert (rows[6]["eval/samples.count"], rows[9]["eval/samples.count"]) == (2, 1)
