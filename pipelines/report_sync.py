@@ -39,11 +39,12 @@ def sync_run(folder: Path, *, offline: bool = False) -> Path:
     with claim(folder):
         merged, steps = _merge(run)
     say(f"{run.label}: {steps} steps in {merged}")
-    command = [sys.executable, "-m", "wandb", "sync", str(merged)]
+    command = [sys.executable, "-m", "wandb", "sync", str(merged.resolve())]
     if offline:
         say(f"upload it where there is a network: {' '.join(['wandb', *command[3:]])}")
         return merged
-    done = subprocess.run(command, env={**os.environ, "WANDB_MODE": "online"}, check=False)
+    # there, because it leaves its own logs in ./wandb
+    done = subprocess.run(command, cwd=folder / MERGED, env={**os.environ, "WANDB_MODE": "online"}, check=False)
     if done.returncode:
         raise ValueError(
             f"W&B did not take {merged} (its own message is above). Nothing is lost: log in with `wandb login`, or "

@@ -30,7 +30,10 @@ def test_a_run_killed_and_requeued_three_times_reads_back_as_one_history(small: 
     verb("sync", str(folder), "--offline")
     [merged] = (folder / "wandb_merged" / "wandb").glob("offline-run-*")
     read = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(merged)]
-    found = [json.loads(line) for line in subprocess.run(read, capture_output=True, check=True).stdout.splitlines()]
+    found = [
+        json.loads(line)
+        for line in subprocess.run(read, cwd=tmp_path, capture_output=True, check=True).stdout.splitlines()
+    ]
     history = [record["history"]["item"] for record in found if record["type"] == "history"]
     assert [row["step"] for row in history] == list(range(1, STEPS + 1))
     attempts = [row["attempt"] for row in history]

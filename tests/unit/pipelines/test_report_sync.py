@@ -22,7 +22,7 @@ from .reporting import add_results, add_samples, make_run, result, write_json, w
 def records(merged: Path) -> list[dict[str, Any]]:
     """All that the W&B run holds."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(merged)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=merged, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
