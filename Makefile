@@ -11,7 +11,7 @@ SWEEPS := .venv-sweeps
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-demo: $(READY) ## train all three stages on embedded data, evaluate, show a table and a picture sheet
+demo: $(READY) ## train all three stages on embedded data, evaluate, show a table, a picture sheet and a report
 	$(PY) -m pipelines.demo
 
 test: $(READY) ## run the tests

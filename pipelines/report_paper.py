@@ -20,6 +20,7 @@ class Column:
     """None where the paper's number cannot be had from local files."""
     scale: float = 1.0
     """The paper's unit over ours."""
+    decimals: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,11 @@ class PaperTable:
     remark: str
     columns: Sequence[Column]
     rows: Mapping[str, Sequence[float | None]]
+
+    def cells(self, model: str) -> list[str]:
+        """A model's row as the paper prints it."""
+        pairs = zip(self.columns, self.rows[model], strict=True)
+        return ["–" if value is None else f"{value:.{column.decimals}f}" for column, value in pairs]
 
 
 TABLES = (
@@ -57,7 +63,7 @@ TABLES = (
         title="Table 2: MS-COCO FID-30K, lower is better",
         remark="Which FID protocol the paper used is not known; ours is U-ViT's. The model is trained on train2014, so "
         "this is held out but in domain.",
-        columns=(Column(title="FID-30K", key=("coco", "fid30k")),),
+        columns=(Column(title="FID-30K", key=("coco", "fid30k"), decimals=2),),
         rows={
             "Show-o": (9.24,),
             "DreamLLM": (8.76,),
@@ -73,8 +79,8 @@ TABLES = (
         title="Table 3: image generation speed, batch of 16",
         remark="Only on the same device and with the model at full size does speed compare.",
         columns=(
-            Column(title="images/s", key=("speed", "img_per_s")),
-            Column(title="total s", key=("speed", "total_s")),
+            Column(title="images/s", key=("speed", "img_per_s"), decimals=2),
+            Column(title="total s", key=("speed", "total_s"), decimals=2),
         ),
         rows={"Show-o": (0.81, 19.66), "JanusFlow": (1.02, 15.64), OURS: (5.68, 2.81)},
     ),

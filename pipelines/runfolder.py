@@ -47,16 +47,8 @@ class RunFolder:
             ConfigError: another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        path = self.path / LOCK
-        with path.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(
-                    f"another process is training in run folder {self.path}; wait for it, or choose another run.dir"
-                ) from error
+        with claim(self.path):
             yield
-            path.unlink(missing_ok=True)
 
     def begin(self, data: dict[str, str], weights: dict[str, str] | None = None) -> tuple[str, int]:
         """Write config.yaml and provenance.json. Rank 0 alone calls this.
@@ -91,6 +83,25 @@ class RunFolder:
     def pause(self, step: int) -> None:
         """Mark the run as stopped in order at ``step``, to be started again. Rank 0 alone calls this."""
         _write(self.path / PREEMPTED, f"{step}\n")
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    path = folder / LOCK
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another process is training in run folder {folder}; wait for it, or choose another run.dir"
+            ) from error
+        yield
+        path.unlink(missing_ok=True)
 
 
 def open_run(config: RunConfig) -> RunFolder:

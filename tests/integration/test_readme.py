@@ -38,7 +38,7 @@ def test_the_commands_of_use_work_one_after_the_other(folder: Path) -> None:
     elsewhere = (".prepare ", "accelerator=gpu", "stage1_mmu", ".sweep ")
     use = [command for command in VERBS if not any(word in command for word in elsewhere)]
     assert [command.split("-m pipelines.")[1].split()[0] for command in use] == [
-        "train", "evaluate", "generate", "generate", "export", "doctor", "doctor",
+        "train", "evaluate", "generate", "generate", "report", "export", "doctor", "doctor",
     ]  # fmt: skip
     for command in use:
         done = run(command, folder)
