@@ -1,6 +1,7 @@
 """How the verbs speak: results on standard output, warnings on standard error, errors with exit code 2."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -27,7 +28,9 @@ def say(text: str = "") -> None:
 
 
 def warn(text: str) -> None:
-    """A line that must not be overlooked."""
+    """A line that must not be overlooked; of the processes that Lightning or torchrun start on a node, one says it."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
     print(f"WARNING: {text}", file=sys.stderr, flush=True)
 
 
