@@ -1,4 +1,4 @@
-"""Norms of what is trained, part by part: which part learns, which one runs away, and whether the scan's scales drift."""
+"""Norms of what is trained, part by part: which one learns, which one runs away, whether the scan drifts."""
 
 import re
 

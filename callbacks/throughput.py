@@ -95,23 +95,22 @@ class Throughput(pl.Callback):
         metrics |= self._lrs | self.beside()
         metrics["train/tokens_per_s"] = self._tokens / self._seconds
         metrics["system/data_wait_s"] = waited_s
-        metrics |= self._utilisation()
+        metrics |= self._utilisation(values.device)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, MixedDataModule)
-        for task, epoch in data.epochs().items():
-            metrics[f"data/epoch_{task}"] = epoch
-            metrics[f"data/samples_{task}"] = data.positions[task]
+        metrics |= {f"data/epoch_{task}": epoch for task, epoch in data.epochs().items()}
+        metrics |= {f"data/samples_{task}": position for task, position in data.positions.items()}
         self.tracker.log(trainer.global_step, metrics)
         if trainer.is_global_zero:
             self.show(trainer.global_step, metrics)
         self._tokens, self._flops, self._seconds, self._waited = 0, 0.0, 0.0, 0.0
 
-    def _utilisation(self) -> dict[str, float]:
+    def _utilisation(self, device: torch.device) -> dict[str, float]:
         """Of this rank's device."""
         found = {"system/model_tflops": self._flops / self._seconds / 1e12}
         if self.peak is not None:
             found["system/mfu"] = found["system/model_tflops"] / self.peak
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if device.type == "cuda":
             found["system/gpu_peak_gib"] = torch.cuda.max_memory_allocated() / GIB
             found["system/gpu_reserved_gib"] = torch.cuda.memory_reserved() / GIB
         return found

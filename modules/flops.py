@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from modules.omnimamba.model import IGNORE
 from modules.stages import StageModule
@@ -39,7 +39,7 @@ def model_flops(stage: StageModule, batch: Mapping[str, Any], tokens: int) -> fl
     model, total = stage.model, 0.0
     for layer in model.backbone.layers:
         for weight in (layer.mixer.in_proj.weight, layer.mixer.out_proj.weight):  # type: ignore[union-attr]
-            assert isinstance(weight, nn.Parameter)
+            assert isinstance(weight, Tensor)
             total += tokens * _product(weight)
     heads = {
         "mmu": model.text_embedding.weight,
@@ -50,7 +50,7 @@ def model_flops(stage: StageModule, batch: Mapping[str, Any], tokens: int) -> fl
     return total
 
 
-def _product(weight: nn.Parameter) -> int:
+def _product(weight: Tensor) -> int:
     """Operations for one position: forward, gradient of the input, and gradient of the weight where it is trained."""
     size = getattr(weight, "ds_numel", weight.numel())  # ZeRO 3 leaves nothing in its place
     return 2 * int(size) * (3 if weight.requires_grad else 2)

@@ -27,7 +27,7 @@ _LEAST = 8
 
 
 def is_secret_key(key: str) -> bool:
-    """Whether ``key`` names a secret, as ``WANDB_API_KEY`` or ``hub.token`` do; ``num_tokens`` and ``tokenizer`` do not."""
+    """Whether ``key`` names a secret, as ``WANDB_API_KEY`` or ``hub.token`` do, and ``num_tokens`` does not."""
     name = "_".join(_WORDS.findall(key.rsplit(".", 1)[-1])).lower()
     if name.endswith("tokens") or _TEXT_TOKEN.search(name):
         return False

@@ -24,7 +24,7 @@ from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.optim import OptimConfig
-from modules.stages import STAGES, StageConfig, StageModule
+from modules.stages import STAGES, StageConfig
 from pipelines.compose import COMPUTE, build_strategy
 from pipelines.config import HardwareConfig
 

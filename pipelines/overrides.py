@@ -121,9 +121,9 @@ def _refuse_secrets(values: Any, source: str) -> None:
 
 def _secrets_refused(source: str, found: Sequence[tuple[str, str]]) -> ConfigError:
     return ConfigError(
-        f"{source}: {'; '.join(f'{key} {why}' for key, why in found)}. A configuration is written to the run folder, to "
-        "checkpoints and to Weights & Biases: leave secrets out of it and give them by the environment (WANDB_API_KEY, "
-        "HF_TOKEN, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ...) or by the file that each service has for them"
+        f"{source}: {'; '.join(f'{key} {why}' for key, why in found)}. A configuration is written to the run folder, "
+        "to checkpoints and to Weights & Biases: leave secrets out of it and give them by the environment "
+        "(WANDB_API_KEY, HF_TOKEN, AWS_SECRET_ACCESS_KEY, ...) or by the file that each service has for them"
     )
 
 
