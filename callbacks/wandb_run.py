@@ -56,7 +56,6 @@ class WandbRun:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb  # noqa: F401
 
-        logging.getLogger("wandb").propagate = False  # what matters of it is told here; the rest is in its debug.log
         self.folder, self.config, self.report = folder, config, report
         self.id = run_id
         self._about = {"name": name, "config": redacted(settings)}
