@@ -15,7 +15,6 @@ from typing import IO, Any
 from PIL import Image
 
 from callbacks.wandb_run import Report, TrackingConfig, WandbRun
-from modules.checkpoints import MANIFEST
 
 __all__ = ["METRICS", "Tracker", "TrackingConfig", "drop_torn_line", "read_metrics"]
 
@@ -108,19 +107,17 @@ class Tracker:
 
         self._do(keep)
 
-    def log_checkpoint(self, folder: Path, origins: Sequence[str] = ()) -> None:
+    def log_checkpoint(self, name: str, manifest: str, origins: Sequence[str] = ()) -> None:
         """Note a checkpoint as an artifact, by its manifest alone: the hashes say which files it is, wherever they lie.
 
         ``origins`` say what the run started from.
         """
 
         def keep(run: Any) -> None:
-            artifact = _checkpoint(run.id, manifest, {"checkpoint": folder.name, "init_from": list(origins)})
-            run.log_artifact(artifact, aliases=["latest", folder.name])
+            artifact = _checkpoint(run.id, manifest, {"checkpoint": name, "init_from": list(origins)})
+            run.log_artifact(artifact, aliases=["latest", name])
 
-        if self._wandb is not None:
-            manifest = (folder / MANIFEST).read_text()  # now: it may be gone when its turn comes
-            self._do(keep)
+        self._do(keep)
 
     def use_checkpoint(self, run_id: str, manifest: str) -> None:
         """Note that this run started from a checkpoint of run ``run_id``: the edge in W&B's lineage. W&B cannot note
@@ -175,7 +172,7 @@ def _artifact(run_id: str, name: str, kind: str, metadata: dict[str, Any] | None
 def _checkpoint(run_id: str, manifest: str, metadata: dict[str, Any]) -> Any:
     """The same content in the run that wrote the checkpoint and in one that starts from it: W&B takes it for one."""
     artifact = _artifact(run_id, "checkpoint", "checkpoint", metadata)
-    with artifact.new_file(MANIFEST) as file:
+    with artifact.new_file("manifest.json") as file:
         file.write(manifest)
     return artifact
 

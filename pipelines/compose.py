@@ -245,7 +245,8 @@ def build_callbacks(
         return {"train/grad_norm": finite.norm, "system/resident_gib": memory.look(), **norms.look(), **counts}
 
     def saved(checkpoint: Path) -> None:
-        tracker.log_checkpoint(checkpoint, [f"{origin.run_id} {origin.checkpoint}" for origin in origins])
+        started_from = [f"{origin.run_id} {origin.checkpoint}" for origin in origins]
+        tracker.log_checkpoint(checkpoint.name, (checkpoint / MANIFEST).read_text(), started_from)
 
     throughput = Throughput(tracker, config.model, log_every, show, beside, _peak(config))
     callbacks: list[pl.Callback] = [*guards, CommitPosition(), bad, norms, throughput]
