@@ -47,7 +47,7 @@ def redact(text: str) -> str:
 def redacted(value: Any) -> Any:
     """Plain data with its texts redacted, and what lies under a secret's name hidden."""
     if isinstance(value, dict):
-        return {k: HIDDEN if is_secret_key(str(k)) and _counts(v) else redacted(v) for k, v in value.items()}
+        return {redacted(k): HIDDEN if is_secret_key(str(k)) and _counts(v) else redacted(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [redacted(item) for item in value]
     return redact(value) if isinstance(value, str) else value

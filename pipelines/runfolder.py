@@ -76,7 +76,8 @@ class RunFolder:
         _write(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(as_dict(self.config))))
         run_id: str = known.get("wandb_run_id") or secrets.token_hex(8)
         resumed = self.checkpoint.name if self.checkpoint else None
-        number = 1 + max([len(attempts), *(row["attempt"] for row in read_metrics(self.path))])
+        before = [each["attempt"] for each in (*attempts, *read_metrics(self.path)) if "attempt" in each]
+        number = 1 + max([len(attempts), *before])
         attempts = [*attempts, {"attempt": number, "time": round(time.time(), 3), "resumed": resumed, "data": data,
                                 "weights": weights, **provenance()}]  # fmt: skip
         facts = redacted({"wandb_run_id": run_id, "attempts": attempts})
@@ -87,7 +88,8 @@ class RunFolder:
         """The W&B run, out of the checkpoint that is resumed."""
         if self.checkpoint is None:
             return {}
-        run_id = read_facts(self.checkpoint).get("wandb_run_id")
+        if not (run_id := read_facts(self.checkpoint).get("wandb_run_id")):
+            return {}
         if (self.path / METRICS).is_file():
             warn(f"{self.path / PROVENANCE} is gone; the run goes on as W&B run {run_id}, as {self.checkpoint} says")
         return {"wandb_run_id": run_id}

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from PIL import Image
 
 from callbacks import wandb_run
 from callbacks.tracking import METRICS, Tracker, TrackingConfig, _checkpoint, read_metrics
+from tests.servers import silent_server
 
 MakeTracker = Callable[..., Tracker]
 Mode = Literal["auto", "online", "offline", "disabled"]
@@ -261,26 +261,6 @@ def test_what_is_not_finite_is_null_in_the_file(make: MakeTracker, tmp_path: Pat
     assert "NaN" not in (tmp_path / METRICS).read_text()
 
 
-@pytest.fixture
-def silent_server() -> Iterator[str]:
-    """An address on this machine that takes connections and never answers."""
-    held = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def hold() -> None:
-            while True:
-                try:
-                    held.append(server.accept()[0])
-                except OSError:  # closed
-                    return
-
-        threading.Thread(target=hold, daemon=True).start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-    for connection in held:
-        connection.close()
-
-
 def ours(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What we told; W&B's own messages go to its own file, but to caplog too."""
     return [record.getMessage() for record in caplog.records if record.name.startswith("callbacks")]
@@ -290,11 +270,9 @@ def test_a_server_that_never_answers_holds_nothing_up(
     make: MakeTracker,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    silent_server: str,
     caplog: pytest.LogCaptureFixture,
     said: list[str],
 ) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", silent_server)
     waiting = threading.Event()
     init = wandb.init
 
@@ -304,7 +282,8 @@ def test_a_server_that_never_answers_holds_nothing_up(
         return init(**settings)
 
     monkeypatch.setattr(wandb, "init", begin)
-    with caplog.at_level(logging.WARNING, logger="callbacks"):
+    with silent_server() as address, caplog.at_level(logging.WARNING, logger="callbacks"):
+        monkeypatch.setenv("WANDB_BASE_URL", address)
         tracker = make("online", patience=2.0)
         assert waiting.wait(30)
         for step in range(1, 501):
@@ -483,7 +462,7 @@ def test_lineage_is_one_artifact_used_and_logged(make: MakeTracker, monkeypatch:
 
 
 def test_secrets_reach_no_file(
-    make: MakeTracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_server: str, said: list[str]
+    make: MakeTracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     others = {
         "HF_TOKEN": "hf_planted0123456789",
@@ -492,9 +471,10 @@ def test_secrets_reach_no_file(
     }
     for name, value in others.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("WANDB_BASE_URL", silent_server)
-    for mode in ("offline", "online"):
-        log_everything(make(mode, patience=1.0))
+    with silent_server() as address:
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        for mode in ("offline", "online"):
+            log_everything(make(mode, patience=1.0))
     found = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(found) > 6
     for path in found:
