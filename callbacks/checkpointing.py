@@ -1,7 +1,7 @@
 """Saves a checkpoint every N steps and at the end, whole or not at all."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,10 +54,18 @@ def best_step(rows: Sequence[Mapping[str, Any]], checkpoints: Path, config: Chec
 class Checkpointing(pl.Callback):
     """Writes ``RUN/checkpoints/step-*``; ``facts`` is plain data that goes into each, under ``run``."""
 
-    def __init__(self, config: CheckpointConfig, folder: Path, facts: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        folder: Path,
+        facts: dict[str, Any],
+        saved: Callable[[Path], None] = lambda checkpoint: None,
+    ) -> None:
+        """``saved`` is told of each checkpoint, on the first rank."""
         self.config = config
         self.folder = folder
         self.facts = facts
+        self.saved = saved
         self._saved = -1
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -89,6 +97,7 @@ class Checkpointing(pl.Callback):
         trainer.save_checkpoint(temporary / STATE)
         if trainer.is_global_zero:
             commit(temporary, final, step)
+            self.saved(final)
             remove_old(self.folder, self.config.keep_last, newest=step, best=self._best())
         trainer.strategy.barrier()
         self._saved = step

@@ -1,4 +1,4 @@
-"""Logs losses, learning rate, gradient norm and speed of training, and shows them as they come."""
+"""Logs losses, learning rates, speed, memory and data of training, and shows them as they come."""
 
 import time
 from collections.abc import Callable
@@ -11,14 +11,17 @@ from torch import Tensor
 from callbacks.steps import step_taken
 from callbacks.tracking import Tracker
 from datamodules.mixed import MixedDataModule
+from modules.flops import model_flops
 from modules.omnimamba.config import ModelConfig
+from modules.stages import StageModule
 
 Show = Callable[[int, dict[str, float]], None]
 """Told (step, metrics) at every log."""
+GIB = 2**30
 
 
 class Throughput(pl.Callback):
-    """Every N steps: ``train/loss``, ``train/loss_<task>``, ``train/lr``, ``train/grad_norm``, ``train/tokens_per_s``.
+    """Every N steps, the keys of docs/tracking.md that begin with train/, data/ and system/.
 
     Losses are the mean over the ranks and micro-steps of the step that is logged. tokens/s counts positions of all
     sequences on all ranks, image features and padding included, over wall time since the last log, reading included,
@@ -32,15 +35,16 @@ class Throughput(pl.Callback):
         every_n_steps: int,
         show: Show,
         beside: Callable[[], dict[str, float]],
+        peak_tflops: float | None = None,
     ) -> None:
-        """``beside`` is asked for more metrics at every log."""
+        """``beside`` is asked for more metrics at every log; ``peak_tflops`` is what the GPU could do at best."""
         self.tracker, self.model, self.every, self.show = tracker, model, every_n_steps, show
-        self.beside = beside
+        self.beside, self.peak = beside, peak_tflops
         self._losses: dict[str, Tensor] = {}
-        self._tokens = 0
-        self._seconds = 0.0
+        self._tokens, self._flops = 0, 0.0
+        self._seconds, self._waited = 0.0, 0.0
         self._started = 0.0
-        self._lr = 0.0
+        self._lrs: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -50,11 +54,17 @@ class Throughput(pl.Callback):
         """Time counts from now on."""
         self._started = time.perf_counter()
 
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """The batch is here: what passed since the clock was started is the wait for it."""
+        self._waited += time.perf_counter() - self._started
+
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """The learning rate of this step."""
-        self._lr = optimizer.param_groups[0]["lr"]
+        """The learning rates of this step."""
+        groups = optimizer.param_groups
+        self._lrs = {"train/lr": groups[0]["lr"]}
+        self._lrs |= {f"train/lr_{group['name']}": group["lr"] for group in groups if "name" in group}
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
         """Collect; log at multiples of ``every_n_steps``."""
@@ -64,7 +74,10 @@ class Throughput(pl.Callback):
         for name, value in parts.items():
             scale = 1.0 if name == "loss" else share  # Lightning has scaled the loss itself already
             self._losses[name] = self._losses.get(name, torch.zeros_like(value)) + scale * value
-        self._tokens += self._positions(batch) * trainer.world_size
+        assert isinstance(module, StageModule)
+        positions = self._positions(batch)
+        self._tokens += positions * trainer.world_size
+        self._flops += model_flops(module, batch, positions)
         if not step_taken(trainer, i):
             return
         if trainer.global_step % self.every == 0:
@@ -73,19 +86,34 @@ class Throughput(pl.Callback):
 
     def _log(self, trainer: pl.Trainer) -> None:
         names = sorted(self._losses)
-        values = trainer.strategy.reduce(torch.stack([self._losses[name] for name in names]), reduce_op="mean")
+        waited = self._losses[names[0]].new_tensor(self._waited)
+        together = torch.stack([*(self._losses[name] for name in names), waited])
+        values = trainer.strategy.reduce(together, reduce_op="mean")
         assert isinstance(values, Tensor)
-        metrics = {f"train/{name}": value for name, value in zip(names, values.tolist(), strict=True)}
-        metrics["train/lr"] = self._lr
-        metrics.update(self.beside())
+        *losses, waited_s = values.tolist()
+        metrics = {f"train/{name}": value for name, value in zip(names, losses, strict=True)}
+        metrics |= self._lrs | self.beside()
         metrics["train/tokens_per_s"] = self._tokens / self._seconds
+        metrics["system/data_wait_s"] = waited_s
+        metrics |= self._utilisation(values.device)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, MixedDataModule)
-        metrics.update({f"data/epoch_{task}": epoch for task, epoch in data.epochs().items()})
+        metrics |= {f"data/epoch_{task}": epoch for task, epoch in data.epochs().items()}
+        metrics |= {f"data/samples_{task}": position for task, position in data.positions.items()}
         self.tracker.log(trainer.global_step, metrics)
         if trainer.is_global_zero:
             self.show(trainer.global_step, metrics)
-        self._tokens, self._seconds = 0, 0.0
+        self._tokens, self._flops, self._seconds, self._waited = 0, 0.0, 0.0, 0.0
+
+    def _utilisation(self, device: torch.device) -> dict[str, float]:
+        """Of this rank's device."""
+        found = {"system/model_tflops": self._flops / self._seconds / 1e12}
+        if self.peak is not None:
+            found["system/mfu"] = found["system/model_tflops"] / self.peak
+        if device.type == "cuda":
+            found["system/gpu_peak_gib"] = torch.cuda.max_memory_allocated() / GIB
+            found["system/gpu_reserved_gib"] = torch.cuda.memory_reserved() / GIB
+        return found
 
     def _positions(self, batch: Any) -> int:
         count = 0
@@ -103,6 +131,10 @@ class RestartClock(pl.Callback):
 
     def __init__(self, throughput: Throughput) -> None:
         self.throughput = throughput
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Start the clock after what was evaluated at the start."""
+        self.throughput.restart_clock()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
         """Start the clock again."""

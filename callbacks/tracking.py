@@ -6,37 +6,28 @@ One object per log: {"step", "time", "attempt", name: value, ...}. After a rollb
 import json
 import logging
 import math
-import netrc
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from PIL import Image
+
+from callbacks.wandb_run import Report, TrackingConfig, WandbRun
+
+__all__ = ["METRICS", "Tracker", "TrackingConfig", "drop_torn_line", "read_metrics"]
 
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
-WANDB_HOST = "api.wandb.ai"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """Where metrics go besides the run folder."""
-
-    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """``auto``: what WANDB_MODE says; without it, online where an API key is found and offline otherwise."""
-    project: str = "omnimamba"
-    group: str | None = None
-    tags: tuple[str, ...] = ()
+Watch = Callable[[int, Mapping[str, float | None]], None]
 
 
 class Tracker:
     """Logs numbers, pictures and tables at a step. Made on every rank; only the one with ``write=True`` does anything.
 
-    A failure of Weights & Biases is reported once and then ignored; the local file goes on.
+    Nothing here waits: rows that the disk has no room for wait in memory, and W&B is fed by a thread of its own.
     """
 
     def __init__(
@@ -49,27 +40,37 @@ class Tracker:
         attempt: int,
         settings: dict[str, Any],
         write: bool,
+        report: Report = log.info,
+        watch: Watch = lambda step, metrics: None,
     ):
+        """``report`` is told once how W&B stands; ``watch`` is told all that is logged."""
         self.folder = folder
         self.attempt = attempt
-        self._file: IO[str] | None = None
-        self._wandb: Any = None
+        self.watch = watch
+        self._file: IO[bytes] | None = None
+        self._pending = b""
+        self._told = False
+        self._wandb: WandbRun | None = None
         if not write:
             return
         drop_torn_line(folder / METRICS)
-        self._file = (folder / METRICS).open("a")
-        if config.wandb != "disabled":
-            self._start_wandb(config, name, run_id, settings)
+        self._file = (folder / METRICS).open("ab", buffering=0)
+        if config.wandb == "disabled":
+            report(f"W&B is disabled; metrics are in {folder}")
+        else:
+            self._wandb = WandbRun(folder, config, name=name, run_id=run_id, settings=settings, report=report)
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Log ``metrics`` at ``step``; a number that does not exist or is not finite is null in the file."""
         if self._file is None:
             return
         finite = {name: value if _is_finite(value) else None for name, value in metrics.items()}
         row = {"step": step, "time": round(time.time(), 3), "attempt": self.attempt, **finite}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        self._mirror(step, lambda: {name: value for name, value in metrics.items() if value is not None})
+        self._pending += json.dumps(row).encode() + b"\n"
+        self._write()
+        self.watch(step, metrics)
+        known = {name: value for name, value in metrics.items() if value is not None}
+        self._mirror(step, lambda: known)
 
     def log_images(self, step: int, key: str, images: Sequence[Image.Image], captions: Sequence[str]) -> None:
         """Log pictures with their captions under ``key``."""
@@ -92,75 +93,88 @@ class Tracker:
 
         self._mirror(step, row)
 
-    def log_files(self, name: str, kind: str, folder: Path) -> None:
-        """Keep all files of ``folder`` as an artifact of W&B."""
+    def log_files(self, name: str, kind: str, path: Path) -> None:
+        """Keep the file or all files of the folder ``path`` as an artifact of W&B. They are not copied before they are
+        uploaded, so they must stay as they are."""
 
-        def keep() -> None:
-            import wandb
+        def keep(run: Any) -> None:
+            artifact = _artifact(run.id, name, kind)
+            if path.is_dir():
+                artifact.add_dir(str(path), policy="immutable")
+            else:
+                artifact.add_file(str(path))
+            run.log_artifact(artifact)
 
-            artifact = wandb.Artifact(f"{self._wandb.id}-{name}", type=kind)
-            artifact.add_dir(str(folder))
-            self._wandb.log_artifact(artifact)
+        self._do(keep)
 
-        self._attempt(keep)
+    def log_checkpoint(self, name: str, manifest: str, origins: Sequence[str] = ()) -> None:
+        """Note a checkpoint as an artifact, by its manifest alone: the hashes say which files it is, wherever they lie.
+
+        ``origins`` say what the run started from.
+        """
+
+        def keep(run: Any) -> None:
+            artifact = _checkpoint(run.id, manifest, {"checkpoint": name, "init_from": list(origins)})
+            run.log_artifact(artifact, aliases=["latest", name])
+
+        self._do(keep)
+
+    def use_checkpoint(self, run_id: str, manifest: str) -> None:
+        """Note that this run started from a checkpoint of run ``run_id``: the edge in W&B's lineage. W&B cannot note
+        it offline; the metadata of this run's own checkpoints name it then."""
+
+        def use(run: Any) -> None:
+            if not run.offline:
+                run.use_artifact(_checkpoint(run_id, manifest, {}))
+
+        self._do(use)
 
     def close(self) -> None:
         """Flush and end the W&B run."""
         if self._file is not None:
+            self._write()
             self._file.close()
             self._file = None
         if self._wandb is not None:
-            run, self._wandb = self._wandb, None
-            try:
-                run.finish()
-            except Exception as error:  # noqa: BLE001  # as above
-                log.warning("W&B could not end its run (%s); the metrics are in %s", error, self.folder / METRICS)
-
-    def _start_wandb(self, config: TrackingConfig, name: str, run_id: str, settings: dict[str, Any]) -> None:
-        import wandb
-
-        mode = tracking_mode(config)
-        try:
-            self._wandb = wandb.init(
-                project=config.project,
-                group=config.group,
-                tags=list(config.tags),
-                name=name,
-                id=run_id,
-                resume="allow" if mode == "online" else None,
-                dir=self.folder,
-                config=settings,
-                mode=mode,
-                settings=wandb.Settings(init_timeout=15, silent=True, console="off"),
-            )
-            self._wandb.define_metric("step")
-            self._wandb.define_metric("*", step_metric="step")
-        except Exception as error:  # noqa: BLE001  # whatever W&B raises, training goes on with the local file
-            log.warning("W&B cannot be reached (%s); metrics go to %s alone", error, self.folder / METRICS)
+            self._wandb.close()
             self._wandb = None
+
+    def _write(self) -> None:
+        """Append what is pending. Of a row cut short by a full disk the rest comes first when there is room again."""
+        assert self._file is not None
+        try:
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) :]
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                log.error(
+                    "%s cannot be written (%s): training goes on, its rows wait in memory until there is room again, "
+                    "and are lost if it ends before. Make room",
+                    *(self.folder / METRICS, error),
+                )
 
     def _mirror(self, step: int, row: Callable[[], dict[str, Any]]) -> None:
-        """Log what ``row`` makes to W&B; it is made here, so that a failure to make it stops nothing either."""
-        self._attempt(lambda: self._wandb.log({**row(), "step": step, "attempt": self.attempt}))
+        """Log what ``row`` makes to W&B; its thread makes it, so that neither the time nor a failure counts here."""
+        self._do(lambda run: run.log({**row(), "step": step, "attempt": self.attempt}))
 
-    def _attempt(self, action: Callable[[], Any]) -> None:
-        """Do something with W&B; without one, nothing. After a failure there is none."""
-        if self._wandb is None:
-            return
-        try:
-            action()
-        except Exception as error:  # noqa: BLE001  # as above
-            log.warning("W&B failed (%s); metrics go on in %s alone", error, self.folder / METRICS)
-            self._wandb = None
+    def _do(self, action: Callable[[Any], None]) -> None:
+        if self._wandb is not None:
+            self._wandb.put(action)
 
 
-def tracking_mode(config: TrackingConfig) -> Literal["online", "offline", "disabled"] | None:
-    """How W&B will be used; None: as WANDB_MODE says, which it reads itself."""
-    if config.wandb != "auto":
-        return config.wandb
-    if "WANDB_MODE" in os.environ:
-        return None
-    return "online" if _has_key() else "offline"
+def _artifact(run_id: str, name: str, kind: str, metadata: dict[str, Any] | None = None) -> Any:
+    import wandb
+
+    return wandb.Artifact(f"{run_id}-{name}", type=kind, metadata=metadata)
+
+
+def _checkpoint(run_id: str, manifest: str, metadata: dict[str, Any]) -> Any:
+    """The same content in the run that wrote the checkpoint and in one that starts from it: W&B takes it for one."""
+    artifact = _artifact(run_id, "checkpoint", "checkpoint", metadata)
+    with artifact.new_file("manifest.json") as file:
+        file.write(manifest)
+    return artifact
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -190,12 +204,3 @@ def drop_torn_line(path: Path) -> None:
 
 def _is_finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators(WANDB_HOST) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

@@ -123,6 +123,13 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Whose checkpoint it is: configuration, code version, W&B run and attempt. Its tensors stay on the disk."""
+    state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
+    facts: dict[str, Any] = state.get("run", {})
+    return facts
+
+
 def model_weights(state: dict[str, Any]) -> dict[str, Tensor]:
     """The model's own parameters out of a checkpoint's state."""
     return {name.removeprefix("model."): value for name, value in state["state_dict"].items()}
@@ -154,12 +161,17 @@ class StageResult:
     origin: str
     weights: dict[str, Tensor]
     trained: frozenset[str]
+    checkpoint: Path | None = None
+    run_id: str = ""
+    """W&B run that wrote the checkpoint."""
 
     @classmethod
     def read(cls, path: Path, warn: Callable[[str], None]) -> "StageResult":
         """From a checkpoint folder or a run folder."""
-        state = read_state(find_checkpoint(path, warn))
-        return cls(str(path), model_weights(state), frozenset(state["stage"]["trained"]))
+        folder = find_checkpoint(path, warn)
+        state = read_state(folder)
+        run_id = state.get("run", {}).get("wandb_run_id", "")
+        return cls(str(path), model_weights(state), frozenset(state["stage"]["trained"]), folder, run_id)
 
 
 @dataclass

@@ -61,7 +61,7 @@ def set_trainable(
         own = _fits(name, patterns)
         on = (own or _fits(name, also_train)) and not _fits(name, freeze) and not name.startswith("vision.")
         parameter.requires_grad_(on)
-        row = rows.setdefault(_part(name)[0], [0, 0, 0])
+        row = rows.setdefault(part_of(name), [0, 0, 0])
         row[0] += on * parameter.numel()
         row[1] += parameter.numel()
         row[2] |= on and not own
@@ -77,6 +77,11 @@ def set_trainable(
 
 def _fits(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def part_of(name: str) -> str:
+    """The part that the parameter ``name`` belongs to."""
+    return _part(name)[0]
 
 
 def _part(name: str) -> tuple[str, str]:

@@ -18,12 +18,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.mixed import Counts
+from modules.flops import model_flops
 from modules.omnimamba import kernels
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.optim import OptimConfig
-from modules.stages import STAGES, StageConfig, StageModule
+from modules.stages import STAGES, StageConfig
 from pipelines.compose import COMPUTE, build_strategy
 from pipelines.config import HardwareConfig
 
@@ -123,23 +124,6 @@ def positions(model: ModelConfig, counts: Counts, tasks: tuple[str, ...]) -> int
     """Positions of all sequences of a batch."""
     lengths = {"mmu": model.mmu_length, "t2i": model.t2i_length}
     return sum(getattr(counts, task) * lengths[task] for task in tasks)
-
-
-def model_flops(stage: StageModule, batch: dict[str, Any], tokens: int) -> float:
-    """Floating-point operations of a step's matrix products: blocks at all positions, heads at labelled ones."""
-    model, total = stage.model, 0.0
-    for layer in model.backbone.layers:
-        for weight in (layer.mixer.in_proj.weight, layer.mixer.out_proj.weight):  # type: ignore[union-attr]
-            assert isinstance(weight, Tensor)
-            total += 2 * tokens * weight.numel() * (3 if weight.requires_grad else 2)
-    heads = {
-        "mmu": model.text_embedding.weight,
-        "t2i": getattr(model.image_table, "weight", model.text_embedding.weight),
-    }
-    for task in stage.tasks:
-        labels = batch[task].get("labelled", batch[task].get("image_ids")).numel()
-        total += 2 * labels * heads[task].numel() * (3 if heads[task].requires_grad else 2)
-    return total
 
 
 class _Repeated(Dataset[Any]):

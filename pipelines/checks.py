@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from packaging.requirements import Requirement
 
-from callbacks.tracking import tracking_mode
+from callbacks.wandb_run import tracking_mode
 from datamodules.plan import Places
 from modules.files import code_version
 from modules.omnimamba import kernels
@@ -215,8 +215,8 @@ def _disk(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
 def _tracking(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
     if config is None:
         return
-    mode = tracking_mode(config.tracking)
-    yield Verdict("W&B", "ok", mode or "as WANDB_MODE says")
+    mode, why = tracking_mode(config.tracking)
+    yield Verdict("W&B", "ok", why or mode)
 
 
 def _existing(folder: Path) -> Path:

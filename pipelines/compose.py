@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -14,14 +14,16 @@ from callbacks.bad_samples import BadSampleLog
 from callbacks.checkpointing import Checkpointing
 from callbacks.evaluation import EvaluationCallback, EvaluationContext, build_measures, build_mini_measures
 from callbacks.guards import FiniteGuard, GradientGuard, HangGuard, MemoryGuard
+from callbacks.norms import PartNorms
 from callbacks.preemption import Preemption
 from callbacks.samples_log import SampleLog
 from callbacks.steps import CommitPosition
 from callbacks.throughput import RestartClock, Show, Throughput
 from callbacks.tracking import Tracker
 from datamodules.mixed import MixedDataModule
-from modules.checkpoints import StageResult, checkpoint_id, load_results, weights_fingerprint
+from modules.checkpoints import MANIFEST, StageResult, checkpoint_id, load_results, weights_fingerprint
 from modules.files import sha256, step_name
+from modules.flops import peak_tflops
 from modules.omnimamba import kernels
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.initialise import initialise
@@ -39,6 +41,16 @@ from pipelines.ranks import cluster
 from pipelines.runfolder import COMPLETE, CONFIG
 from pipelines.scenes import prepare_scenes
 from pipelines.warmup import use_kernel_cache
+
+
+class Origin(NamedTuple):
+    """A checkpoint that a run starts from: where it was named, name and hash, W&B run, and its manifest."""
+
+    path: str
+    checkpoint: str
+    run_id: str
+    manifest: str
+
 
 COMPUTE = {"float32": torch.float32, "bf16": torch.bfloat16}
 ZERO_STAGES: dict[str, Literal[1, 2, 3]] = {"zero1": 1, "zero2": 2, "zero3": 3}
@@ -107,10 +119,17 @@ def build_vq(model: ModelConfig) -> ImageTokenizer | None:
     return vq
 
 
-def build_model(config: RunConfig, *, report: Callable[[str], None], resumed: bool = False) -> OmniMamba:
+def build_model(
+    config: RunConfig,
+    *,
+    report: Callable[[str], None],
+    resumed: bool = False,
+    started_from: Callable[[Origin], None] = lambda origin: None,
+) -> OmniMamba:
     """The model with its initial weights: by seed and name, then third-party ones, then those of earlier stages.
 
     Where a checkpoint is resumed it brings all weights, and what they started from need not be there any more.
+    ``started_from`` is told of each earlier stage's checkpoint.
     """
     model = OmniMamba(config.model)
     model.compute = COMPUTE[config.trainer.precision]
@@ -131,6 +150,10 @@ def build_model(config: RunConfig, *, report: Callable[[str], None], resumed: bo
         results = [StageResult.read(Path(path), warn) for path in config.init_from]
         for line in load_results(model, results).lines():
             report(line)
+        for result in results:
+            assert result.checkpoint is not None
+            manifest = (result.checkpoint / MANIFEST).read_text()
+            started_from(Origin(result.origin, checkpoint_id(result.checkpoint), result.run_id, manifest))
     return model
 
 
@@ -182,11 +205,12 @@ def build_callbacks(
     vq: ImageTokenizer | None,
     show: Show,
     facts: dict[str, Any],
+    origins: Sequence[Origin] = (),
 ) -> list[pl.Callback]:
     """What watches the run, in the order that matters: guard, commit, log, save, stop, evaluate.
 
     Saved before it is evaluated, a step is never trained again because its evaluation was cut short. ``facts`` go into
-    every checkpoint.
+    every checkpoint; ``origins`` are what the run starts from.
     """
 
     def context(trainer: pl.Trainer, module: pl.LightningModule) -> EvaluationContext:
@@ -213,16 +237,24 @@ def build_callbacks(
     memory = MemoryGuard(config.guards.memory_share)
     guards = [HangGuard(config.guards.hang_minutes), GradientGuard(), finite]
 
-    def beside() -> dict[str, float]:
-        return {"train/grad_norm": finite.norm, "system/resident_gib": memory.look()}
+    norms = PartNorms(log_every)
+    every = (config.trainer.log_every_n_steps, config.checkpoint.every_n_steps)
+    bad = BadSampleLog(config.folder, tracker, limit=config.data.bad_limit, every=every)
+    tasks = STAGES[config.stage.name].tasks
 
-    throughput = Throughput(tracker, config.model, log_every, show, beside)
-    callbacks: list[pl.Callback] = [*guards, CommitPosition(), throughput]
+    def beside() -> dict[str, float]:
+        counts = {f"data/bad_samples_{task}": bad.counts[task] for task in tasks}
+        return {"train/grad_norm": finite.norm, "system/resident_gib": memory.look(), **norms.look(), **counts}
+
+    def saved(checkpoint: Path) -> None:
+        started_from = [f"{origin.run_id} {origin.checkpoint}" for origin in origins]
+        tracker.log_checkpoint(checkpoint.name, (checkpoint / MANIFEST).read_text(), started_from)
+
+    throughput = Throughput(tracker, config.model, log_every, show, beside, _peak(config))
+    callbacks: list[pl.Callback] = [*guards, CommitPosition(), bad, norms, throughput]
     if config.data.log_samples:
         callbacks.append(SampleLog(config.folder, tracker.attempt))
-    every = (config.trainer.log_every_n_steps, config.checkpoint.every_n_steps)
-    callbacks.append(BadSampleLog(config.folder, tracker, limit=config.data.bad_limit, every=every))
-    callbacks.append(Checkpointing(config.checkpoint, config.folder / "checkpoints", facts))
+    callbacks.append(Checkpointing(config.checkpoint, config.folder / "checkpoints", facts, saved))
     callbacks.append(Preemption())
     minis = {measure.task: measure for measure in build_mini_measures(config.evaluation)}
     callbacks += [
@@ -231,6 +263,13 @@ def build_callbacks(
     ]
     callbacks.append(RestartClock(throughput))
     return callbacks
+
+
+def _peak(config: RunConfig) -> float | None:
+    """TFLOP/s that this run's GPU could do at best, where that is known: the data sheets' numbers are those of bf16."""
+    if config.hardware.accelerator != "gpu" or config.trainer.precision != "bf16":
+        return None
+    return peak_tflops(torch.cuda.get_device_name())
 
 
 def build_trainer(config: RunConfig, callbacks: Sequence[pl.Callback]) -> pl.Trainer:

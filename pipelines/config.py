@@ -116,6 +116,7 @@ class RunConfig:
             + self.checkpoint.problems()
             + self.guards.problems()
             + self.evaluation.problems()
+            + self.tracking.problems()
         )
         for key, value in (
             ("trainer.max_steps", self.trainer.max_steps),

@@ -2,6 +2,10 @@
 
     python -m pipelines.demo [key=value ...]          (make demo)
 
+Examples:
+    python -m pipelines.demo
+    python -m pipelines.demo hardware.threads=2 tracking.wandb=disabled
+
 The overrides go to all three runs, runs/demo_mmu, runs/demo_t2i and runs/demo_unified. Runs that are complete are not
 trained again; delete their folders to start over. Ends with exit code 1 if the model did not learn.
 """

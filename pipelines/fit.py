@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -19,6 +20,7 @@ from modules.omnimamba.vq import ImageTokenizer
 from modules.stages import STAGES, StageModule
 from pipelines.compose import (
     COMPUTE,
+    Origin,
     build_callbacks,
     build_data,
     build_model,
@@ -35,7 +37,7 @@ from pipelines.console import INTERRUPTED, PREEMPTED, say, warn
 from pipelines.memory import GIB, estimate_memory
 from pipelines.progress import TrainingProgress
 from pipelines.ranks import join
-from pipelines.runfolder import COMPLETE, RunFolder, open_run
+from pipelines.runfolder import COMPLETE, PROVENANCE, RunFolder, open_run
 from pipelines.warmup import use_kernel_cache, warm_up
 
 
@@ -61,7 +63,10 @@ def fit(config: RunConfig) -> Path:
         torch.set_num_threads(config.hardware.threads)
     tokenizer, vq = build_tokenizer(config.model), build_vq(config.model)
     data = build_data(config, tokenizer, vq, report)
-    stage = build_stage(config, build_model(config, report=report, resumed=run.checkpoint is not None))
+    origins: list[Origin] = []
+    resumed = run.checkpoint is not None
+    model = build_model(config, report=report, resumed=resumed, started_from=origins.append)
+    stage = build_stage(config, model)
     for line in [f"{config.name}: stage {config.stage.name}, run folder {run.path}", *stage.report.lines()]:
         report(line)
     if run.checkpoint is not None:
@@ -69,7 +74,7 @@ def fit(config: RunConfig) -> Path:
     if config.hardware.accelerator == "gpu":
         _prepare_gpu(config, report)
     with run.claimed() if leader else nullcontext():
-        _train(run, leader, tokenizer, vq, data, stage)
+        _train(run, leader, tokenizer, vq, data, stage, origins)
     return run.path
 
 
@@ -87,19 +92,23 @@ def _train(
     vq: ImageTokenizer | None,
     data: MixedDataModule,
     stage: StageModule,
+    origins: list[Origin],
 ) -> None:
     config = run.config
     run_id, attempt = "", 0
     if leader:
         weights = weight_fingerprints(config, stage.model, resumed=run.checkpoint is not None)
+        weights |= {f"init_from/{origin.path}": origin.checkpoint for origin in origins}
         run_id, attempt = run.begin(data.fingerprints(), weights)
     settings = as_dict(config)
-    tracker = Tracker(
-        run.path, config.tracking, name=config.name, run_id=run_id, attempt=attempt, settings=settings, write=leader
-    )
-    facts = {"config": settings, "code": code_version(), "wandb_run_id": run_id}
-    progress = TrainingProgress(config.name, config.trainer.max_steps)
-    trainer = build_trainer(config, build_callbacks(config, tracker, tokenizer, vq, progress.show, facts))
+    progress = TrainingProgress(config.name, config.trainer.max_steps, stage=config.stage.name)
+    about: dict[str, Any] = {"name": config.name, "run_id": run_id, "attempt": attempt, "settings": settings}
+    tracker = Tracker(run.path, config.tracking, **about, write=leader, report=say, watch=progress.watch)
+    for origin in origins:
+        tracker.use_checkpoint(origin.run_id, origin.manifest)
+    tracker.log_files("provenance", "provenance", run.path / PROVENANCE)
+    facts = {"config": settings, "code": code_version(), "wandb_run_id": run_id, "attempt": attempt}
+    trainer = build_trainer(config, build_callbacks(config, tracker, tokenizer, vq, progress.show, facts, origins))
     try:
         with warnings.catch_warnings():
             # Each worker decodes a few images; Lightning would have as many workers as there are cores.

@@ -1,12 +1,15 @@
 """YAML files and ``key=value`` words into frozen dataclasses, with errors that name key, value, rule and way out."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
+
+from modules.redaction import find_secrets, is_secret_key
 
 Config = TypeVar("Config")
 
@@ -37,6 +40,8 @@ def dotlist(overrides: Sequence[str]) -> DictConfig:
         try:
             values.merge_with_dotlist([word])
         except (OmegaConfBaseException, YAMLError) as error:
+            if is_secret_key(key := word.split("=")[0]):
+                raise _secrets_refused("the command line", [(key, "is named like a secret")]) from None
             raise ConfigError(f"override '{word}' cannot be read: {error}. Quote values with special signs.") from error
     return values
 
@@ -94,17 +99,32 @@ def build(cls: type[Config], values: DictConfig, source: str) -> Config:
     """``values`` checked against the dataclass ``cls`` and turned into it; ``source`` names them in errors.
 
     Raises:
-        ConfigError: as `parse_overrides`.
+        ConfigError: as `parse_overrides`, or a secret is among them.
     """
+    _refuse_secrets(OmegaConf.to_container(values), source)
     try:
         config: Any = OmegaConf.to_object(merge(OmegaConf.structured(cls), values, source))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {_explain(error, values, cls)}") from error
+    _refuse_secrets(asdict(config), source)  # an interpolation may have brought one
     problems = config.problems() if hasattr(config, "problems") else []
     if problems:
         raise ConfigError(f"{source}:\n" + "\n".join(f"  - {problem}" for problem in problems))
     result: Config = config
     return result
+
+
+def _refuse_secrets(values: Any, source: str) -> None:
+    if found := list(find_secrets(values)):
+        raise _secrets_refused(source, found)
+
+
+def _secrets_refused(source: str, found: Sequence[tuple[str, str]]) -> ConfigError:
+    return ConfigError(
+        f"{source}: {'; '.join(f'{key} {why}' for key, why in found)}. A configuration is written to the run folder, "
+        "to checkpoints and to Weights & Biases: leave secrets out of it and give them by the environment "
+        "(WANDB_API_KEY, HF_TOKEN, AWS_SECRET_ACCESS_KEY, ...) or by the file that each service has for them"
+    )
 
 
 def _explain(error: OmegaConfBaseException, values: DictConfig, cls: type) -> str:

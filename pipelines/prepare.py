@@ -16,6 +16,7 @@ from datamodules.sources.coco import CocoConfig, build_coco
 from datamodules.sources.hf import HfConfig, build_hf
 from datamodules.sources.images import ImagesConfig, build_images
 from datamodules.sources.llava import LlavaConfig, build_llava
+from modules.redaction import redact
 from pipelines.console import INTERRUPTED, say
 from pipelines.overrides import parse_overrides
 from pipelines.prepare_tools import add_tools
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.prepare",
         description=__doc__,
-        epilog="\n\n".join(_keys(name, source) for name, source in SOURCES.items()),
+        epilog="Examples:\n\n" + "\n\n".join(_keys(name, source) for name, source in SOURCES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="source or tool", required=True)
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = given.run(given)
         return code
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)

@@ -15,11 +15,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from callbacks.tracking import METRICS
+from callbacks.tracking import METRICS, read_metrics
 from datamodules.mixed import Counts
-from modules.checkpoints import latest_valid
+from modules.checkpoints import latest_valid, read_facts
 from modules.files import code_version
 from modules.omnimamba.adapters import TASKS
+from modules.redaction import redacted
 from pipelines.config import FREE_ON_RESUME, RunConfig, as_dict, differences
 from pipelines.console import warn
 from pipelines.overrides import ConfigError, read_yaml
@@ -55,7 +56,8 @@ class RunFolder:
 
         ``data`` and ``weights`` are fingerprints of the data and of the weights from elsewhere.
         Returns the W&B run id, the same in every attempt, and the number of this attempt, from 1. WANDB_RUN_ID in the
-        environment names it for a new run; `wandb agent` sets it.
+        environment names it for a new run; `wandb agent` sets it. Where provenance.json was lost both go on from the
+        checkpoint and from metrics.jsonl.
 
         Raises:
             ConfigError: a resumed run would look at images with another encoder than before, or the folder is that of
@@ -63,7 +65,7 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / PREEMPTED).unlink(missing_ok=True)
-        known = _read_json(self.path / PROVENANCE)
+        known = _read_json(self.path / PROVENANCE) or self._known_elsewhere()
         attempts, weights = known.get("attempts", []), weights or {}
         if self.checkpoint is not None and attempts:
             _refuse_other_encoder(attempts[-1].get("weights", {}), weights)
@@ -71,10 +73,23 @@ class RunFolder:
         _refuse_other_trial(self.path, run_id)
         _write(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(as_dict(self.config))))
         resumed = self.checkpoint.name if self.checkpoint else None
-        attempt = {"time": round(time.time(), 3), "resumed": resumed, "data": data, "weights": weights, **provenance()}
-        attempts = [*attempts, attempt]
-        _write(self.path / PROVENANCE, json.dumps({"wandb_run_id": run_id, "attempts": attempts}, indent=1))
-        return run_id, len(attempts)
+        before = [each["attempt"] for each in (*attempts, *read_metrics(self.path)) if "attempt" in each]
+        number = 1 + max([len(attempts), *before])
+        attempts = [*attempts, {"attempt": number, "time": round(time.time(), 3), "resumed": resumed, "data": data,
+                                "weights": weights, **provenance()}]  # fmt: skip
+        facts = redacted({"wandb_run_id": run_id, "attempts": attempts})
+        _write(self.path / PROVENANCE, json.dumps(facts, indent=1))
+        return run_id, number
+
+    def _known_elsewhere(self) -> dict[str, Any]:
+        """The W&B run, out of the checkpoint that is resumed."""
+        if self.checkpoint is None:
+            return {}
+        if not (run_id := read_facts(self.checkpoint).get("wandb_run_id")):
+            return {}
+        if (self.path / METRICS).is_file():
+            warn(f"{self.path / PROVENANCE} is gone; the run goes on as W&B run {run_id}, as {self.checkpoint} says")
+        return {"wandb_run_id": run_id}
 
     def finish(self, step: int) -> None:
         """Mark the run as done. Rank 0 alone calls this."""

@@ -1,10 +1,15 @@
 """The local file holds everything; Weights & Biases mirrors it and can fail without anybody noticing in training."""
 
+import errno
+import io
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -13,20 +18,42 @@ import pytest
 import wandb
 from PIL import Image
 
-from callbacks.tracking import METRICS, Tracker, TrackingConfig, read_metrics
+from callbacks import wandb_run
+from callbacks.tracking import METRICS, Tracker, TrackingConfig, _checkpoint, read_metrics
+from tests.servers import silent_server
 
 MakeTracker = Callable[..., Tracker]
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 
-@pytest.fixture
-def make(tmp_path: Path) -> MakeTracker:
-    def tracker(mode: Mode = "disabled", write: bool = True, attempt: int = 1) -> Tracker:
-        config = TrackingConfig(wandb=mode, tags=("a",))
-        settings = {"optim": {"lr": 0.5}}
-        return Tracker(tmp_path, config, name="tiny", run_id="abcdef", attempt=attempt, settings=settings, write=write)
+KEY = "planted" + "7Hq2" * 9
 
-    return tracker
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> Iterator[MakeTracker]:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+
+    def tracker(mode: Mode = "disabled", write: bool = True, attempt: int = 1, patience: float = 30.0) -> Tracker:
+        config = TrackingConfig(wandb=mode, tags=("a",), patience_seconds=patience)
+        about: dict[str, Any] = {"name": "tiny", "run_id": "abcdef", "settings": {"optim": {"lr": 0.5}}}
+        return Tracker(tmp_path, config, **about, attempt=attempt, write=write, report=said.append)
+
+    yield tracker
+    wandb.teardown()  # a run's id may be used again in this process
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """What the user is told."""
+    return []
+
+
+def history(segment: Path) -> list[dict[str, Any]]:
+    """All entries of an offline run."""
+    tool = Path(sys.executable).with_name("wandb")
+    done = subprocess.run([tool, "leet", "inspect", "--json", segment], capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -109,9 +136,12 @@ def test_only_one_rank_writes(make: MakeTracker, tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
 
 
-def test_disabled_starts_no_tracking_run(make: MakeTracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabled_starts_no_tracking_run(
+    make: MakeTracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
     monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("W&B was started"))
     log_everything(make("disabled"))
+    assert said == [f"W&B is disabled; metrics are in {tmp_path}"]
     assert [path.name for path in tmp_path.iterdir()] == [METRICS]
 
 
@@ -122,16 +152,14 @@ def test_an_offline_run_can_be_read_back(make: MakeTracker, tmp_path: Path) -> N
     tracker.log_files("pope-step-000000020", "eval_predictions", tmp_path / "records")
     log_everything(tracker)
     [folder] = (tmp_path / "wandb").glob("offline-run-*-abcdef")
-    tool = Path(sys.executable).with_name("wandb")
-    done = subprocess.run([tool, "leet", "inspect", "--json", folder], capture_output=True, text=True, check=True)
-    entries = [json.loads(line) for line in done.stdout.splitlines()]
+    entries = history(folder)
     [run] = [entry["run"] for entry in entries if entry["type"] == "run"]
     assert (run["display_name"], run["project"], run["run_id"]) == ("tiny", "omnimamba", "abcdef")
     assert run["config"]["update"]["optim"] == {"lr": 0.5}
-    history = [entry["history"]["item"] for entry in entries if entry["type"] == "history"]
-    losses = [(row["step"], row["attempt"], row["train/loss"]) for row in history if "train/loss" in row]
+    items = [entry["history"]["item"] for entry in entries if entry["type"] == "history"]
+    losses = [(row["step"], row["attempt"], row["train/loss"]) for row in items if "train/loss" in row]
     assert losses == [(1, 1, 2.5), (2, 1, 1.5)]
-    assert not any("eval/f1" in row for row in history)  # None has no place on a chart
+    assert not any("eval/f1" in row for row in items)  # None has no place on a chart
     kept = [(entry["artifact"]["type"], entry["artifact"]["name"]) for entry in entries if entry["type"] == "artifact"]
     assert ("eval_predictions", "abcdef-pope-step-000000020") in kept
     assert len(list(folder.glob("files/media/images/eval/samples_*.png"))) == 1
@@ -150,14 +178,14 @@ def test_a_tracking_service_that_cannot_start_stops_nothing(
         log_everything(make("online"))
     assert [row["train/loss"] for row in rows(tmp_path)] == [2.5, 1.5]
     [warning] = caplog.messages
-    assert "W&B cannot be reached (no route to host)" in warning
-    assert str(tmp_path / METRICS) in warning
+    assert "W&B cannot be started (W&B cannot be reached (no route to host); no route to host)" in warning
+    assert f"The metrics are all in {tmp_path}" in warning
 
 
 def test_a_tracking_service_that_fails_later_is_reported_once_and_left(
     make: MakeTracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = SimpleNamespace(log=broken, finish=lambda: None, define_metric=lambda *_, **__: None)
+    run = SimpleNamespace(log=broken, finish=lambda: None, define_metric=lambda *_, **__: None, url="")
     monkeypatch.setattr(wandb, "init", lambda **_: run)
     with caplog.at_level(logging.WARNING):
         log_everything(make("online"))
@@ -170,7 +198,7 @@ def test_a_tracking_service_that_cannot_end_stops_nothing(
     make: MakeTracker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     logged: list[dict[str, Any]] = []
-    run = SimpleNamespace(log=logged.append, finish=broken, define_metric=lambda *_, **__: None)
+    run = SimpleNamespace(log=logged.append, finish=broken, define_metric=lambda *_, **__: None, url="")
     monkeypatch.setattr(wandb, "init", lambda **_: run)
     with caplog.at_level(logging.WARNING):
         log_everything(make("online"))
@@ -181,38 +209,47 @@ def test_a_tracking_service_that_cannot_end_stops_nothing(
 def test_pictures_that_cannot_be_logged_stop_nothing(
     make: MakeTracker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = SimpleNamespace(log=lambda _: None, finish=lambda: None, define_metric=lambda *_, **__: None)
+    logged: list[dict[str, Any]] = []
+    run = SimpleNamespace(log=logged.append, finish=lambda: None, define_metric=lambda *_, **__: None, url="")
     monkeypatch.setattr(wandb, "init", lambda **_: run)
     tracker = make("online")
     with caplog.at_level(logging.WARNING):
         tracker.log_images(1, "key", [Image.new("RGB", (4, 4))], [])  # a caption is missing
-    assert "W&B failed" in caplog.text
-    tracker.close()
+        tracker.log(1, {"x": 2.0})
+        tracker.close()
+    assert caplog.text.count("W&B failed") == 1
+    assert logged == [{"x": 2.0, "step": 1, "attempt": 1}]
 
 
-@pytest.mark.parametrize(("key", "mode"), [("", "offline"), ("secret", "online")])
+@pytest.mark.parametrize(("key", "mode"), [("", "offline"), ("secret-key", "online")])
 def test_auto_is_online_only_with_a_key(
     make: MakeTracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, mode: str
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # no .netrc there
     monkeypatch.delenv("NETRC", raising=False)
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(wandb, "init", lambda **settings: given.update(settings) or broken())
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(wandb, "init", lambda **settings: given.append(settings) or broken())
     make("auto").close()
-    assert (given["mode"], given["id"], given["tags"]) == (mode, "abcdef", ["a"])
-    assert "secret" not in str(given["config"])
+    first = given[0]
+    assert (first["mode"], first["id"], first["tags"]) == (mode, "abcdef", ["a"])
+    assert first["resume"] == ("allow" if mode == "online" else None)
+    assert [each["mode"] for each in given[1:]] == (["offline"] if mode == "online" else [])
 
 
 def test_a_key_in_netrc_counts(make: MakeTracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC", raising=False)
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password secret\n")
     (tmp_path / ".netrc").chmod(0o600)
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(wandb, "init", lambda **settings: given.update(settings) or broken())
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(wandb, "init", lambda **settings: given.append(settings) or broken())
     make("auto").close()
-    assert given["mode"] == "online"
+    assert given[0]["mode"] == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.elsewhere.org")  # a key of another server
+    make("auto").close()
+    assert given[-1]["mode"] == "offline"
 
 
 def test_what_is_not_finite_is_null_in_the_file(make: MakeTracker, tmp_path: Path) -> None:
@@ -222,3 +259,250 @@ def test_what_is_not_finite_is_null_in_the_file(make: MakeTracker, tmp_path: Pat
     [row] = rows(tmp_path)
     assert (row["a"], row["b"], row["c"]) == (None, None, 1.0)
     assert "NaN" not in (tmp_path / METRICS).read_text()
+
+
+def ours(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What we told; W&B's own messages go to its own file, but to caplog too."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("callbacks")]
+
+
+def test_a_server_that_never_answers_holds_nothing_up(
+    make: MakeTracker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    said: list[str],
+) -> None:
+    waiting = threading.Event()
+    init = wandb.init
+
+    def begin(**settings: Any) -> Any:
+        if settings["mode"] == "online":
+            waiting.set()
+        return init(**settings)
+
+    monkeypatch.setattr(wandb, "init", begin)
+    with silent_server() as address, caplog.at_level(logging.WARNING, logger="callbacks"):
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        tracker = make("online", patience=2.0)
+        assert waiting.wait(30)
+        for step in range(1, 501):
+            tracker.log(step, {"train/loss": 1.0})
+        assert ours(caplog) == []  # all logged while W&B still waits for its server
+        tracker.close()
+    assert len(rows(tmp_path)) == 500
+    [warning] = ours(caplog)
+    assert "W&B cannot be reached (" in warning
+    assert f"kept offline in {tmp_path / 'wandb'}; `python -m pipelines.report sync {tmp_path}`" in warning
+    assert said == []
+    [segment] = (tmp_path / "wandb").glob("offline-run-*-abcdef")
+    items = [entry["history"]["item"] for entry in history(segment) if entry["type"] == "history"]
+    assert [row["step"] for row in items] == list(range(1, 501))  # what was logged meanwhile is there too
+
+
+def test_a_start_that_never_ends_is_left_at_the_end(
+    make: MakeTracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for_ever = threading.Event()
+    monkeypatch.setattr(wandb, "init", lambda **_: for_ever.wait())
+    with caplog.at_level(logging.WARNING):
+        tracker = make("online", patience=0.05)
+        tracker.log(1, {"x": 1.0})
+        tracker.close()
+    for_ever.set()
+    [warning] = caplog.messages
+    assert "W&B did not come to an end within 0.1 s and is left" in warning
+    assert [row["x"] for row in rows(tmp_path)] == [1.0]
+
+
+def test_what_waits_for_a_server_is_limited(
+    make: MakeTracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for_ever = threading.Event()
+    monkeypatch.setattr(wandb, "init", lambda **_: for_ever.wait())
+    monkeypatch.setattr(wandb_run, "QUEUED", 3)
+    with caplog.at_level(logging.WARNING):
+        tracker = make("online", patience=0.05)
+        for step in range(9):
+            tracker.log(step, {"x": 1.0})
+        tracker.close()
+    for_ever.set()
+    told = [message for message in caplog.messages if "keep up" in message]  # threads of earlier tests may speak too
+    assert len(told) == 1
+    assert "W&B does not keep up (3 entries wait for it)" in told[0]
+    assert len(rows(tmp_path)) == 9
+
+
+def test_without_a_key_w_and_b_asks_for_none(
+    make: MakeTracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("NETRC", raising=False)
+    tracker = make("online")
+    tracker.log(1, {"x": 1.0})
+    tracker.close()
+    [line] = said
+    assert line.startswith("no W&B API key (WANDB_API_KEY): W&B's part is kept offline in ")
+    assert len(list((tmp_path / "wandb").glob("offline-run-*-abcdef"))) == 1
+
+
+def test_a_full_disk_is_told_once_and_training_goes_on(
+    make: MakeTracker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / METRICS).symlink_to("/dev/full")
+    tracker = make()
+    for step in (1, 2, 3):
+        tracker.log(step, {"x": 1.0})
+    tracker.close()
+    [error] = caplog.messages
+    assert f"{tmp_path / METRICS} cannot be written ([Errno 28] No space left on device): training goes on" in error
+
+
+class AlmostFull(io.RawIOBase):
+    """A file that takes ``room`` bytes and no more."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.content = room, b""
+
+    def write(self, data: Any) -> int:
+        taken = bytes(data)[: self.room]
+        if not taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.room -= len(taken)
+        self.content += taken
+        return len(taken)
+
+
+def test_rows_that_found_no_room_are_written_when_there_is_some(make: MakeTracker) -> None:
+    tracker = make()
+    disk = AlmostFull(100)
+    tracker._file = disk
+    for step in (1, 2, 3):
+        tracker.log(step, {"x": 1.0})
+    assert len(disk.content) == 100  # in the middle of a row
+    disk.room = 10_000
+    tracker.log(4, {"x": 1.0})
+    assert [json.loads(line)["step"] for line in disk.content.splitlines()] == [1, 2, 3, 4]
+
+
+LOGGING = """
+import sys, time
+from pathlib import Path
+from callbacks.tracking import Tracker, TrackingConfig
+folder = Path(sys.argv[1])
+about = {"name": "tiny", "run_id": "abcdef", "settings": {}, "write": True}
+tracker = Tracker(folder, TrackingConfig(wandb="offline"), **about, attempt=int(sys.argv[2]), report=lambda text: None)
+for step in range(int(sys.argv[3]), int(sys.argv[4]) + 1):
+    tracker.log(step, {"train/loss": float(step)})
+time.sleep(2)  # more than the second that a kill may cost
+print("logged", flush=True)
+time.sleep(600)
+"""
+
+
+def test_killed_three_times_the_segments_hold_every_row(tmp_path: Path) -> None:
+    root = Path(__file__).parents[3]
+    for attempt, (first, last) in enumerate([(1, 4), (5, 9), (7, 12)], start=1):  # the third from behind
+        words = [sys.executable, "-c", LOGGING, str(tmp_path), str(attempt), str(first), str(last)]
+        process = subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, start_new_session=True, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "logged\n"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert [(row["step"], row["attempt"]) for row in read_metrics(tmp_path)] == [
+        *((step, 1) for step in range(1, 5)),
+        *((step, 2) for step in range(5, 7)),
+        *((step, 3) for step in range(7, 13)),
+    ]
+    segments = sorted((tmp_path / "wandb").glob("offline-run-*-abcdef"))
+    items = [
+        [entry["history"]["item"] for entry in history(segment) if entry["type"] == "history"] for segment in segments
+    ]
+    assert [[(row["step"], row["attempt"]) for row in rows] for rows in items] == [
+        [(step, attempt) for step in range(first, last + 1)]
+        for attempt, (first, last) in enumerate([(1, 4), (5, 9), (7, 12)], start=1)
+    ]
+
+
+def test_checkpoints_and_what_they_came_from_are_artifacts(make: MakeTracker, tmp_path: Path) -> None:
+    manifest = '{"files": {"state.ckpt": {"sha256": "0"}}}'
+    (tmp_path / "provenance.json").write_text("{}")
+    tracker = make("offline")
+    tracker.use_checkpoint("earlier", manifest)  # that W&B cannot offline is no error
+    tracker.log_files("provenance", "provenance", tmp_path / "provenance.json")
+    tracker.log_checkpoint("step-000000020", manifest, ["earlier step-000000010 1234"])
+    tracker.close()
+    [segment] = (tmp_path / "wandb").glob("offline-run-*-abcdef")
+    artifacts = [entry["artifact"] for entry in history(segment) if entry["type"] == "artifact"]
+    assert [(each["type"], each["name"]) for each in artifacts] == [
+        ("provenance", "abcdef-provenance"),
+        ("checkpoint", "abcdef-checkpoint"),
+    ]
+    assert json.loads(artifacts[1]["metadata"]) == {
+        "checkpoint": "step-000000020",
+        "init_from": ["earlier step-000000010 1234"],
+    }
+    assert sorted(artifacts[1]["aliases"]) == ["latest", "step-000000020"]
+    [content] = artifacts[1]["manifest"]["contents"]
+    assert content["path"] == "manifest.json"  # its hashes, not its gigabytes
+
+
+def test_lineage_is_one_artifact_used_and_logged(make: MakeTracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[Any] = []
+    run = SimpleNamespace(
+        offline=False, url="", finish=lambda: None, define_metric=lambda *_, **__: None, use_artifact=used.append
+    )
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    tracker = make("online")
+    tracker.use_checkpoint("earlier", '{"files": {}}')
+    tracker.close()
+    [artifact] = used
+    assert (artifact.name, artifact.type) == ("earlier-checkpoint", "checkpoint")
+    assert artifact.digest == _checkpoint("earlier", '{"files": {}}', {"checkpoint": "step-000000010"}).digest
+
+
+def test_secrets_reach_no_file(
+    make: MakeTracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    others = {
+        "HF_TOKEN": "hf_planted0123456789",
+        "AWS_SECRET_ACCESS_KEY": "planted/aws/key",
+        "PASSWORD": "planted-word",
+    }
+    for name, value in others.items():
+        monkeypatch.setenv(name, value)
+    with silent_server() as address:
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        for mode in ("offline", "online"):
+            log_everything(make(mode, patience=1.0))
+    found = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(found) > 6
+    for path in found:
+        content = path.read_bytes()
+        assert [secret for secret in (KEY, *others.values()) if secret.encode() in content] == [], path
+    assert "planted" not in str(said)
+
+
+def test_secrets_in_settings_and_reasons_are_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    given: list[dict[str, Any]] = []
+
+    def refuse(**settings: Any) -> None:
+        given.append(settings)
+        raise RuntimeError(f"401 for https://me:planted@host/graphql with {KEY}")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    settings = {"hub": {"token": "planted"}, "data": {"mmu": "https://me:planted@host/x", "num_tokens": 5}}
+    about: dict[str, Any] = {"name": "tiny", "run_id": "abcdef", "attempt": 1, "write": True}
+    Tracker(tmp_path, TrackingConfig(wandb="online"), **about, settings=settings).close()
+    assert given[0]["config"] == {"hub": {"token": "***"}, "data": {"mmu": "https://***@host/x", "num_tokens": 5}}
+    assert "401 for https://***@host/graphql with ***" in caplog.text
+    assert "planted" not in caplog.text
+
+
+def test_problems_of_tracking() -> None:
+    assert TrackingConfig().problems() == []
+    assert TrackingConfig(patience_seconds=0).problems() == ["tracking.patience_seconds=0 must be above 0"]

@@ -215,3 +215,32 @@ def test_a_list_over_keys_is_refused_in_files_too(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         read_yaml(own)
     assert str(error.value) == f"{own}: a: a list cannot take the place of keys"
+
+
+SECRET = "7Hq2planted9Zx"
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        (f"tracking.api_key={SECRET}", "tracking.api_key is named like a secret"),
+        (f"hub_token='{SECRET}'", "hub_token is named like a secret"),
+        ("password=12345678", "password is named like a secret"),
+        (f"token=[{SECRET}", "token is named like a secret"),  # and no YAML either
+        (f"paths=['https://me:{SECRET}@host/x']", "paths is an address with a user's password in it"),
+        (f"name='https://host/x?X-Amz-Signature={SECRET}'", "name is a signed address"),
+        ("name=${oc.env:SOME_API_KEY}", "name holds a secret"),
+    ],
+)
+def test_secrets_are_refused_and_not_told(word: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", SECRET)
+    with pytest.raises(ConfigError) as error:
+        parse_overrides(Outer, ["name=x", word])
+    assert f"the command line: {told}. A configuration is written" in str(error.value)
+    assert "by the environment (WANDB_API_KEY" in str(error.value)
+    assert SECRET not in str(error.value)
+    assert "12345678" not in str(error.value)
+
+
+def test_what_merely_sounds_like_a_secret_is_taken() -> None:
+    assert parse_overrides(Outer, ["name=tokenizer", "group=s3://bucket/x"]).group == "s3://bucket/x"

@@ -1,9 +1,12 @@
-"""Plain lines where the output is no terminal."""
+"""One line that moves on a terminal, plain lines elsewhere."""
+
+import io
 
 import pytest
+from rich.console import Console
 
 from pipelines import progress
-from pipelines.progress import TrainingProgress
+from pipelines.progress import TrainingProgress, duration
 
 METRICS = {"train/loss": 3.0, "train/loss_mmu": 1.0, "train/tokens_per_s": 12345.0}
 
@@ -24,3 +27,44 @@ def test_a_line_now_and_then_and_always_the_last(
         "demo  step 7/10  loss 3.000  loss_mmu 1.000  12,345 tokens/s  12 s left",
         "demo  step 10/10  loss 3.000  loss_mmu 1.000  12,345 tokens/s  0 s left",
     ]
+
+
+def test_the_last_evaluation_is_shown_beside_the_losses(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = TrainingProgress("demo", 10, stage="t2i_pretrain", seconds=0.0)
+    shown.watch(2, {"train/loss": 1.0, "eval/pope/f1_macro": 0.25, "eval/fd/fd_4": 7.0})
+    shown.watch(4, {"eval_mini/pope/random/f1": 0.1, "eval_mini/pope/f1_macro": 0.87654, "eval_mini/pope/yes": 0.5})
+    shown.watch(4, {"eval/gqa/accuracy": None, "eval/gqa/n": 8.0})
+    shown.watch(5, {"train/loss": 1.0})
+    shown.show(5, METRICS)
+    assert capsys.readouterr().out == (
+        "demo (t2i_pretrain)  step 5/10  loss 3.000  loss_mmu 1.000  12,345 tokens/s  "
+        "step 4: pope f1_macro 0.877, gqa n 8\n"
+    )
+
+
+def test_a_terminal_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    screen = io.StringIO()
+    shown = TrainingProgress(
+        "demo[1]", 100, stage="mmu_pretrain", console=Console(file=screen, force_terminal=True, width=160)
+    )
+    for step in (1, 2, 3):
+        shown.show(step, METRICS)
+        now += 60.0
+    shown.watch(4, {"eval/pope/f1_macro": 0.5})
+    shown.show(4, METRICS)
+    shown.close()
+    text = Console(file=io.StringIO(), width=160).render_str(screen.getvalue()).plain
+    assert text.count("\n") == 1  # what moves stays on its line
+    last = text[text.rindex("demo[1] (mmu_pretrain)") :]
+    for part in ("4/100", "96 min left", "loss 3.000  loss_mmu 1.000  12,345 tokens/s  step 4: pope f1_macro 0.5"):
+        assert part in last
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s"), (99, "99 s"), (720, "12 min"), (20_000, "5 h 33 min"), (7200, "2 h 0 min"), (183_600, "2 d 3 h")],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from datamodules.mixed import Counts
-from modules.checkpoints import CheckpointError
+from modules.checkpoints import STATE, CheckpointError, commit
 from pipelines.config import ConfigError, RunConfig, load
 from pipelines.runfolder import RunFolder, open_run, provenance
 
@@ -89,6 +90,30 @@ def test_the_tracking_run_is_the_same_in_every_attempt(begun: Path, configured: 
     assert facts["wandb_run_id"] == first
     assert [attempt["data"] for attempt in facts["attempts"]] == [{"mmu": "a"}, {"mmu": "b"}]
     assert [attempt["resumed"] for attempt in facts["attempts"]] == [None, "step-000000020"]
+
+
+def test_a_lost_provenance_loses_neither_tracking_run_nor_attempts(
+    begun: Path, configured: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = begun / "checkpoints" / "step-000000020"
+    state = torch.load(checkpoint / STATE, weights_only=True)
+    (begun / "new").mkdir()
+    torch.save({**state, "run": {"wandb_run_id": "abcdef", "attempt": 3}}, begun / "new" / STATE)
+    commit(begun / "new", checkpoint, 20)
+    (begun / "metrics.jsonl").write_text("".join(f'{{"step": {20 + n}, "attempt": {n}}}\n' for n in (1, 2, 3)))
+    (begun / "provenance.json").unlink()
+    assert open_run(configured()).begin({}) == ("abcdef", 4)
+    assert "provenance.json is gone; the run goes on as W&B run abcdef" in capsys.readouterr().err
+    assert open_run(configured()).begin({}) == ("abcdef", 5)
+    facts = json.loads((begun / "provenance.json").read_text())
+    assert [attempt["attempt"] for attempt in facts["attempts"]] == [4, 5]
+
+
+def test_provenance_holds_no_secrets(folder: Path, configured: Callable[..., RunConfig]) -> None:
+    open_run(configured()).begin({"mmu": "a"}, {"init_from/https://me:planted@host/run": "b", "num_tokens": "5"})
+    text = (folder / "provenance.json").read_text()
+    assert "planted" not in text
+    assert '"num_tokens": "5"' in text
 
 
 def test_two_runs_have_two_tracking_runs(tmp_path: Path, configured: Callable[..., RunConfig]) -> None:

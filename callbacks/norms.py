@@ -1,0 +1,67 @@
+"""Norms of what is trained, part by part: which one learns, which one runs away, whether the scan drifts."""
+
+import re
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from callbacks.steps import step_taken
+from modules.trainable import part_of
+from modules.zero import ZeroStrategy
+
+SCALES = ("A_log", "dt_bias")
+"""The scan's own parameters, by the last word of their names: they set its time scales."""
+
+
+class PartNorms(pl.Callback):
+    """At steps that are logged: ``grad_norm/<part>`` before clipping, and ``param_norm/<name>`` over all layers.
+
+    Every rank holds the same gradients by then, so the first one alone computes, without a word to the others. ZeRO
+    shards gradients (2) and parameters (3); what is not there is left out, and ``train/grad_norm`` is all there is.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        self.every = every_n_steps
+        self._found: dict[str, Tensor] = {}
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Norms of the gradients, queued on the device: nothing waits for them before they are asked for."""
+        self._found = {}
+        if isinstance(trainer.strategy, ZeroStrategy) or not self._due(trainer, trainer.global_step + 1):
+            return
+        parts: dict[str, list[Tensor]] = {}
+        for name, parameter in module.named_parameters():
+            if parameter.grad is not None:
+                parts.setdefault(slug(part_of(name.removeprefix("model."))), []).append(parameter.grad)
+        for part, gradients in parts.items():
+            self._found[f"grad_norm/{part}"] = torch.nn.utils.get_total_norm(gradients)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, out: object, batch: object, i: int
+    ) -> None:
+        """Norms of the scan's parameters as the step has left them."""
+        whole = not (isinstance(trainer.strategy, ZeroStrategy) and trainer.strategy.stage == 3)
+        if not (step_taken(trainer, i) and whole and self._due(trainer, trainer.global_step)):
+            return
+        for scale in SCALES:
+            values = [p.detach() for name, p in module.named_parameters() if name.rsplit(".", 1)[-1] == scale]
+            if values:
+                self._found[f"param_norm/{scale}"] = torch.nn.utils.get_total_norm(values)
+
+    def look(self) -> dict[str, float]:
+        """What was found at the step just taken, in one transfer."""
+        found, self._found = self._found, {}
+        if not found:
+            return {}
+        return dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))
+
+    def _due(self, trainer: pl.Trainer, step: int) -> bool:
+        return trainer.is_global_zero and step % self.every == 0
+
+
+def slug(part: str) -> str:
+    """A part's name as a word of a metric, for example ``mamba_2_blocks``."""
+    return re.sub(r"\W+", "_", part.lower())

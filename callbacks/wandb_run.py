@@ -1,0 +1,199 @@
+"""The W&B half of tracking: a thread of its own starts, feeds and ends the run, so that training never waits for it."""
+
+import logging
+import netrc
+import os
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from modules.redaction import redact, redacted
+
+log = logging.getLogger(__name__)
+
+CLOUD = "https://api.wandb.ai"
+QUEUED = 10_000
+"""So many entries wait for W&B at most; a row is a few hundred bytes."""
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where metrics go besides the run folder."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """``auto``: what WANDB_MODE says; without it, online where an API key is found and offline otherwise."""
+    project: str = "omnimamba"
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    patience_seconds: float = 30.0
+    """How long W&B may take to start, and how long at the end of a run, before it is left. Training does not wait."""
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        if self.patience_seconds > 0:
+            return []
+        return [f"tracking.patience_seconds={self.patience_seconds} must be above 0"]
+
+
+class WandbRun:
+    """One run of W&B, online or offline. What is put in is done in order, by its thread.
+
+    Where W&B does not answer in time the attempt is kept offline, with all that was put in meanwhile. What fails is
+    told once and left out: the run folder has it all.
+    """
+
+    def __init__(
+        self, folder: Path, config: TrackingConfig, *, name: str, run_id: str, settings: dict[str, Any], report: Report
+    ) -> None:
+        # it would wait for a server of its own at the end of every run; imported here and not in the thread, because
+        # workers that are forked during an import can wait for ever
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb  # noqa: F401
+
+        self.folder, self.config, self.report = folder, config, report
+        self.id = run_id
+        self._about = {"name": name, "config": redacted(settings)}
+        self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue(QUEUED)
+        self._left = False
+        self._told = False
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._thread.start()
+
+    def put(self, action: Callable[[Any], None]) -> None:
+        """Have ``action`` done with the run of W&B, some time later; returns at once."""
+        if self._left:
+            return
+        try:
+            self._queue.put_nowait(action)
+        except queue.Full:
+            self._leave(f"W&B does not keep up ({QUEUED} entries wait for it) and gets no more of this attempt")
+
+    def close(self) -> None:
+        """End the run of W&B, in twice ``patience_seconds`` at most."""
+        try:
+            self._queue.put_nowait(None)
+        except queue.Full:
+            return  # and told
+        self._thread.join(2 * self.config.patience_seconds)
+        if self._thread.is_alive():
+            self._leave(f"W&B did not come to an end within {2 * self.config.patience_seconds:g} s and is left")
+
+    def _work(self) -> None:
+        run = self._start()
+        while (action := self._queue.get()) is not None:
+            if run is None or self._left:
+                continue
+            try:
+                action(run)
+            except Exception as error:  # noqa: BLE001  # whatever W&B raises, training goes on with the local files
+                self._tell(f"W&B failed ({error}); what fails is left out there, and not told again")
+        if run is not None and not self._left:
+            try:
+                run.finish()
+            except Exception as error:  # noqa: BLE001  # as above
+                self._tell(f"W&B could not end its run ({error})")
+
+    def _start(self) -> Any:
+        """The run, or None where there can be none."""
+        mode, why = tracking_mode(self.config)
+        if mode == "disabled":
+            self._left = True
+            self.report(f"W&B is disabled; metrics are in {self.folder}")
+            return None
+        try:
+            try:
+                run = self._begin(mode)
+            except Exception as error:
+                if mode == "offline":
+                    raise
+                mode, why = "offline", f"W&B cannot be reached ({error})"
+                run = self._begin_offline()
+        except Exception as error:  # noqa: BLE001  # as above
+            self._leave(f"W&B cannot be started ({why and f'{why}; '}{error})")
+            return None
+        if mode != "offline":
+            self.report(f"W&B: run {self.id}, {run.url}")
+        else:
+            say = log.warning if why.startswith("W&B") else self.report
+            say(
+                redact(
+                    f"{why}: W&B's part is kept offline in {self.folder / 'wandb'}; "
+                    f"`python -m pipelines.report sync {self.folder}` uploads it"
+                )
+            )
+        return run
+
+    def _begin(self, mode: str) -> Any:
+        import wandb
+
+        run = wandb.init(
+            project=self.config.project,
+            group=self.config.group,
+            tags=list(self.config.tags),
+            id=self.id,
+            resume=None if mode == "offline" else "allow",
+            dir=self.folder,
+            mode=mode,  # type: ignore[arg-type]
+            settings=wandb.Settings(
+                init_timeout=self.config.patience_seconds,
+                finish_timeout=self.config.patience_seconds,
+                x_transaction_log_flush_interval=1.0,  # a kill loses a second
+                silent=True,
+                console="off",
+                # provenance.json says it, without what an address of a remote may carry
+                disable_git=True,
+                disable_code=True,
+                x_save_requirements=False,
+            ),
+            **self._about,
+        )
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+        return run
+
+    def _begin_offline(self) -> Any:
+        """After an attempt online, whose service still holds the run's id."""
+        import wandb
+
+        wandb.teardown()
+        return self._begin("offline")
+
+    def _leave(self, why: str) -> None:
+        self._left = True
+        self._tell(why)
+
+    def _tell(self, what: str) -> None:
+        if not self._told:
+            self._told = True
+            log.warning(
+                "%s. The metrics are all in %s; `python -m pipelines.report sync` uploads them",
+                redact(what),
+                self.folder,
+            )
+
+
+def tracking_mode(config: TrackingConfig) -> tuple[str, str]:
+    """online, offline or disabled, and for offline why."""
+    mode: str = config.wandb
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE", "online")
+    if mode in ("disabled", "offline"):
+        return mode, f"{mode} as configured"
+    return (mode, "") if has_key() else ("offline", "no W&B API key (WANDB_API_KEY)")
+
+
+def has_key() -> bool:
+    """Whether W&B has an API key for its server. Without one it would ask for it on the terminal."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or CLOUD).hostname
+    try:
+        return host is not None and netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
