@@ -190,6 +190,7 @@ def build_callbacks(
     def context(trainer: pl.Trainer, module: pl.LightningModule) -> EvaluationContext:
         assert isinstance(module, StageModule)
         strategy = trainer.strategy
+        saving.settle(trainer)  # records name the checkpoint that they were made from
         model = strategy.whole(module.model) if isinstance(strategy, ZeroStrategy) else module.model
         return EvaluationContext(
             model=model,
@@ -207,6 +208,7 @@ def build_callbacks(
         )
 
     log_every = config.trainer.log_every_n_steps
+    saving = Checkpointing(config.checkpoint, config.folder / "checkpoints", facts)
     finite = FiniteGuard(config.guards, tracker, config.folder)
     memory = MemoryGuard(config.guards.memory_share)
     guards = [HangGuard(config.guards.hang_minutes), GradientGuard(), finite]
@@ -220,7 +222,7 @@ def build_callbacks(
         callbacks.append(SampleLog(config.folder, tracker.attempt))
     every = (config.trainer.log_every_n_steps, config.checkpoint.every_n_steps)
     callbacks.append(BadSampleLog(config.folder, tracker, limit=config.data.bad_limit, every=every))
-    callbacks.append(Checkpointing(config.checkpoint, config.folder / "checkpoints", facts))
+    callbacks.append(saving)
     minis = {measure.task: measure for measure in build_mini_measures(config.evaluation)}
     callbacks += [
         EvaluationCallback(measure, tracker, config.evaluation, context, mini=minis.get(measure.task))

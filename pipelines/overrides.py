@@ -1,6 +1,8 @@
 """YAML files and ``key=value`` words into frozen dataclasses, with errors that name key, value, rule and way out."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,11 +102,23 @@ def build(cls: type[Config], values: DictConfig, source: str) -> Config:
         config: Any = OmegaConf.to_object(merge(OmegaConf.structured(cls), values, source))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {_explain(error, values, cls)}") from error
-    problems = config.problems() if hasattr(config, "problems") else []
+    problems = _not_finite(config) + (config.problems() if hasattr(config, "problems") else [])
     if problems:
         raise ConfigError(f"{source}:\n" + "\n".join(f"  - {problem}" for problem in problems))
     result: Config = config
     return result
+
+
+def _not_finite(value: Any, key: str = "") -> list[str]:
+    """Numbers that no rule could be checked against: a comparison with not-a-number is never true."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{key}={value} is no finite number; give one"]
+    if is_dataclass(value):
+        pairs = [(field.name, getattr(value, field.name)) for field in fields(value)]
+        return [found for name, each in pairs for found in _not_finite(each, f"{key}.{name}" if key else name)]
+    if isinstance(value, tuple | list):
+        return [found for number, each in enumerate(value) for found in _not_finite(each, f"{key}[{number}]")]
+    return []
 
 
 def _explain(error: OmegaConfBaseException, values: DictConfig, cls: type) -> str:
