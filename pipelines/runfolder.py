@@ -7,7 +7,7 @@ import platform
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -170,10 +170,9 @@ def _settled(config: RunConfig, stored: Any = None) -> RunConfig:
 
 def _refuse_changes(config: RunConfig, stored: dict[str, Any]) -> None:
     free = (*FREE_ON_RESUME, *config.run.allow_changed)
-    try:  # keys that this version has and the one that wrote the file had not
+    with suppress(ConfigError):  # another program's, or damaged: compared as it is
+        # with the keys that this version has and the one that wrote the file had not
         stored = as_dict(build(RunConfig, OmegaConf.create(stored), source=CONFIG))
-    except ConfigError:  # it is another program's, or damaged: compared as it is
-        pass
     changed = {
         key: values
         for key, values in differences(stored, as_dict(config)).items()

@@ -75,8 +75,8 @@ def test_a_disk_that_fills_up_meanwhile_keeps_the_older_checkpoint(
     with pytest.raises(CheckpointError) as error:
         write_checkpoint(STATE_4, small_disk / step_name(12), 12)
     assert str(error.value) == (
-        f"checkpoint {small_disk / step_name(12)} could not be written: No space left on device. The ones before it are "
-        "as they were"
+        f"checkpoint {small_disk / step_name(12)} could not be written: No space left on device. "
+        "The ones before it are as they were"
     )
     assert names(small_disk) == [step_name(4), step_name(8)]
     assert latest_valid(small_disk, pytest.fail) == small_disk / step_name(8)
