@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -205,6 +207,20 @@ def test_a_run_that_fails_finishes_what_it_is_writing(tmp_path: Path) -> None:
         train(tmp_path, extra=Fail(), background=True)
     assert steps(tmp_path) == [1, 2]
     assert problem(tmp_path / step_name(2)) is None
+
+
+def test_a_full_tmp_is_no_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's own saving goes by way of it."""
+
+    def no_room(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "mkstemp", no_room)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", no_room)
+    with pytest.raises(OSError, match="No space left"):
+        TorchCheckpointIO().save_checkpoint({}, tmp_path / "theirs")
+    train(tmp_path / "ours", steps=1)
+    assert steps(tmp_path / "ours") == [1]
 
 
 def test_old_checkpoints_that_cannot_be_removed_cost_no_new_one(
