@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+SWEEPS := .venv-sweeps
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format setup
+.PHONY: help demo test test-slow lint format setup sweeps
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-demo: $(READY) ## train all three stages on embedded data, evaluate, show a table and a picture sheet
+demo: $(READY) ## train all three stages on embedded data, evaluate, show a table, a picture sheet and a report
 	$(PY) -m pipelines.demo
 
 test: $(READY) ## run the tests
@@ -30,6 +31,14 @@ format: $(READY) ## let ruff mend what it can
 	$(VENV)/bin/ruff format .
 
 setup: $(READY) ## make .venv with the pinned CPU dependencies
+
+sweeps: $(SWEEPS)/.ready ## make .venv-sweeps with W&B's sweep engine, for pipelines.sweep
+
+$(SWEEPS)/.ready: Makefile
+	@echo "setting up $(SWEEPS) (320 MB, once): the engine wants numpy below 2, of which there are wheels up to Python 3.12"
+	$(PYTHON) -m venv $(SWEEPS)
+	$(SWEEPS)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary numpy sweeps==0.3.0
+	@touch $@
 
 $(READY): pyproject.toml constraints-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: %s is Python %d.%d; this project needs 3.11 or newer: make PYTHON=/path/to/python3.11" % (sys.executable, *sys.version_info[:2]))'

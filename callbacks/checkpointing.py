@@ -118,7 +118,7 @@ class Checkpointing(pl.Callback):
             self._save(trainer, background=self.config.background)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Save the last step, if it was not."""
+        """Save the last step, if it was not: the end of the run, or where it was told to stop."""
         self.settle(trainer)
         if trainer.global_step and trainer.global_step != self._saved:
             self._save(trainer, must=True)

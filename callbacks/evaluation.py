@@ -13,6 +13,7 @@ from callbacks.fid import Fid, FidConfig
 from callbacks.gqa import Gqa, GqaConfig
 from callbacks.measure import (
     EvaluationContext,
+    EvaluationStoppedError,
     Measure,
     OutOfTimeError,
     Result,
@@ -172,7 +173,7 @@ class EvaluationCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Check the benchmark's files, whatever ``fail_fast`` says; evaluate the untrained model if asked to.
 
-        A run that resumes at a step whose evaluation was cut short makes up for it.
+        A run that resumes at a step whose evaluation was cut short makes up for it, one that is told to stop leaves it.
         """
         self._step = trainer.global_step
         context = self.make_context(trainer, module)
@@ -207,11 +208,13 @@ class EvaluationCallback(pl.Callback):
 
     def _evaluate(self, measure: Measure, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         step, name = trainer.global_step, measure.name
-        if (step, name) in self._evaluated:
+        if (step, name) in self._evaluated or trainer.should_stop:
             return
         self._evaluated.add((step, name))
         try:
             self._run(measure, self.make_context(trainer, module))
+        except EvaluationStoppedError:  # on all ranks: what is there is kept, and the resumed run makes the rest
+            trainer.should_stop = True
         except OutOfTimeError as late:
             log.warning("%s at step %d is left unfinished: %s", name, step, late)
             self.tracker.log(step, {f"{self._prefix(measure)}/unfinished": 1})

@@ -22,6 +22,7 @@ from torch import distributed, nn
 from callbacks.records import WEIGHTS, Record, RecordBook, read_results, write_result
 from callbacks.tracking import Tracker
 from datamodules.encode import PromptTemplate
+from modules import signals
 from modules.files import code_version, sha256, step_name
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
@@ -70,6 +71,10 @@ class Result:
     baselines: dict[str, float]
     """By the name of the metric that they belong to."""
     protocol: dict[str, Any]
+
+
+class EvaluationStoppedError(Exception):
+    """A signal asked a rank to stop while it generated; raised on all ranks."""
 
 
 Publish = Callable[[Result, Sequence[Record]], None]
@@ -124,8 +129,8 @@ class Measure(ABC):
             log.warning("%s at step %d: records of other weights are discarded", self.name, context.step)
             book.discard()
 
-    def generate(self, context: EvaluationContext) -> None:
-        """Write this rank's records that are not there yet, up to the deadline.
+    def generate(self, context: EvaluationContext) -> bool:
+        """Write this rank's records that are not there yet, up to the deadline. False: a signal told it to stop.
 
         Raises:
             ValueError: records of another protocol lie there.
@@ -136,8 +141,11 @@ class Measure(ABC):
         mine = self.sample_ids()[context.rank :: context.world_size]
         for records in self.produce(context, [sample for sample in mine if sample not in done]):
             book.append(records)
+            if signals.received():
+                return False
             if time.monotonic() > context.deadline:
-                return
+                break
+        return True
 
     def done(self, context: EvaluationContext) -> float:
         """Share of the samples that have a record."""
@@ -265,12 +273,14 @@ def run_measure(
     Without ``generate`` the records must be there. ``publish`` is called on rank 0 with the result and its records.
 
     Raises:
+        EvaluationStoppedError: a signal came meanwhile; what was generated is kept.
         OutOfTimeError: the context's deadline came first; on all ranks.
     """
     with isolated(context.model):
         if generate:
             on_all_ranks(lambda: None if context.rank else measure.prepare(context))
-            on_all_ranks(lambda: measure.generate(context))
+            if not all(exchange(on_all_ranks(lambda: measure.generate(context)))):
+                raise EvaluationStoppedError(f"{measure.name} was told to stop")
             share = exchange(on_all_ranks(lambda: measure.done(context)))[0]
             if share < 1:
                 raise OutOfTimeError(f"{measure.name} has {share:.0%} of its records after its time was up")

@@ -88,10 +88,9 @@ class Speed(Measure):
             "kernels": {name: _version(name) for name in ("mamba-ssm", "causal-conv1d", "triton")},
         }
 
-    def generate(self, context: EvaluationContext) -> None:
+    def generate(self, context: EvaluationContext) -> bool:
         """Rank 0 times all batches; beside others it would measure them too."""
-        if context.rank == 0:
-            super().generate(replace(context, world_size=1))
+        return context.rank > 0 or super().generate(replace(context, world_size=1))
 
     def produce(self, context: EvaluationContext, ids: Sequence[str]) -> Iterator[list[Record]]:
         """Time a batch for every id, after the warm-up."""

@@ -119,13 +119,7 @@ class Tracker:
     def _start_wandb(self, config: TrackingConfig, name: str, run_id: str, settings: dict[str, Any]) -> None:
         import wandb
 
-        mode: Literal["online", "offline", "disabled"] | None
-        if config.wandb != "auto":
-            mode = config.wandb
-        elif "WANDB_MODE" in os.environ:
-            mode = None  # W&B reads it itself
-        else:
-            mode = "online" if _has_key() else "offline"
+        mode = tracking_mode(config)
         try:
             self._wandb = wandb.init(
                 project=config.project,
@@ -158,6 +152,15 @@ class Tracker:
         except Exception as error:  # noqa: BLE001  # as above
             log.warning("W&B failed (%s); metrics go on in %s alone", error, self.folder / METRICS)
             self._wandb = None
+
+
+def tracking_mode(config: TrackingConfig) -> Literal["online", "offline", "disabled"] | None:
+    """How W&B will be used; None: as WANDB_MODE says, which it reads itself."""
+    if config.wandb != "auto":
+        return config.wandb
+    if "WANDB_MODE" in os.environ:
+        return None
+    return "online" if _has_key() else "offline"
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

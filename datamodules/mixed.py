@@ -14,6 +14,7 @@ from datamodules.encode import PromptTemplate
 from datamodules.plan import Places, StepPlan, Stream
 from datamodules.shards import ShardSet
 from datamodules.t2i_table import open_table
+from modules import signals
 from modules.omnimamba.adapters import TASKS, Task
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.tokenizer import TextTokenizer
@@ -195,7 +196,7 @@ class MixedDataModule(pl.LightningDataModule):
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=2 if workers else None,
-            worker_init_fn=_one_thread if workers else None,
+            worker_init_fn=_start_worker if workers else None,
         )
 
     def commit(self) -> None:
@@ -264,5 +265,6 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _one_thread(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
+    signals.ignore()
     torch.set_num_threads(1)

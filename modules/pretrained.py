@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from modules.omnimamba.weight_names import shortened
 from modules.published import LANGUAGE, MAMBA2_LACKS, from_mamba2, from_published, load_language
@@ -31,8 +32,19 @@ def load_pretrained(model: nn.Module, path: Path) -> list[str]:
         beside = [line for line in parts.lines() if not line.startswith("0 ")]
         return [*report.lines(), *(f"  of which {line}" for line in beside)]
     if any(name.startswith("backbone.") for name in weights):
-        return load_language(model, from_mamba2(weights).language, origin, optional=MAMBA2_LACKS).lines()
+        language = _with_image_rows(model, from_mamba2(weights).language)
+        return load_language(model, language, origin, optional=MAMBA2_LACKS).lines()
     raise ValueError(
         f"pretrained={path} holds neither OmniMamba's nor Mamba-2's names ({LANGUAGE}... or backbone....); "
         f"it has {shortened(weights)}"
     )
+
+
+def _with_image_rows(model: nn.Module, language: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With one vocabulary for text and images, the text's rows of Mamba-2 before the model's own rows for images."""
+    config = getattr(model, "config", None)
+    name = "text_embedding.weight"
+    if config is None or config.vocabularies != "shared" or len(language.get(name, ())) != config.vocab_size:
+        return language
+    own = model.state_dict()[name]
+    return language | {name: torch.cat([language[name].to(own.dtype), own[config.vocab_size :]])}

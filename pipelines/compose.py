@@ -14,6 +14,7 @@ from callbacks.bad_samples import BadSampleLog
 from callbacks.checkpointing import Checkpointing
 from callbacks.evaluation import EvaluationCallback, EvaluationContext, build_measures, build_mini_measures
 from callbacks.guards import FiniteGuard, GradientGuard, HangGuard, MemoryGuard
+from callbacks.preemption import Preemption
 from callbacks.samples_log import SampleLog
 from callbacks.steps import CommitPosition
 from callbacks.throughput import RestartClock, Show, Throughput
@@ -34,6 +35,7 @@ from modules.zero import ZeroStrategy
 from pipelines.config import HardwareConfig, RunConfig
 from pipelines.console import warn
 from pipelines.overrides import ConfigError
+from pipelines.ranks import cluster
 from pipelines.runfolder import COMPLETE, CONFIG
 from pipelines.scenes import prepare_scenes
 from pipelines.warmup import use_kernel_cache
@@ -181,7 +183,7 @@ def build_callbacks(
     show: Show,
     facts: dict[str, Any],
 ) -> list[pl.Callback]:
-    """What watches the run, in the order that matters: guard, commit, log, save, evaluate.
+    """What watches the run, in the order that matters: guard, commit, log, save, stop, evaluate.
 
     Saved before it is evaluated, a step is never trained again because its evaluation was cut short. ``facts`` go into
     every checkpoint.
@@ -223,6 +225,7 @@ def build_callbacks(
     every = (config.trainer.log_every_n_steps, config.checkpoint.every_n_steps)
     callbacks.append(BadSampleLog(config.folder, tracker, limit=config.data.bad_limit, every=every))
     callbacks.append(saving)
+    callbacks.append(Preemption())
     minis = {measure.task: measure for measure in build_mini_measures(config.evaluation)}
     callbacks += [
         EvaluationCallback(measure, tracker, config.evaluation, context, mini=minis.get(measure.task))
@@ -236,11 +239,14 @@ def build_trainer(config: RunConfig, callbacks: Sequence[pl.Callback]) -> pl.Tra
     """Lightning's Trainer, told to leave data order, logging and saving to this project."""
     hardware = config.hardware
     ranks = hardware.devices * hardware.nodes
+    environment = cluster()
     return pl.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         num_nodes=hardware.nodes,
         strategy=build_strategy(hardware),
+        plugins=[environment] if environment else None,
+        default_root_dir=config.folder,  # under Slurm it resumes whatever hpc_ckpt_* lies there
         deterministic=config.trainer.deterministic or None,
         max_steps=config.trainer.max_steps,
         max_epochs=-1,

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -17,8 +18,9 @@ USER_ERRORS = (
 """What a user can mend: shown as a message. Anything else is a fault of the program and keeps its traceback."""
 
 
-INTERRUPTED, TERMINATED = 130, 143
-"""Exit codes of a verb stopped by SIGINT and by SIGTERM, as shells count them."""
+INTERRUPTED, PREEMPTED = 130, 75
+"""Exit codes of a verb stopped by Ctrl-C, as shells count it, and of a training that was told to stop, saved its step
+and will go on from there (EX_TEMPFAIL of sysexits.h)."""
 
 
 def say(text: str = "") -> None:
@@ -27,7 +29,9 @@ def say(text: str = "") -> None:
 
 
 def warn(text: str) -> None:
-    """A line that must not be overlooked."""
+    """A line that must not be overlooked; of the processes that Lightning or torchrun start on a node, one says it."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
     print(f"WARNING: {text}", file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Run the main job on embedded data: prepare, train all three stages, evaluate, and show what was learnt.
+"""Run the main job on embedded data: prepare, train all three stages, evaluate, show and report what was learnt.
 
     python -m pipelines.demo [key=value ...]          (make demo)
 
@@ -44,6 +44,7 @@ def main() -> None:
     from callbacks.tracking import read_metrics
     from pipelines.config import load
     from pipelines.fit import fit
+    from pipelines.report_page import write_report
 
     started = time.monotonic()
     runs = [fit(load(CONFIGS / f"{name}.yaml", arguments.overrides)) for name in STAGES]
@@ -58,6 +59,7 @@ def main() -> None:
     sheet = unified / "sheet.png"
     _sheet(unified).save(sheet)
     say(f"picture sheet: {sheet} (rows: real, through the VQ tokenizer, generated from the caption)")
+    say(f"report of all three runs: {write_report(runs, unified.parent / 'report.html')} (open it in any browser)")
     python = os.path.relpath(sys.executable)
     say(f"demo done in {time.monotonic() - started:.0f} s; ask it yourself:")
     say(f'  {python} -m pipelines.generate {unified} text2image "a large red circle"')

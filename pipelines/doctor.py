@@ -1,12 +1,18 @@
 """Examine this installation.
 
-    python -m pipelines.doctor reference STEM.json
+    python -m pipelines.doctor check [CONFIG.yaml [key=value ...]]
     python -m pipelines.doctor memory CONFIG.yaml [key=value ...]
+    python -m pipelines.doctor reference STEM.json
 
 Examples:
+    python -m pipelines.doctor check configs/stage2_unified.yaml
+    torchrun --nproc-per-node 8 -m pipelines.doctor check configs/stage2_unified.yaml    # the network between GPUs too
     python -m pipelines.doctor reference tests/unit/reference/reference.json
     python -m pipelines.doctor reference tests/unit/reference/vision.json
     python -m pipelines.doctor memory configs/stage2_unified.yaml hardware.devices=4 --gpu-gib 40
+
+`check` gives a verdict on each thing that a run depends on: packages, GPUs, kernels, network, weights, data, disk,
+clock, W&B. It ends with exit code 1 where one failed.
 
 `reference` loads the weights beside STEM.json (STEM_weights.safetensors), computes what was recorded of the published
 model (STEM_tensors.safetensors) on the device it runs on, and prints a table of relative errors. STEM.json tells what
@@ -40,9 +46,30 @@ def main() -> None:
     memory.add_argument("overrides", nargs="*", metavar="key=value")
     memory.add_argument("--gpu-gib", type=float, help=f"what a GPU has; {H100_GIB} (an H100) where there is none")
     memory.set_defaults(run=_memory)
+    check = examinations.add_parser("check", help="what this machine, and a run on it, depend on")
+    check.add_argument("config", type=Path, nargs="?", metavar="CONFIG.yaml")
+    check.add_argument("overrides", nargs="*", metavar="key=value")
+    check.set_defaults(run=_check)
     arguments = parser.parse_args()
     if not arguments.run(arguments):
         sys.exit(1)
+
+
+def _check(arguments: argparse.Namespace) -> bool:
+    from datetime import timedelta
+
+    from pipelines.checks import examine
+    from pipelines.config import load
+    from pipelines.processes import joined
+
+    config = load(arguments.config, arguments.overrides) if arguments.config else None
+    passed = True
+    with joined(timedelta(minutes=10)) as place:
+        for verdict in examine(config, place):
+            passed = passed and verdict.state != "failed"
+            if place.leads or verdict.state == "failed":
+                say(f"{verdict.state:<8} {verdict.name:<14} {verdict.text}")
+    return passed
 
 
 def _reference(arguments: argparse.Namespace) -> bool:

@@ -118,19 +118,22 @@ def choose(measures: "Sequence[Measure]", tasks: Sequence[str] | None) -> "list[
 
 
 def result_table(results: "Mapping[str, Result]", *, title: str, details: bool = False) -> "Table":
-    """A row for each metric: value, standard error, trivial baseline, number of samples."""
+    """A row for each metric: value, standard error, trivial baseline, the paper's value, number of samples."""
     from rich.table import Table
 
+    from pipelines.report_paper import paper_value
+
     table = Table("measure", "metric", title=title)
-    for column in ("value", "± std err", "trivial baseline", "N"):
+    for column in ("value", "± std err", "trivial", "paper", "N"):
         table.add_column(column, justify="right")
     for name, result in results.items():
         metrics = {key: value for key, value in result.metrics.items() if details or "/" not in key}
         for key, value in metrics.items():
             error, baseline = result.standard_errors.get(key), result.baselines.get(key)
-            table.add_row(name, key, f"{value:.4f}", _number(error), _number(baseline), str(result.protocol["n"]))
+            beside = map(_number, (error, baseline, paper_value((name, key))))
+            table.add_row(name, key, f"{value:.4f}", *beside, str(result.protocol["n"]))
         if not metrics:
-            table.add_row(name, "-", "-", "-", "-", str(result.protocol["n"]))
+            table.add_row(name, *5 * ["-"], str(result.protocol["n"]))
     return table
 
 

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.tracking import Tracker
 from datamodules.mixed import MixedDataModule
+from modules import signals
 from modules.checkpoints import STATE
 from modules.files import code_version
 from modules.omnimamba.tokenizer import TextTokenizer
@@ -30,9 +31,10 @@ from pipelines.compose import (
     weight_fingerprints,
 )
 from pipelines.config import RunConfig, as_dict
-from pipelines.console import INTERRUPTED, TERMINATED, say, warn
+from pipelines.console import INTERRUPTED, PREEMPTED, say, warn
 from pipelines.memory import GIB, estimate_memory
 from pipelines.progress import TrainingProgress
+from pipelines.ranks import join
 from pipelines.runfolder import COMPLETE, RunFolder, open_run
 from pipelines.warmup import use_kernel_cache, warm_up
 
@@ -47,16 +49,16 @@ def fit(config: RunConfig) -> Path:
     for name in ("lightning.pytorch", "lightning.fabric"):  # the run speaks for itself
         logging.getLogger(name).setLevel(logging.WARNING)
     leader = getattr(rank_zero_only, "rank", 0) == 0
+    ranks = join()
     report = say if leader else _silent
     check_hardware(config.hardware, deterministic=config.trainer.deterministic)
-    run = open_run(config)
+    run = ranks.share(lambda: _open(config))
     if run.complete:
         report(f"{run.path} is complete ({COMPLETE}); nothing to do")
         return run.path
     config = run.config
     if config.hardware.threads:
         torch.set_num_threads(config.hardware.threads)
-    make_embedded_data(config)
     tokenizer, vq = build_tokenizer(config.model), build_vq(config.model)
     data = build_data(config, tokenizer, vq, report)
     stage = build_stage(config, build_model(config, report=report, resumed=run.checkpoint is not None))
@@ -69,6 +71,13 @@ def fit(config: RunConfig) -> Path:
     with run.claimed() if leader else nullcontext():
         _train(run, leader, tokenizer, vq, data, stage)
     return run.path
+
+
+def _open(config: RunConfig) -> RunFolder:
+    run = open_run(config)
+    if not run.complete:
+        make_embedded_data(run.config)
+    return run
 
 
 def _train(
@@ -104,23 +113,34 @@ def _train(
                 ckpt_path=run.checkpoint and run.checkpoint / STATE,
                 weights_only=bool(run.checkpoint),
             )
-        if trainer.received_sigterm or trainer.interrupted:
+        if trainer.interrupted:
             raise SystemExit
-        if trainer.global_step < config.trainer.max_steps:
+        if trainer.should_stop:
+            if leader:
+                run.pause(trainer.global_step)
+        elif trainer.global_step < config.trainer.max_steps:
             raise RuntimeError(
                 f"training ended at step {trainer.global_step} of {config.trainer.max_steps} without an error"
             )
-        if trainer.is_global_zero:
+        elif leader:
             run.finish(trainer.global_step)
     except SystemExit as stop:  # Lightning's, whose exit code would tell a batch script that all is well
         if leader:
             warn(
                 f"stopped at step {trainer.global_step}; start the same command again to go on from the last checkpoint"
             )
-        raise SystemExit(TERMINATED if trainer.received_sigterm else INTERRUPTED) from stop
+        raise SystemExit(INTERRUPTED) from stop
     finally:
         progress.close()
         tracker.close()
+    if trainer.should_stop:
+        if not leader:
+            raise SystemExit(0)  # one exit code speaks; srun and Lightning kill rank 0 for another's
+        warn(
+            f"told to stop by {signals.received() or 'a signal to another rank'}: saved at step {trainer.global_step}; "
+            "start the same command again to go on from there"
+        )
+        raise SystemExit(PREEMPTED)
     if leader:
         say(f"{config.name}: complete at step {trainer.global_step}; everything is in {run.path}")
 

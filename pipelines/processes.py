@@ -7,8 +7,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+from pipelines.ranks import cluster
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,15 @@ def joined(timeout: timedelta) -> Iterator[Place]:
 
     They exchange plain objects only (gloo); ``timeout`` is the longest that one waits for another.
     """
-    torchrun = TorchElasticEnvironment.detect()
-    environment = TorchElasticEnvironment() if torchrun else SLURMEnvironment(auto_requeue=False)
-    if not torchrun and not (SLURMEnvironment.detect() and environment.world_size() > 1):
+    environment = cluster()
+    if environment is None or environment.world_size() == 1:
         yield Place()
         return
     place = Place(environment.global_rank(), environment.world_size())
     if torch.cuda.is_available():
         torch.cuda.set_device(environment.local_rank() % torch.cuda.device_count())
-    address = f"tcp://{environment.main_address}:{environment.main_port}"
-    if torchrun:
-        dist.init_process_group("gloo", timeout=timeout)
-    else:
-        dist.init_process_group("gloo", address, rank=place.rank, world_size=place.world_size, timeout=timeout)
+    _ = environment.main_address, environment.main_port  # sets MASTER_ADDR and MASTER_PORT where nobody has
+    dist.init_process_group("gloo", rank=place.rank, world_size=place.world_size, timeout=timeout)
     try:
         yield place
     finally:

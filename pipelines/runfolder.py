@@ -25,6 +25,7 @@ from pipelines.console import warn
 from pipelines.overrides import ConfigError, build, read_yaml
 
 CONFIG, PROVENANCE, COMPLETE, LOCK = "config.yaml", "provenance.json", "COMPLETE", ".lock"
+PREEMPTED = "PREEMPTED"
 PACKAGES = ("torch", "lightning", "mamba-ssm", "causal-conv1d", "deepspeed", "wandb", "webdataset", "datasets", "peft",
             "omegaconf", "numpy", "pillow", "tokenizers", "safetensors")  # fmt: skip
 
@@ -46,34 +47,30 @@ class RunFolder:
             ConfigError: another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        path = self.path / LOCK
-        with path.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(
-                    f"another process is training in run folder {self.path}; wait for it, or choose another run.dir"
-                ) from error
+        with claim(self.path):
             yield
-            path.unlink(missing_ok=True)
 
     def begin(self, data: dict[str, str], weights: dict[str, str] | None = None) -> tuple[str, int]:
         """Write config.yaml and provenance.json. Rank 0 alone calls this.
 
         ``data`` and ``weights`` are fingerprints of the data and of the weights from elsewhere.
-        Returns the W&B run id, the same in every attempt, and the number of this attempt, from 1.
+        Returns the W&B run id, the same in every attempt, and the number of this attempt, from 1. WANDB_RUN_ID in the
+        environment names it for a new run; `wandb agent` sets it.
 
         Raises:
-            ConfigError: a resumed run would look at images with another encoder than before.
+            ConfigError: a resumed run would look at images with another encoder than before, or the folder is that of
+                another run than a sweep's agent has started.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / PREEMPTED).unlink(missing_ok=True)
         known = _read_json(self.path / PROVENANCE)
         attempts, weights = known.get("attempts", []), weights or {}
         if self.checkpoint is not None and attempts:
             _refuse_other_encoder(attempts[-1].get("weights", {}), weights)
+        run_id: str = known.get("wandb_run_id") or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(8)
+        _refuse_other_trial(self.path, run_id)
         (self.path / COMPLETE).unlink(missing_ok=True)  # there is one where a complete run is trained further
         _write(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(as_dict(self.config))))
-        run_id: str = known.get("wandb_run_id") or secrets.token_hex(8)
         resumed = self.checkpoint.name if self.checkpoint else None
         attempt = {"time": round(time.time(), 3), "resumed": resumed, "data": data, "weights": weights, **provenance()}
         attempts = [*attempts, attempt]
@@ -83,6 +80,29 @@ class RunFolder:
     def finish(self, step: int) -> None:
         """Mark the run as done. Rank 0 alone calls this."""
         _write(self.path / COMPLETE, f"{step}\n")
+
+    def pause(self, step: int) -> None:
+        """Mark the run as stopped in order at ``step``, to be started again. Rank 0 alone calls this."""
+        _write(self.path / PREEMPTED, f"{step}\n")
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    path = folder / LOCK
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another process is training in run folder {folder}; wait for it, or choose another run.dir"
+            ) from error
+        yield
+        path.unlink(missing_ok=True)
 
 
 def open_run(config: RunConfig) -> RunFolder:
@@ -192,6 +212,16 @@ def _refuse_other_encoder(before: dict[str, str], now: dict[str, str]) -> None:
         raise ConfigError(
             f"the vision encoder's weights are other ones ({new}) than the run began with ({old}): its features would "
             "change under the model. Name the same files in model.vision.*.weights"
+        )
+
+
+def _refuse_other_trial(path: Path, run_id: str) -> None:
+    """Under an agent W&B takes the agent's run id, whatever it is told."""
+    given = os.environ.get("WANDB_RUN_ID")
+    if "WANDB_SWEEP_ID" in os.environ and given and given != run_id:
+        raise ConfigError(
+            f"run folder {path} is that of W&B run {run_id}, but the sweep's agent has started run {given}; leave "
+            "run.dir out, so that each trial has a folder of its own"
         )
 
 

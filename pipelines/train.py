@@ -7,12 +7,17 @@ Examples:
     python -m pipelines.train configs/smoke_unified.yaml run.dir=/scratch/me/smoke trainer.max_steps=20
     python -m pipelines.train runs/smoke_unified/config.yaml       # the same run again: it resumes, or is complete
 
-A run folder with a checkpoint is resumed; one with COMPLETE is left alone.
+A run without run.dir= lives in runs/<name>/; started by `wandb agent`, in runs/sweeps/<sweep>/<run>/ by W&B's ids.
+
+A run folder with a checkpoint is resumed; one with COMPLETE is left alone. On SIGUSR1, SIGUSR2 or SIGTERM the run
+saves the step it is at, leaves PREEMPTED in its folder and ends with exit code 75.
 """
 
 import argparse
+import os
 from pathlib import Path
 
+from modules import signals
 from pipelines.console import run_verb
 
 
@@ -30,11 +35,19 @@ def main() -> None:
     from pipelines.fit import fit
 
     overrides = list(arguments.overrides)
-    if (arguments.config.parent / "provenance.json").is_file() and not any(w.startswith("run.dir=") for w in overrides):
-        # a run's own config.yaml means that run, wherever its folder was moved to
-        overrides.append(f"run.dir='{arguments.config.parent}'")
+    if not any(word.startswith("run.dir=") for word in overrides):
+        if (arguments.config.parent / "provenance.json").is_file():
+            # a run's own config.yaml means that run, wherever its folder was moved to
+            overrides.append(f"run.dir='{arguments.config.parent}'")
+        elif "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:
+            # trials of a sweep have one configuration file, but each its own run
+            overrides.append(f"run.dir='runs/sweeps/{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}'")
     fit(load(arguments.config, overrides))
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    signals.listen()  # before anything is loaded: unhandled, a signal to stop would kill
+    try:
+        run_verb(main)
+    finally:
+        signals.ignore()  # the first rank that ends makes srun end the others: each keeps the exit code that it chose

@@ -35,9 +35,10 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_commands_of_use_work_one_after_the_other(folder: Path) -> None:
-    use = [command for command in VERBS if ".prepare " not in command and "accelerator=gpu" not in command]
+    elsewhere = (".prepare ", "accelerator=gpu", "stage1_mmu", ".sweep ")
+    use = [command for command in VERBS if not any(word in command for word in elsewhere)]
     assert [command.split("-m pipelines.")[1].split()[0] for command in use] == [
-        "train", "evaluate", "generate", "generate", "doctor",
+        "train", "evaluate", "generate", "generate", "report", "export", "doctor", "doctor",
     ]  # fmt: skip
     for command in use:
         done = run(command, folder)
@@ -55,12 +56,25 @@ def test_the_commands_for_own_data_ask_for_the_files_they_name(folder: Path) -> 
         assert "does not exist" in done.stderr
 
 
+def test_the_examination_of_the_papers_stage_names_what_is_missing(folder: Path) -> None:
+    (command,) = [command for command in VERBS if "stage1_mmu" in command]
+    done = run(command, folder)
+    assert done.returncode == 1
+    assert "failed   tokenizer      tokenizer file weights/gpt-neox-20b/tokenizer.json does not exist" in done.stdout
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_the_command_for_gpus_says_that_there_are_none(folder: Path) -> None:
     (command,) = [command for command in VERBS if "accelerator=gpu" in command]
     done = run(command, folder)
     assert done.returncode == 2
     assert "but this machine shows 0 GPUs; use hardware.accelerator=cpu" in done.stderr
+
+
+def test_scripts_and_files_that_commands_name_are_there() -> None:
+    named = [word for command in COMMANDS for word in command.split() if word.startswith(("slurm/", "configs/"))]
+    assert len(named) > 5
+    assert [word for word in named if not (ROOT / word).is_file()] == []
 
 
 def test_make_targets_exist() -> None:

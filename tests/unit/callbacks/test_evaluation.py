@@ -32,6 +32,7 @@ from callbacks.evaluation import (
 )
 from callbacks.measure import Measure, Result
 from callbacks.records import Record
+from modules import signals
 
 Make = Callable[..., EvaluationContext]
 
@@ -218,6 +219,41 @@ def test_the_end_of_a_run_cut_short_is_not_the_end(tmp_path: Path, make_context:
     probe = Probe()
     train(tmp_path, make_context, [(probe, EvaluationConfig())], extra=[StopAt()])
     assert probe.steps == []
+
+
+class Interrupted(Probe):
+    """Two samples; a signal comes while the first is generated."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, signal: str | None) -> None:
+        super().__init__()
+        self.monkeypatch, self.signal, self.made = monkeypatch, signal, list[str]()
+
+    def sample_ids(self) -> Sequence[str]:
+        return ["one", "two"]
+
+    def produce(self, context: EvaluationContext, ids: Sequence[str]) -> Iterator[list[Record]]:
+        for sample in ids:
+            self.monkeypatch.setattr(signals, "_received", self.signal)
+            self.made.append(sample)
+            yield [{"sample_id": sample, "split": "all", "prompt": ""}]
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_signal_during_an_evaluation_stops_it_and_the_resumed_run_makes_the_rest(
+    tmp_path: Path, make_context: Make, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """In the middle of a run, and at its end, where nothing else would look at the flag."""
+    config = EvaluationConfig(every_n_steps=3 if step == 3 else 0)
+    first = Interrupted(monkeypatch, "SIGUSR1")
+    _, log, trainer = train(tmp_path, make_context, [(first, config)])
+    assert (first.made, log.rows, trainer.should_stop, trainer.global_step) == (["one"], [], True, step)
+    trainer.save_checkpoint(tmp_path / "state.ckpt")
+    second = Interrupted(monkeypatch, None)
+    monkeypatch.setattr(signals, "_received", None)
+    _, log, trainer = train(tmp_path, make_context, [(second, config)], ckpt_path=tmp_path / "state.ckpt")
+    assert second.made[0] == "two"
+    assert log.rows[0] == (step, {"eval/probe_style/n": 1.0})
+    assert (trainer.should_stop, trainer.global_step) == (False, 6)
 
 
 def test_build_measures() -> None:

@@ -33,6 +33,18 @@ def test_mamba2_brings_blocks_norm_and_text_embedding(tmp_path: Path) -> None:
     assert "not in it, left as they are" in lines[1]
 
 
+def test_mamba2_brings_the_texts_rows_of_a_shared_vocabulary(tmp_path: Path) -> None:
+    source = build().state_dict()
+    model = build(replace(TINY, vocabularies="shared"))
+    own = model.text_embedding.weight.detach().clone()
+    torch.save(to_mamba2(source), tmp_path / "pytorch_model.bin")
+    load_pretrained(model, tmp_path)
+    rows = TINY.vocab_size
+    assert torch.equal(model.text_embedding.weight[:rows], source["text_embedding.weight"])
+    assert torch.equal(model.text_embedding.weight[rows:], own[rows:])
+    assert len(own) == rows + TINY.image_vocab
+
+
 def test_a_published_checkpoint_brings_everything(tmp_path: Path) -> None:
     source, model = build().state_dict(), other()
     weights = to_published(PublishedWeights(source, vq={"quant_conv.bias": torch.rand(8)}))

@@ -1,11 +1,11 @@
-"""How a verb ends: what a user can mend is a message, anything else keeps its traceback."""
+"""How the verbs speak, and how they end: what a user can mend is a message, anything else keeps its traceback."""
 
 import errno
 import os
 
 import pytest
 
-from pipelines.console import run_verb
+from pipelines.console import run_verb, warn
 
 
 def failing(error: Exception) -> None:
@@ -25,3 +25,14 @@ def test_a_full_disk_is_a_message(number: int, capsys: pytest.CaptureFixture[str
 def test_another_failure_of_the_system_keeps_its_traceback() -> None:
     with pytest.raises(OSError, match="Input/output error"):
         run_verb(lambda: failing(OSError(errno.EIO, os.strerror(errno.EIO))))
+
+
+@pytest.mark.parametrize(("rank", "said"), [(None, 1), ("0", 1), ("1", 0)])
+def test_one_process_of_a_node_warns(
+    rank: str | None, said: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    warn("the disk is nearly full")
+    assert capsys.readouterr().err.count("WARNING: the disk is nearly full\n") == said

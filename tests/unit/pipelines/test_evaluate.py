@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from callbacks.measure import Result
 from pipelines import evaluate
 from pipelines.console import run_verb
 
@@ -35,7 +36,7 @@ def test_all_configured_measures_and_then_scoring_alone(
     assert set(first["fd_pool"]["metrics"]) == {"fd_2", "rfd_2", "kd_2", "kd_2/std"}
     assert (run_folder / "samples/step-000000020/000.png").is_file()
     shown = capsys.readouterr().out
-    for word in ("pope_style", "f1_macro", "± std err", "trivial baseline", "results.json"):
+    for word in ("pope_style", "f1_macro", "± std err", "trivial", "paper", "results.json"):
         assert word in shown
     assert "random/f1" not in shown
 
@@ -144,3 +145,11 @@ def test_the_small_evaluation_has_a_name_of_its_own(run_folder: Path, monkeypatc
     assert call(monkeypatch, run_folder, "--mini", "--tasks", "gqa", "evaluation.mini=2") == 0
     assert set(results(run_folder)) == {"gqa_style_mini"}
     assert call(monkeypatch, run_folder, "--mini", "--tasks", "gqa") == 2
+
+
+@pytest.mark.parametrize(("name", "shown"), [("pope", "0.8630"), ("pope_mini", "-"), ("pope_style", "-")])
+def test_only_an_official_measure_has_the_papers_value_beside_it(name: str, shown: str) -> None:
+    result = Result(metrics={"f1_macro": 0.5}, standard_errors={}, baselines={}, protocol={"n": 9000})
+    table = evaluate.result_table({name: result}, title="")
+    column = next(column for column in table.columns if column.header == "paper")
+    assert list(column.cells) == [shown]

@@ -292,3 +292,22 @@ def test_a_resumed_run_keeps_its_vision_encoder(folder: Path, configured: Callab
     ):
         resumed.begin({}, {"vision": "b"})
     assert first.begin({}, {"vision": "b"})[1] == 3  # begun anew, nothing was learnt with the other one
+
+
+def test_a_new_run_takes_the_id_of_the_agent_and_keeps_it(
+    folder: Path, configured: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    monkeypatch.setenv("WANDB_RUN_ID", "trial1")
+    config = configured()
+    assert open_run(config).begin({}) == ("trial1", 1)
+    assert open_run(config).begin({}) == ("trial1", 2)
+    monkeypatch.setenv("WANDB_RUN_ID", "trial2")
+    before = (folder / "config.yaml").read_text()
+    with pytest.raises(
+        ConfigError, match="is that of W&B run trial1, but the sweep's agent has started run trial2; leave"
+    ):
+        open_run(config).begin({})
+    assert (folder / "config.yaml").read_text() == before
+    monkeypatch.delenv("WANDB_SWEEP_ID")  # not of a sweep: the folder's own run goes on
+    assert open_run(config).begin({}) == ("trial1", 3)

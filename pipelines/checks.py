@@ -1,0 +1,241 @@
+"""What a machine must have before a run is trusted to it: one verdict for each thing, and none of them raises."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from packaging.requirements import Requirement
+
+from callbacks.tracking import tracking_mode
+from datamodules.plan import Places
+from modules.files import code_version
+from modules.omnimamba import kernels
+from modules.omnimamba.model import OmniMamba
+from modules.omnimamba.vision import build_vision
+from modules.stages import STAGES
+from modules.weight_files import weight_files
+from pipelines.compose import build_data, build_tokenizer, build_vq, check_hardware
+from pipelines.config import RunConfig
+from pipelines.console import USER_ERRORS
+from pipelines.memory import GIB, estimate_memory
+from pipelines.processes import Place
+from pipelines.runfolder import COMPLETE, CONFIG
+
+State = Literal["ok", "warning", "failed"]
+PROJECT = "omnimamba-pipeline"
+LOOK_AT = 16
+"""Samples of each task that are read and decoded."""
+CLOCK_SKEW = 5.0
+"""Seconds by which the run folder's file system may differ from this machine."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line of the examination."""
+
+    name: str
+    state: State
+    text: str
+
+
+Check = Callable[[RunConfig | None, Place], Iterator[Verdict]]
+
+
+def examine(config: RunConfig | None, place: Place) -> Iterator[Verdict]:
+    """All verdicts, with what concerns a run if ``config`` is one. Processes joined in ``place`` call it together."""
+    for check in CHECKS:
+        try:
+            yield from check(config, place)
+        except Exception as error:  # noqa: BLE001  # whatever is wrong there is a verdict, and the others are wanted too
+            yield Verdict(check.__name__.strip("_").replace("_", " "), "failed", str(error) or repr(error))
+
+
+def _packages(_config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+    found = []
+    for text in requires(PROJECT) or []:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            have = version(requirement.name)
+        except PackageNotFoundError:
+            yield Verdict("packages", "failed", f"{requirement} is not installed; make setup, or pip install -e .")
+            continue
+        if not requirement.specifier.contains(have.split("+")[0], prereleases=True):
+            yield Verdict("packages", "failed", f"{requirement.name} {have} is installed, {requirement} is needed")
+            continue
+        found.append(requirement.name)
+    commit = code_version()
+    yield Verdict("packages", "ok", f"{len(found)} as pinned; torch {torch.__version__}, code {commit[:12]}")
+
+
+def _gpus(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+    wanted = config is not None and config.hardware.accelerator == "gpu"
+    if wanted and config is not None:
+        check_hardware(config.hardware)
+    if not torch.cuda.is_available():
+        yield Verdict("GPUs", "ok", "none here, and none is asked for")
+        return
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        free, total = torch.cuda.mem_get_info(number)
+        busy = total - free
+        state: State = "warning" if busy > 2 * GIB else "ok"
+        yield Verdict(
+            f"GPU {number}", state, f"{properties.name}, {free / GIB:.1f} of {total / GIB:.1f} GiB of memory are free"
+        )
+
+
+def _kernels(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+    if not torch.cuda.is_available():
+        yield Verdict("kernels", "ok", "a CPU computes the reference")
+        return
+    kernels.load()
+    names = ("mamba-ssm", "causal-conv1d", "triton")
+    yield Verdict("kernels", "ok", ", ".join(f"{name} {version(name)}" for name in names))
+
+
+def _speed(_config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+    if not torch.cuda.is_available():
+        return
+    from pipelines.benchmark_train import gemm_tflops
+
+    rate = gemm_tflops()
+    yield Verdict("GEMM", "ok", f"{rate:.0f} TFLOP/s in bf16")
+
+
+def _all_reduce(_config: RunConfig | None, place: Place) -> Iterator[Verdict]:
+    if place.world_size == 1:
+        yield Verdict("all-reduce", "ok", "one process; start it by torchrun or srun to try the network")
+        return
+    cuda = torch.cuda.is_available()
+    group = dist.new_group(backend="nccl" if cuda else "gloo")
+    size, repeats = (2**26, 10) if cuda else (2**20, 3)
+    value = torch.full((size,), float(place.rank + 1), device="cuda" if cuda else "cpu")
+    dist.all_reduce(value, group=group)
+    right = place.world_size * (place.world_size + 1) / 2
+    if not bool((value == right).all()):
+        yield Verdict("all-reduce", "failed", f"{place.world_size} processes sum up to {value[0]:g}, not {right:g}")
+        return
+    start = time.perf_counter()
+    for _ in range(repeats):
+        dist.all_reduce(value, group=group)
+    if cuda:
+        torch.cuda.synchronize()
+    rate = 2 * (place.world_size - 1) / place.world_size * 4 * size * repeats / (time.perf_counter() - start)
+    yield Verdict("all-reduce", "ok", f"{place.world_size} processes, {rate / 1e9:.2f} GB/s each")
+
+
+def _memory(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+    if config is None or config.hardware.accelerator == "cpu" or not torch.cuda.is_available():
+        return
+    needed, has = estimate_memory(config).needed, torch.cuda.get_device_properties(0).total_memory
+    text = f"a step needs about {needed / GIB:.1f} of {has / GIB:.1f} GiB"
+    more = "" if needed <= has else "; see `python -m pipelines.doctor memory`"
+    yield Verdict("GPU memory", "ok" if needed <= has else "failed", text + more)
+
+
+def _files(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+    if config is None:
+        return
+    if config.scenes is not None:
+        yield Verdict("files", "ok", "tokenizers and data are embedded: the run makes what is not there")
+    else:
+        model = config.model
+        yield _tried("tokenizer", lambda: build_tokenizer(model), model.tokenizer)
+        if model.vq:
+            yield _tried("VQ tokenizer", lambda: build_vq(model), model.vq)
+        if "mmu" in STAGES[config.stage.name].tasks:
+            yield _tried("vision encoder", lambda: build_vision(model.vision).weights_report(), model.vision.kind)
+    if config.pretrained:
+        yield _tried("pretrained", lambda: weight_files(Path(config.pretrained)), config.pretrained)
+    for path in map(Path, config.init_from):
+        complete = (path / COMPLETE).is_file() or not (path / CONFIG).is_file()
+        state: State = "failed" if not path.is_dir() else "ok" if complete else "warning"
+        text = {"failed": "does not exist", "warning": "is not complete yet", "ok": "is there"}[state]
+        yield Verdict("init_from", state, f"{path} {text}")
+
+
+def _tried(name: str, look: Callable[[], object], text: str) -> Verdict:
+    try:
+        look()
+    except USER_ERRORS as error:
+        return Verdict(name, "failed", str(error))
+    return Verdict(name, "ok", text)
+
+
+def _data(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+    if config is None:
+        return
+    if config.scenes is not None:
+        return
+    data = build_data(config, build_tokenizer(config.model), build_vq(config.model))
+    for task, samples in data.samples.items():
+        size = len(samples.shards)
+        indices = np.unique(np.linspace(0, size - 1, LOOK_AT).astype(np.int64))
+        start = time.perf_counter()
+        fetched = samples.fetch(Places(np.zeros_like(indices), indices))
+        rate = len(indices) / (time.perf_counter() - start)
+        bad = [] if isinstance(fetched, dict) else fetched[2]
+        text = f"{size:,} samples; {len(indices)} of them read, {rate:.0f} a second"
+        if bad:
+            yield Verdict(f"data, {task}", "warning", f"{text}; {len(bad)} could not be used, first {bad[0]}")
+        else:
+            yield Verdict(f"data, {task}", "ok", text)
+
+
+def _disk(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+    if config is None:
+        return
+    folder = _existing(config.folder)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in OmniMamba(config.model).parameters())
+    # weights and two moments of what is trained, at most of everything; one is written before one is deleted
+    needed = 12 * size * (config.checkpoint.keep_last + 1 + bool(config.checkpoint.best))
+    free = shutil.disk_usage(folder).free
+    state: State = "ok" if free > needed else "failed"
+    text = f"{free / GIB:.1f} GiB are free in {folder}; its checkpoints take up to {needed / GIB:.1f} GiB"
+    yield Verdict("disk", state, text)
+    probe = folder / f".clock-{os.getpid()}"
+    probe.touch()
+    skew = abs(probe.stat().st_mtime - time.time())
+    probe.unlink()
+    text = f"the file system of {folder} and this machine differ by {skew:.1f} s"
+    yield Verdict("clock", "ok" if skew <= CLOCK_SKEW else "warning", text)
+
+
+def _tracking(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+    if config is None:
+        return
+    mode = tracking_mode(config.tracking)
+    yield Verdict("W&B", "ok", mode or "as WANDB_MODE says")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    folder = folder.resolve()
+    while not folder.is_dir():
+        folder = folder.parent
+    return folder
+
+
+CHECKS: tuple[Check, ...] = (
+    _packages,
+    _gpus,
+    _kernels,
+    _speed,
+    _all_reduce,
+    _memory,
+    _files,
+    _data,
+    _disk,
+    _tracking,
+)

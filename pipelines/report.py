@@ -1,0 +1,54 @@
+"""One HTML page about runs, and their whole history on Weights & Biases.
+
+    python -m pipelines.report RUN [RUN ...] [--out report.html]
+    python -m pipelines.report sync RUN [RUN ...] [--offline]
+
+Examples:
+    python -m pipelines.report runs/demo_unified
+    python -m pipelines.report runs/demo_mmu runs/demo_t2i runs/demo_unified --out runs/report.html
+    python -m pipelines.report sync runs/stage2_unified
+    python -m pipelines.report sync runs/stage2_unified --offline
+
+The page holds curves, results beside the paper's and the trivial baselines, pictures, answers, configuration and
+attempts of all RUNs. It is one file without scripts and needs no network.
+
+sync makes one W&B run of RUN/metrics.jsonl, whatever W&B has seen of its attempts, and uploads it in place of what the
+server has of it; with --offline it says how to upload it from another machine. A folder named sync is ./sync.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pipelines.console import run_verb, say
+
+
+def main() -> None:
+    """Parse the command line and write the page, or synchronise."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    sync = sys.argv[1:2] == ["sync"]
+    if sync:
+        parser.add_argument("verb", choices=["sync"], help=argparse.SUPPRESS)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
+    if sync:
+        parser.add_argument("--offline", action="store_true", help="make the W&B run, but do not upload it")
+    else:
+        parser.add_argument("--out", type=Path, default=Path("report.html"), help="where the page goes (report.html)")
+    arguments = parser.parse_args()
+    # Late: --help answers at once
+    if sync:
+        from pipelines.report_sync import sync_run
+
+        for run in arguments.runs:
+            sync_run(run, offline=arguments.offline)
+        return
+    from pipelines.report_page import write_report
+
+    out = write_report(arguments.runs, arguments.out)
+    say(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB; open it in any browser)")
+
+
+if __name__ == "__main__":
+    run_verb(main)

@@ -1,0 +1,204 @@
+"""What the report takes from a run folder. Whatever is damaged or missing becomes a note; the rest is shown."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from omegaconf import OmegaConf
+
+from callbacks.records import read_results
+from callbacks.tracking import METRICS
+from pipelines.overrides import read_yaml
+
+CONFIG, PROVENANCE, COMPLETE = "config.yaml", "provenance.json", "COMPLETE"
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric over steps; NaN where it was not finite."""
+
+    steps: list[int]
+    values: list[float]
+    replaced: list[tuple[list[int], list[float]]]
+    """What attempts logged at steps that a later attempt took again, an entry an attempt."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run folder as far as it can be read."""
+
+    path: Path
+    label: str
+    """How the page names it: the folder's name, or its path where two have the same."""
+    config: dict[str, Any] = field(default_factory=dict)
+    wandb_run_id: str = ""
+    """Empty where it is not known."""
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    curves: dict[str, Curve] = field(default_factory=dict)
+    first_steps: dict[int, int] = field(default_factory=dict)
+    """Attempt to the first step that it logged."""
+    last_step: int | None = None
+    last_time: float | None = None
+    complete: bool = False
+    results: dict[int, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """Evaluated step to measure to result, as results.json has it."""
+    notes: list[str] = field(default_factory=list)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value of the configuration by its dotted key."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return default if value is None else value
+
+    def last_results(self) -> dict[str, int]:
+        """Measure to the last step at which it was taken."""
+        return {name: step for step in sorted(self.results) for name in self.results[step]}
+
+    def restarts(self) -> list[int]:
+        """Steps from which the run went on after an interruption: of the checkpoints, or 0 where it began again."""
+        resumed = [str(attempt.get("resumed") or "step-0") for attempt in self.attempts[1:]]
+        return [int(name[5:]) for name in resumed if name[5:].isdecimal()]
+
+    def noted(self, read: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T | None:
+        """What ``read`` returns; where a file is damaged or gone, None and a note."""
+        try:
+            return read(*arguments, **options)
+        except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+            self.notes.append(f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error))
+            return None
+
+
+def read_runs(paths: list[Path]) -> list[Run]:
+    """The runs of these folders.
+
+    Raises:
+        ValueError: one is no run folder, or is named twice.
+    """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"a run is named twice: {' '.join(map(str, paths))}; name each once")
+    names = [path.resolve().name for path in paths]
+    return [_read(path, name if names.count(name) == 1 else str(path)) for path, name in zip(paths, names, strict=True)]
+
+
+def _read(path: Path, label: str) -> Run:
+    if not (path / CONFIG).is_file() and not (path / METRICS).is_file():
+        raise ValueError(
+            f"{path} is no run folder: it has neither {CONFIG} nor {METRICS}. Name one that pipelines.train made"
+        )
+    run = Run(path=path, label=label, complete=(path / COMPLETE).is_file())
+    run.config = run.noted(_config, path / CONFIG) or {}
+    run.wandb_run_id, run.attempts = run.noted(_provenance, path / PROVENANCE) or ("", [])
+    _read_curves(run)
+    for folder in sorted((path / "records").glob("step-*")):
+        results = run.noted(read_results, folder) or {}
+        broken = [name for name, result in results.items() if not _is_result(result)]
+        if broken:
+            run.notes.append(f"{folder / 'results.json'} holds no result under {', '.join(broken)}")
+        results = {name: result for name, result in results.items() if name not in broken}
+        if results and (step := run.noted(int, folder.name[5:])) is not None:
+            run.results[step] = results
+    if not run.results:
+        run.notes.append("no evaluation yet: there is no results.json under records/")
+    return run
+
+
+def _config(path: Path) -> dict[str, Any]:
+    config = OmegaConf.to_container(read_yaml(path))
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+def _provenance(path: Path) -> tuple[str, list[dict[str, Any]]]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: code, machine and attempts are not known")
+    try:
+        content = json.loads(path.read_text())
+        run_id, attempts = content["wandb_run_id"], content["attempts"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): code, machine and attempts are not known") from error
+    if not isinstance(attempts, list) or not all(isinstance(attempt, dict) for attempt in attempts):
+        raise ValueError(f"{path} is damaged: attempts is no list of objects")
+    return str(run_id), attempts
+
+
+def metric_rows(path: Path, damaged: Callable[[int, str], None]) -> Iterator[dict[str, Any]]:
+    """The rows of a metrics.jsonl; ``damaged`` is told (number, reason) of each line that is none.
+
+    What follows the last newline is a line that a kill cut short, and no damage.
+    """
+    content = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    for number, line in enumerate(content, start=1):
+        try:
+            row = json.loads(line)
+            if not all(type(row[key]) is int for key in ("step", "attempt")):
+                raise TypeError("step and attempt must be integers")
+        except (ValueError, KeyError, TypeError) as error:
+            damaged(number, f"{type(error).__name__}: {error}")
+        else:
+            yield row
+
+
+def _read_curves(run: Run) -> None:
+    path = run.path / METRICS
+    damage: list[int] = []
+    values: dict[str, dict[int, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    odd: set[str] = set()
+    for row in metric_rows(path, lambda number, _: damage.append(number)):
+        step, attempt = row["step"], row["attempt"]
+        run.first_steps.setdefault(attempt, step)
+        run.last_step = max(step, run.last_step or 0)
+        if isinstance(row.get("time"), int | float):
+            run.last_time = max(row["time"], run.last_time or 0.0)
+        for name, value in row.items():
+            if name in ("step", "time", "attempt"):
+                continue
+            if value is None:
+                values[name][step][attempt] = math.nan
+            elif isinstance(value, int | float):
+                values[name][step][attempt] = float(value) if math.isfinite(value) else math.nan
+            else:
+                odd.add(name)
+    run.curves = {name: _curve(steps) for name, steps in values.items()}
+    _note_metrics(run, damage, odd)
+
+
+def _note_metrics(run: Run, damage: list[int], odd: set[str]) -> None:
+    if run.last_step is None:
+        run.notes.append(f"nothing is logged yet: {run.path / METRICS} holds no row")
+    if damage:
+        shown = ", ".join(map(str, damage[:5])) + (" and more" if len(damage) > 5 else "")
+        run.notes.append(f"{run.path / METRICS}: {len(damage)} damaged lines are left out (line {shown})")
+    if odd:
+        run.notes.append(f"{run.path / METRICS}: no numbers, so not drawn: {', '.join(sorted(odd))}")
+    for name, curve in run.curves.items():
+        if lost := sum(map(math.isnan, curve.values)):
+            run.notes.append(f"{name} was not a finite number at {lost} of {len(curve.steps)} logged steps")
+
+
+def _curve(steps: dict[int, dict[int, float]]) -> Curve:
+    """Of a value logged twice the higher attempt's counts."""
+    order = sorted(steps)
+    replaced: dict[int, tuple[list[int], list[float]]] = {}
+    for step in order:
+        for attempt in sorted(steps[step])[:-1]:
+            of_attempt = replaced.setdefault(attempt, ([], []))
+            of_attempt[0].append(step)
+            of_attempt[1].append(steps[step][attempt])
+    return Curve(order, [steps[step][max(steps[step])] for step in order], list(replaced.values()))
+
+
+def _is_result(result: Any) -> bool:
+    """Whether it has what a `Result` has, with numbers where they belong."""
+    if not isinstance(result, dict) or not isinstance(result.get("protocol"), dict):
+        return False
+    parts = [result.get(part) for part in ("metrics", "standard_errors", "baselines")]
+    return all(
+        isinstance(part, dict) and all(isinstance(value, int | float) for value in part.values()) for part in parts
+    )

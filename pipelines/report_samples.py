@@ -1,0 +1,176 @@
+"""Pictures and answers of a run, as the report shows them."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from callbacks.answers import QuestionMeasure, table_rows
+from callbacks.evaluation import build_measures
+from callbacks.records import Record, RecordBook
+from datamodules.images import ImageSource, read_image
+from modules.files import step_name
+from pipelines.config import load
+from pipelines.report_read import CONFIG, Run
+
+SIDE = 128
+"""Largest side of a picture on the page, in pixels."""
+MOST_STEPS = 8
+MOST_CAPTIONS = 16
+MOST_ANSWERS = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """Pictures of the same captions at several steps, as data URIs."""
+
+    steps: list[int]
+    rows: list[tuple[str, list[str | None]]]
+    """Caption, and its picture at each step."""
+    remark: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A question and what the model said."""
+
+    record: Record
+    picture: ImageSource | None
+    """What was asked about; None where the benchmark does not lie on this machine."""
+    right: bool | None
+    """None where it cannot be told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Some of a measure's answers: half of them spread evenly, half of them wrong."""
+
+    measure: str
+    step: int
+    right: int | None
+    total: int
+    shown: list[Answer]
+
+
+def data_uri(picture: ImageSource, side: int = SIDE) -> str:
+    """A picture for the page, scaled down to ``side`` pixels where it is larger.
+
+    Raises:
+        FileNotFoundError, ValueError: it is not there, or no picture.
+    """
+    image = read_image(picture)
+    form = "PNG" if max(image.size) <= side else "JPEG"
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    image.save(content, form, quality=88)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def read_sheet(run: Run) -> Sheet | None:
+    """The run's sample pictures, at no more than eight steps from first to last; None where there are none."""
+    found = sample_folders(run)
+    if not found:
+        return None
+    folders = _spread(found, MOST_STEPS)
+    captions: dict[str, str] = {}
+    for folder in folders:
+        captions |= run.noted(read_captions, folder / "captions.json") or {}
+    chosen = sorted(captions)[:MOST_CAPTIONS]
+
+    def picture(folder: Path, sample: str) -> str | None:
+        return run.noted(data_uri, folder / f"{sample}.png")
+
+    rows = [(captions[sample], [picture(folder, sample) for folder in folders]) for sample in chosen]
+    left_out = []
+    if len(folders) < len(found):
+        left_out.append(f"{len(folders)} of {len(found)} evaluated steps")
+    if len(chosen) < len(captions):
+        left_out.append(f"{len(chosen)} of {len(captions)} captions")
+    return Sheet(steps=[int(folder.name[5:]) for folder in folders], rows=rows, remark=" and ".join(left_out))
+
+
+def sample_folders(run: Run) -> list[Path]:
+    """The folders of sample pictures, by step."""
+    return sorted(path.parent for path in (run.path / "samples").glob("step-*/captions.json"))
+
+
+def read_captions(path: Path) -> dict[str, str]:
+    """Sample id, which names its picture, to caption.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        captions = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); its pictures are left out") from error
+    if not isinstance(captions, dict) or any("/" in sample for sample in captions):
+        raise ValueError(f"{path} is damaged: it does not map picture names to captions; its pictures are left out")
+    return {str(sample): str(caption) for sample, caption in captions.items()}
+
+
+def _spread(found: list[Path], most: int) -> list[Path]:
+    """At most ``most`` of them from first to last, evenly."""
+    if len(found) <= most:
+        return found
+    return [found[round(i * (len(found) - 1) / (most - 1))] for i in range(most)]
+
+
+def read_answers(run: Run, steps: Mapping[str, int], most: int = MOST_ANSWERS) -> list[Answers]:
+    """Of the measures in ``steps`` that ask questions, at most ``most`` answers each, given at that step."""
+    asked: dict[str, list[Record]] = {}
+    for name, step in steps.items():
+        book = RecordBook(run.path / "records" / step_name(step) / name)
+        asked[name] = [record for record in (run.noted(book.read) or {}).values() if _is_answer(record)]
+    measures = (run.noted(_question_measures, run) if any(asked.values()) else None) or {}
+    found = []
+    for name, records in asked.items():
+        if records:
+            measure = next((m for task, m in measures.items() if name == task or name.startswith(f"{task}_")), None)
+            found.append(_answers(run, name, steps[name], records, measure, most))
+    return found
+
+
+def _answers(
+    run: Run, name: str, step: int, records: list[Record], measure: QuestionMeasure | None, most: int
+) -> Answers:
+    marks: list[bool] | None = None
+    if measure is not None:
+        marks = run.noted(lambda: [measure.is_correct(record) for record in records])
+    right_of = dict(zip((r["sample_id"] for r in records), marks or [], strict=False))
+    pictures = _pictures(measure) if measure is not None else {}
+    shown = table_rows(records, marks or [True] * len(records), most)
+    return Answers(
+        measure=name,
+        step=step,
+        right=None if marks is None else sum(marks),
+        total=len(records),
+        shown=[
+            Answer(record=r, picture=pictures.get(r["sample_id"]), right=right_of.get(r["sample_id"])) for r in shown
+        ],
+    )
+
+
+def _pictures(measure: QuestionMeasure) -> dict[str, ImageSource]:
+    """Sample id to what was asked about; none where the benchmark's files do not lie on this machine."""
+    try:
+        return {sample: question.image for sample, question in measure.questions.items()}
+    except (ValueError, OSError):
+        return {}
+
+
+def _question_measures(run: Run) -> dict[str, QuestionMeasure]:
+    """Task to the measure that scored the answers, as configured; it knows right from wrong."""
+    try:
+        measures = build_measures(load(run.path / CONFIG).evaluation)
+    except ValueError as error:
+        raise ValueError(f"answers are not marked, because {run.path / CONFIG} does not load: {error}") from error
+    return {measure.task: measure for measure in measures if isinstance(measure, QuestionMeasure)}
+
+
+def _is_answer(record: Record) -> bool:
+    return all(isinstance(record.get(key), str) for key in ("question", "raw", "gold"))

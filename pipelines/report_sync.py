@@ -1,0 +1,160 @@
+"""One W&B run out of a run folder, whatever W&B has seen of its attempts.
+
+W&B cannot put the offline segments of a run that was killed and requeued together: they overwrite each other, and rows
+behind the last step of one that is resumed are dropped. So nothing is merged: ``metrics.jsonl`` is the truth, a new
+offline run with the run's id is made of it, and `wandb sync` uploads that in place of what the server has.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from callbacks.answers import COLUMNS, TABLE_ROWS
+from callbacks.tracking import METRICS, read_metrics
+from datamodules.images import read_image
+from modules.files import step_name
+from pipelines.console import say, warn
+from pipelines.report_read import CONFIG, PROVENANCE, Run, metric_rows, read_runs
+from pipelines.report_samples import Answer, read_answers, read_captions, sample_folders
+from pipelines.runfolder import claim
+
+MERGED = "wandb_merged"
+"""Folder of the run folder in which the merged run lies; made anew each time."""
+
+
+def sync_run(folder: Path, *, offline: bool = False) -> Path:
+    """Make the merged W&B run of ``folder`` and upload it, unless ``offline``; returns where it lies.
+
+    Raises:
+        ConfigError: a training is writing into the folder.
+        ValueError: it is no run folder, its files are damaged, or the upload failed.
+    """
+    [run] = read_runs([folder])
+    if not run.wandb_run_id or not run.config:
+        raise ValueError(f"{folder} has no whole {CONFIG} and {PROVENANCE}, so which W&B run it is is not known")
+    with claim(folder):
+        merged, steps = _merge(run)
+    say(f"{run.label}: {steps} steps in {merged}")
+    command = [sys.executable, "-m", "wandb", "sync", str(merged.resolve())]
+    if offline:
+        say(f"upload it where there is a network: {' '.join(['wandb', *command[3:]])}")
+        return merged
+    # there, because it leaves its own logs in ./wandb
+    done = subprocess.run(command, cwd=folder / MERGED, env={**os.environ, "WANDB_MODE": "online"}, check=False)
+    if done.returncode:
+        raise ValueError(
+            f"W&B did not take {merged} (its own message is above). Nothing is lost: log in with `wandb login`, or "
+            f"upload it from another machine: {' '.join(['wandb', *command[3:]])}"
+        )
+    say(f"{run.label}: uploaded")
+    return merged
+
+
+def _merge(run: Run) -> tuple[Path, int]:
+    """Write the run's history as a new offline W&B run; returns its folder and the number of steps."""
+    import wandb
+
+    history = _history(run)
+    shutil.rmtree(run.path / MERGED, ignore_errors=True)
+    (run.path / MERGED).mkdir()
+    session = wandb.init(
+        project=run.get("tracking.project"),
+        group=run.get("tracking.group"),
+        tags=run.get("tracking.tags"),
+        name=run.get("name"),
+        id=run.wandb_run_id,
+        dir=run.path / MERGED,
+        config=run.config,
+        mode="offline",
+        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True, save_code=False),
+    )
+    session.define_metric("step")
+    session.define_metric("*", step_metric="step")
+    for step in sorted(history):
+        session.log({"step": step, **history[step]})
+    _log_records(run, session)
+    folder = Path(session.settings.sync_dir)
+    session.finish()
+    return folder, len(history)
+
+
+def _history(run: Run) -> dict[int, dict[str, Any]]:
+    """Step to all that was logged at it: one row a step, of a value logged twice the higher attempt's.
+
+    Raises:
+        ValueError: a line of metrics.jsonl is damaged.
+    """
+    path = run.path / METRICS
+
+    def refuse(number: int, reason: str) -> None:
+        raise ValueError(f"line {number} of {path} is no row of metrics ({reason}); mend it, or delete the line")
+
+    for _ in metric_rows(path, refuse):
+        pass
+    history: dict[int, dict[str, Any]] = defaultdict(dict)
+    for row in read_metrics(run.path):
+        values = {key: value for key, value in row.items() if value is not None and key not in ("step", "time")}
+        # W&B's own clock: when it happened, not when it was merged
+        history[row["step"]] = values | ({"_timestamp": row["time"]} if "time" in row else {})
+    run.notes.clear()
+    for step, media in [*_pictures(run), *_tables(run)]:
+        history[step] |= media
+    for note in run.notes:
+        warn(note)
+    return history
+
+
+def _pictures(run: Run) -> list[tuple[int, dict[str, Any]]]:
+    """The sample pictures as the tracker logs them."""
+    import wandb
+
+    found = []
+    for folder in sample_folders(run):
+        captions = run.noted(read_captions, folder / "captions.json") or {}
+        images = {sample: run.noted(read_image, folder / f"{sample}.png") for sample in captions}
+        pictures = [wandb.Image(image, caption=captions[sample]) for sample, image in images.items() if image]
+        found.append((int(folder.name[5:]), {"eval/samples": pictures}))
+    return found
+
+
+def _tables(run: Run) -> list[tuple[int, dict[str, Any]]]:
+    """The answers as the tracker logs them; where a picture does not lie on this machine, its name."""
+    import wandb
+
+    found = []
+    for step, results in run.results.items():
+        for answers in read_answers(run, dict.fromkeys(results, step), TABLE_ROWS):
+            rows = [[_cell(answer, column) for column in COLUMNS] for answer in answers.shown]
+            table = wandb.Table(columns=list(COLUMNS), data=rows, allow_mixed_types=True)
+            found.append((step, {f"eval/{answers.measure}/answers": table}))
+    return found
+
+
+def _cell(answer: Answer, column: str) -> Any:
+    import wandb
+
+    if column == "correct":
+        return answer.right
+    if column == "image" and answer.picture is not None:
+        try:
+            return wandb.Image(read_image(answer.picture))
+        except (ValueError, OSError):  # its name has to do
+            pass
+    return answer.record.get(column)
+
+
+def _log_records(run: Run, session: Any) -> None:
+    """The records as the tracker keeps them."""
+    import wandb
+
+    for step, results in run.results.items():
+        for name in results:
+            folder = run.path / "records" / step_name(step) / name
+            if folder.is_dir():
+                artifact = wandb.Artifact(f"{run.wandb_run_id}-{name}-{step_name(step)}", type="eval_predictions")
+                artifact.add_dir(str(folder))
+                session.log_artifact(artifact)

@@ -1,0 +1,129 @@
+"""Sweep files, in W&B's own format, and the environment of W&B's engine that suggests what to try."""
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.overrides import ConfigError
+
+ROOT = Path(__file__).parents[1]
+TRAIN = ["${interpreter}", "-m", "pipelines.train"]
+PARAMETERS = "${args_no_hyphens}"
+COMMAND = "[${interpreter}, -m, pipelines.train, CONFIG.yaml, ${args_no_hyphens}]"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One sweep file."""
+
+    path: Path
+    content: dict[str, Any]
+    """The file as it stands: what W&B gets, and its engine."""
+    config: str
+    """The configuration that every trial trains."""
+    fixed: tuple[str, ...]
+    """Overrides that all trials share."""
+    metric: str
+    """Key of metrics.jsonl that trials are compared by; as in W&B, the value logged last."""
+    maximize: bool
+
+    @property
+    def method(self) -> str:
+        """grid, random or bayes."""
+        return str(self.content["method"])
+
+    def words(self, parameters: Mapping[str, Any]) -> list[str]:
+        """What follows ``pipelines.train`` in a trial: the configuration and overrides, spelt as `wandb agent` does."""
+        return [self.config, *self.fixed, *(f"{key}={value}" for key, value in parameters.items())]
+
+    def suggest(self, trial: int, history: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any] | None:
+        """Parameters of trial number ``trial``, from 0; None where a grid has no more points.
+
+        Under grid and random a trial's parameters depend on its number and the seed alone. Under bayes they depend on
+        ``history``, the trials before: {"parameters", "state": finished or failed, "value"} each.
+
+        Raises:
+            ConfigError: the file breaks a rule of W&B's format, or the engine is not there.
+        """
+        answer = _ask({"sweep": self.content, "trial": trial, "history": list(history), "seed": seed})
+        if problems := answer["problems"]:
+            raise ConfigError(
+                f"{self.path} is not a sweep that W&B would take:\n" + "\n".join(f"  - {p}" for p in problems)
+            )
+        parameters: dict[str, Any] | None = answer["parameters"]
+        return parameters
+
+
+def read_sweep(path: Path) -> Sweep:
+    """A sweep file, as far as it can be checked without the engine.
+
+    Raises:
+        ConfigError: it is missing or not YAML, or asks for what this project's trials cannot do.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"sweep file {path} does not exist; configs/sweeps/ holds the ones that come with the project"
+        )
+    try:
+        content = yaml.safe_load(path.read_text())  # as W&B reads it: 1e-3 is a word there, 1.0e-3 a number
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold keys and values at its top level")
+    metric = content.get("metric")
+    if not isinstance(metric, dict) or "name" not in metric:
+        raise ConfigError(
+            f"{path} names no metric to compare trials by; add metric: {{name: train/loss, goal: minimize}}"
+        )
+    config, fixed = _command(path, content.get("command"))
+    _check_parameters(path, content.get("parameters"))
+    return Sweep(path, content, config, fixed, str(metric["name"]), metric.get("goal") == "maximize")
+
+
+def _command(path: Path, command: Any) -> tuple[str, tuple[str, ...]]:
+    words = [str(word) for word in command] if isinstance(command, list) else []
+    words = [word for word in words if word != "${env}"]
+    config, fixed = words[3:4], [word for word in words[4:] if word != PARAMETERS]
+    if words[:3] != TRAIN or not config or words.count(PARAMETERS) != 1 or any("${" in word for word in config + fixed):
+        raise ConfigError(
+            f"{path}: command={command} must be of the form {COMMAND}, with key=value words that all trials share "
+            "behind the configuration if there are any: one node, SLURM and a sweep without a server all start it"
+        )
+    return config[0], tuple(fixed)
+
+
+def _check_parameters(path: Path, parameters: Any) -> None:
+    for key, spec in parameters.items() if isinstance(parameters, dict) else ():
+        if not isinstance(spec, dict):
+            raise ConfigError(f"{path}: parameters.{key}={spec} must say what to try, for example {{values: [1, 2]}}")
+        if "parameters" in spec:
+            raise ConfigError(f"{path}: parameters.{key} is nested; write its keys with dots, as in {key}.name")
+        if None in [spec.get("value", 0), *(spec.get("values") or [])]:
+            raise ConfigError(
+                f"{path}: parameters.{key} tries null, which `wandb agent` hands on as the word None; for all trials, "
+                f"{key}=null can stand in the command"
+            )
+
+
+def _ask(request: dict[str, Any]) -> dict[str, Any]:
+    """What the engine answers, in a process of its own."""
+    python = Path(os.environ.get("SWEEPS_PYTHON") or ROOT / ".venv-sweeps/bin/python")
+    if not python.is_file():
+        raise ConfigError(
+            f"W&B's sweep engine is not there ({python}): it wants numpy below 2 and so has an environment of its own. "
+            "Run `make sweeps`, or name the Python that has the package sweeps by SWEEPS_PYTHON"
+        )
+    done = subprocess.run(
+        [python, "-c", "from pipelines.sweep_engine import main; main()"],
+        cwd=ROOT, input=json.dumps(request), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"W&B's sweep engine failed under {python}:\n{done.stderr.strip()}")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer

@@ -1,0 +1,59 @@
+"""What happens on a GPU before the first step: kernels made ready, memory foreseen."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from datamodules.mixed import Counts, DataConfig
+from modules.omnimamba.config import ModelConfig
+from modules.stages import StageConfig
+from pipelines.benchmark_train import PUBLISHED_VISION, TrainBenchmarkConfig, measure_train
+from pipelines.config import HardwareConfig, RunConfig, TrainerConfig
+from pipelines.memory import GIB, estimate_memory
+
+ROOT = Path(__file__).parents[2]
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
+
+WARM = """
+import sys, torch
+from pathlib import Path
+from modules.omnimamba.config import ModelConfig
+from pipelines.config import HardwareConfig
+from pipelines.warmup import use_kernel_cache, warm_up
+cache = use_kernel_cache(HardwareConfig(kernel_cache=sys.argv[1]))
+warm_up(ModelConfig(d_model=512, n_layer=1), 700, torch.bfloat16, cache, print)
+"""
+
+
+def test_two_processes_share_one_cache_and_the_next_finds_it(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", WARM, str(tmp_path)]
+    both = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=500)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert all("kernels are ready after" in text for text in said)
+    compiled = {path for path in tmp_path.rglob("*") if path.suffix in (".cubin", ".json")}
+    assert compiled
+    subprocess.run(words, cwd=ROOT, check=True, timeout=500)
+    assert {path for path in tmp_path.rglob("*") if path.suffix in (".cubin", ".json")} == compiled
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_memory_is_foreseen(recompute: bool) -> None:
+    model = ModelConfig(n_layer=12, vision=PUBLISHED_VISION)
+    hardware, counts = HardwareConfig(accelerator="gpu", recompute=recompute), Counts(mmu=3, t2i=24)
+    measured = measure_train(
+        TrainBenchmarkConfig(model=model, micro_batch=counts, hardware=hardware, warmup=1, steps=2, baseline=False)
+    )
+    config = RunConfig(
+        name="foreseen",
+        stage=StageConfig(name="unified_finetune"),
+        trainer=TrainerConfig(max_steps=1, precision="bf16"),
+        model=model,
+        data=DataConfig(micro_batch=counts),
+        hardware=hardware,
+    )
+    assert estimate_memory(config).peak / GIB == pytest.approx(measured["ours"]["peak_gib"], rel=0.12)

@@ -1,0 +1,42 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from modules import signals
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(signals, "_received", None)
+    handlers = {number: signal.getsignal(number) for number in signals.STOP}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+def test_a_signal_raises_a_flag_and_nothing_else(number: signal.Signals) -> None:
+    signals.listen()
+    assert signals.received() is None
+    os.kill(os.getpid(), number)
+    assert signals.received() == number.name
+    os.kill(os.getpid(), signal.SIGUSR2)
+    assert signals.received() == number.name  # what came first is the reason
+
+
+def test_workers_do_not_hear_what_is_meant_for_their_parent() -> None:
+    signals.ignore()
+    for number in signals.STOP:
+        os.kill(os.getpid(), number)
+    assert signals.received() is None
+
+
+def test_listening_loads_nothing_heavy() -> None:
+    """It is the first thing that a training does."""
+    code = "import sys, modules.signals; print('torch' in sys.modules, 'lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

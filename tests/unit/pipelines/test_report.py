@@ -1,0 +1,386 @@
+"""The report: one page that needs nothing else, says what is there, and bears whatever a folder holds."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from callbacks.evaluation import build_measures
+from callbacks.gqa import Gqa
+from pipelines.config import load
+from pipelines.report_page import write_report
+from pipelines.report_paper import TABLES, paper_value
+
+from .reporting import BAD, Page, add_results, add_samples, make_run, result, write_json, write_lines
+
+ROOT = Path(__file__).parents[3]
+
+
+def report(*runs: Path) -> Page:
+    return Page(write_report(list(runs), runs[0].parent / "out" / "report.html"))
+
+
+def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "one")
+    add_results(run, 6, {"pope": result({"f1_macro": 0.5, "random/f1": 0.5})})
+    add_samples(run, 6, ["a red circle"])
+    page = report(run, make_run(tmp_path / "two"))
+    assert page.all("script") == []
+    addresses = [tag.get(key) for _, tag in page.tags for key in ("src", "href", "xlink:href") if key in tag]
+    assert addresses
+    assert [a for a in addresses if not (a or "").startswith(("#", "data:"))] == []
+    assert re.findall(r"@import|url\((?!#)", page.html) == []
+    ids = [tag["id"] for _, tag in page.tags if "id" in tag]
+    assert len(ids) == len(set(ids))
+    used = re.findall(r"url\(#([^)]*)\)", page.html) + [a[1:] for a in addresses if a and a.startswith("#")]
+    assert set(used) <= set(ids)
+
+
+def test_runs_are_overlaid_and_told_apart(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "one", steps=4), make_run(tmp_path / "two", steps=8)
+    page = report(one, two)
+    assert len(page.all("svg")) == 1
+    assert "1 → 0.25" in page.text
+    assert "1 → 0.125" in page.text
+    assert "complete at step 4" in page.text
+    [svg] = re.findall(r"<svg.*?</svg>", page.html, re.DOTALL)
+    for colour in ("#0072b2", "#d55e00"):
+        assert colour in svg
+        assert f"background:{colour}" in page.html
+
+
+def test_two_runs_of_the_same_name_are_shown_by_their_paths(tmp_path: Path) -> None:
+    page = report(make_run(tmp_path / "a/run"), make_run(tmp_path / "b/run"))
+    assert str(tmp_path / "a/run") in page.text
+    assert str(tmp_path / "b/run") in page.text
+
+
+def test_everything_that_a_run_says_is_escaped(tmp_path: Path, run_folder: Path) -> None:
+    run = run_folder.rename(tmp_path / "<b>run")
+    row = {"step": 1, "time": 1.0, "attempt": 1, f"train/{BAD}": 1.0, f"eval/{BAD}/x": 2.0}
+    write_lines(run / "metrics.jsonl", [row])
+    attempt = {"time": 1.0, "resumed": BAD, "code": BAD, "machine": BAD, "data": {"mmu": BAD}}
+    write_json(run / "provenance.json", {"wandb_run_id": BAD, "attempts": [attempt, attempt]})
+    add_results(run, 1, {"pope_style": result({BAD: 1.0}, protocol={"n": BAD, "baseline": BAD}, baselines={BAD: 1.0})})
+    add_samples(run, 1, [BAD])
+    asked = {"sample_id": BAD, "question": BAD, "raw": BAD, "gold": BAD, "image": BAD}
+    write_lines(run / "records/step-000000001/pope_style/rank0.jsonl", [asked])
+    bad = {"step": 1, "attempt": 1, "rank": 0, "task": "mmu", "epoch": 0, "key": BAD, "reason": BAD, "substitute": "x"}
+    write_lines(run / "bad_samples.jsonl", [bad])
+    page = report(run)
+    assert page.all("script") == []
+    assert page.all("b") == [{}]  # the template's own, around the answer
+    assert page.text.count(BAD) >= 12
+    assert "<b>run" in page.text
+
+
+def test_of_a_step_taken_again_the_later_attempt_counts_and_both_are_drawn(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    rows = [(1, 1, 1.0), (2, 1, 5.0), (3, 1, 6.0), (2, 2, 2.0), (3, 2, 4.0)]
+    write_lines(run / "metrics.jsonl", [{"step": s, "time": 1.0, "attempt": a, "train/loss": v} for s, a, v in rows])
+    attempts: list[dict[str, Any]] = [
+        {"time": 1.0, "resumed": None, "code": "first"},
+        {"time": 2.0, "resumed": "step-000000001", "code": "second"},
+    ]
+    write_json(run / "provenance.json", {"wandb_run_id": "x", "attempts": attempts})
+    page = report(run)
+    assert "1 → 4" in page.text
+    assert "dotted: restarts; faint: taken again by a later attempt" in page.text
+    for part in ("step-000000001", "code: second", "its beginning"):
+        assert part in page.text
+
+
+def test_a_result_stands_beside_baseline_error_and_paper(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    scored = {"standard_errors": {"f1_macro": 0.0125}, "baselines": {"f1_macro": 0.6667}}
+    protocol = {"n": 9000, "baseline": "always yes"}
+    add_results(run, 0, {"pope": result({"f1_macro": 0.25}, protocol=protocol)})
+    add_results(run, 6, {"pope": result({"f1_macro": 0.8175}, protocol=protocol, **scored)})
+    page = report(run)
+    for part in ("0.25 (step 0)", "0.8175 (step 6)", "0.013", "0.6667", "baseline: always yes", "9000", "0.863"):
+        assert part in page.text
+    assert "Table 1: understanding" in page.text
+    assert "Table 2" not in page.text
+    assert "81.8 ± 1.2" in page.text  # in the paper's unit
+    assert "LLaVA-v1.5 86.3 1500.1 81.8 64.7 –" in re.sub(r"<[^>]*>|\s+", " ", page.html).replace("  ", " ").replace(
+        "  ", " "
+    )
+
+
+@pytest.mark.parametrize("measure", ["pope_style", "pope_mini", "gqa_style", "coco_style", "fd_pool", "speed_mini"])
+def test_a_reduced_or_substitute_measure_has_no_row_of_the_paper(tmp_path: Path, measure: str) -> None:
+    run = make_run(tmp_path / "run")
+    metrics = dict.fromkeys(("f1_macro", "accuracy", "fid30k", "img_per_s"), 0.5)
+    add_results(run, 6, {measure: result(metrics)})
+    page = report(run)
+    assert "No official measure was taken" in page.text
+    assert "OmniMamba" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (("pope", "f1_macro"), 0.863),
+        (("gqa", "accuracy"), 0.608),
+        (("mme", "perception"), 1290.6),
+        (("mmmu", "val_overall"), 0.306),
+        (("coco", "fid30k"), 5.50),
+        (("speed", "img_per_s"), 5.68),
+        (("speed", "total_s"), 2.81),
+        (("coco", "fid5k"), None),
+        (("coco_t2ib", "fid30k"), None),
+        (("pope", "acc_macro"), None),
+    ],
+)
+def test_the_papers_numbers_in_our_unit(key: tuple[str, str], value: float | None) -> None:
+    assert paper_value(key) == (None if value is None else pytest.approx(value))
+
+
+def test_the_papers_tables_have_a_cell_for_every_column() -> None:
+    for table in TABLES:
+        assert {len(row) for row in table.rows.values()} == {len(table.columns)}
+
+
+def test_answers_are_marked_by_the_rule_that_scores_them(run_folder: Path) -> None:
+    said = [("Yes, no doubt", "no"), ("nope", "no"), ("Yes", "yes")]  # right, wrong, right: LLaVA's parser
+    rows = [
+        {"sample_id": f"random/{i}", "question": f"question {i}", "raw": raw, "gold": gold, "image": "x.jpg"}
+        for i, (raw, gold) in enumerate(said)
+    ]
+    write_lines(run_folder / "records/step-000000020/pope_style/rank0.jsonl", rows[:2])
+    write_lines(run_folder / "records/step-000000020/pope_style/rank1.jsonl", rows[2:])
+    add_results(run_folder, 20, {"pope_style": result({"f1_macro": 0.5})})
+    page = report(run_folder)
+    assert "pope_style at step 20, 2 of 3 right" in page.text
+    assert (page.of_class("right"), page.of_class("wrong")) == (2, 1)
+    assert re.search(r"question 1 ✗ nope true: no", re.sub(r"\s+", " ", page.text))
+
+
+def test_a_question_shows_its_picture_where_it_lies_here(run_folder: Path) -> None:
+    gqa = next(m for m in build_measures(load(run_folder / "config.yaml").evaluation) if isinstance(m, Gqa))
+    question = next(iter(gqa.questions.values()))
+    asked = [(question.sample_id, Path(str(question.image)).name), ("testdev_balanced/none", "gone.jpg")]
+    rows = [{"sample_id": s, "question": "q", "raw": "a", "gold": "a", "image": image} for s, image in asked]
+    write_lines(run_folder / "records/step-000000020/gqa_style/rank0.jsonl", rows)
+    add_results(run_folder, 20, {"gqa_style": result({"accuracy": 1.0})})
+    page = report(run_folder)
+    assert [tag["alt"] for tag in page.all("img")] == [asked[0][1]]
+    assert page.of_class("answer") == 2
+
+
+def test_a_benchmark_that_lies_elsewhere_costs_the_pictures_only(run_folder: Path) -> None:
+    config = run_folder / "config.yaml"
+    config.write_text(config.read_text().replace("gqa/testdev", "gqa/elsewhere"))
+    row = {"sample_id": "1", "question": "q", "raw": "a", "gold": "a", "image": "x.jpg"}
+    write_lines(run_folder / "records/step-000000020/gqa_style/rank0.jsonl", [row])
+    add_results(run_folder, 20, {"gqa_style": result({"accuracy": 1.0})})
+    page = report(run_folder)
+    assert page.all("img") == []
+    assert "gqa_style at step 20, 1 of 1 right" in page.text
+
+
+def test_what_few_samples_say_is_drawn_with_its_own_errors(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    row = {"step": 6, "time": 1.0, "attempt": 1, "eval_mini/pope/f1_macro": 0.5}
+    write_lines(run / "metrics.jsonl", [row])
+    scored = {"standard_errors": {"f1_macro": 0.125}, "baselines": {"f1_macro": 0.6667}}
+    add_results(run, 6, {"pope_mini": result({"f1_macro": 0.5}, **scored)})
+    page = report(run)
+    assert "eval_mini/pope/f1_macro" in page.text
+    assert "dashed grey: trivial baseline; bars: ± standard error" in page.text
+    assert "Measures" in [heading.strip() for heading in re.findall(r"<h2>(.*?)</h2>", page.html)]
+
+
+def test_a_run_that_stopped_in_order_says_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "COMPLETE").rename(run / "PREEMPTED")
+    assert "not complete: step 6 of 6 logged, stopped in order" in report(run).text
+
+
+def test_answers_of_a_measure_that_is_not_configured_are_shown_unmarked(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    row = {"sample_id": "1", "question": "Is it?", "raw": "Yes", "gold": "yes"}
+    write_lines(run / "records/step-000000006/pope/rank0.jsonl", [row])
+    add_results(run, 6, {"pope": result({"f1_macro": 1.0})})
+    page = report(run)
+    assert "pope at step 6, 1 answers" in page.text
+    assert page.of_class("right") == page.of_class("wrong") == 0
+    assert "answers are not marked" in page.text  # this configuration does not load
+
+
+def test_pictures_over_time_are_thinned_from_first_to_last(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for step in range(0, 190, 10):
+        add_samples(run, step, ["a red circle", "a blue square"])
+    page = report(run)
+    pictures = [tag["title"] or "" for tag in page.all("img")]
+    steps = sorted({int(title.rsplit(" ", 1)[1]) for title in pictures})
+    assert len(pictures) == 16
+    assert len(steps) == 8
+    assert (steps[0], steps[-1]) == (0, 180)
+    assert "Shown are 8 of 19 evaluated steps" in page.text
+
+
+def test_large_pictures_are_scaled_down(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    add_samples(run, 1, ["noise"])
+    Image.effect_noise((1024, 1024), 100).save(run / "samples/step-000000001/000.png")
+    page = report(run)
+    [tag] = page.all("img")
+    assert (tag["src"] or "").startswith("data:image/jpeg;base64,")
+    assert len(tag["src"] or "") < 20_000
+
+
+def test_a_run_that_still_goes_says_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "COMPLETE").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "att')
+    page = report(run)
+    assert "not complete: step 6 of 6 logged" in page.text
+    assert "no evaluation yet" in page.text
+    assert "damaged" not in page.text
+
+
+def test_a_run_that_has_logged_nothing_says_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    page = report(run)
+    assert "nothing is logged yet" in page.text
+    assert page.all("svg") == []
+
+
+def test_values_that_were_not_finite_are_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    rows = [{"step": s, "time": 1.0, "attempt": 1, "train/loss": v} for s, v in ((1, 2.0), (2, None), (3, None))]
+    write_lines(run / "metrics.jsonl", rows)
+    assert "train/loss was not a finite number at 2 of 3 logged steps" in report(run).text
+
+
+def damage(run: Path) -> dict[str, str]:
+    """Damages every file of a run that the report reads; returns what each note must say."""
+    add_results(run, 1, {"pope": {"metrics": {"f1_macro": "high"}}, "gqa": result({"accuracy": 1.0})})
+    write_lines(run / "records/step-000000001/gqa/rank0.jsonl", [{"no": "id"}])
+    add_samples(run, 1, ["one", "two"])
+    add_samples(run, 2, ["one", "two"])
+    (run / "samples/step-000000001/000.png").write_bytes(b"no picture")
+    (run / "samples/step-000000002/captions.json").write_text("[")
+    (run / "records/step-000000002").mkdir()
+    (run / "records/step-000000002/results.json").write_text("{")
+    (run / "records/step-last").mkdir()
+    write_json(run / "records/step-last/results.json", {"gqa": result({"accuracy": 1.0})})
+    (run / "config.yaml").write_text("name: [")
+    (run / "provenance.json").write_text("{}")
+    (run / "bad_samples.jsonl").write_text("no\n")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('no\n{"step": "x", "attempt": 1}\n[]\n{"step": 9, "attempt": 1, "train/word": "x"}\n')
+    return {
+        "metrics": "3 damaged lines are left out (line 7, 8, 9)",
+        "words": "no numbers, so not drawn: train/word",
+        "config": "config.yaml is not valid YAML",
+        "provenance": "provenance.json is damaged",
+        "result": "results.json holds no result under pope",
+        "results": "step-000000002/results.json is damaged",
+        "record": "gqa/rank0.jsonl has no sample_id",
+        "picture": "samples/step-000000001/000.png does not decode",
+        "captions": "samples/step-000000002/captions.json is damaged",
+        "folder": "'last'",
+        "bad samples": "bad_samples.jsonl is damaged",
+    }
+
+
+def test_whatever_is_damaged_is_noted_and_the_rest_is_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    notes = damage(run)
+    page = report(run)
+    missing = {name: note for name, note in notes.items() if note not in page.text}
+    assert missing == {}
+    assert "Traceback" not in page.html
+    assert "gqa" in page.text
+    assert len(page.all("svg")) == 1
+    assert "no picture" in page.text
+
+
+def test_only_keys_beyond_the_defaults_are_listed(run_folder: Path) -> None:
+    page = report(run_folder)
+    cells = re.findall(
+        r"<tr><td><code>([^<]*)</code></td><td class=\"quiet\">([^<]*)</td>\s*<td>([^<]*)</td>", page.html
+    )
+    rows = {key: (default, value) for key, default, value in cells}
+    assert rows["model.d_model"][1] == "16"
+    assert rows["evaluation.pope.max_new_tokens"] == ("16", "2")
+    assert rows["data.mmu"][0] == ""
+    assert [key for key in rows if key.startswith(("model.vision.", "optim.", "scenes."))] == [
+        "model.vision.patch_size"
+    ]
+    assert "model.d_conv" not in rows
+    assert "evaluation.pope.suffix" not in rows
+
+
+def test_where_runs_differ_stands_first(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two")
+    (two / "config.yaml").write_text((one / "config.yaml").read_text().replace("0.25", "0.125").replace("one", "two"))
+    page = report(one, two)
+    part = page.html[page.html.index("Where the runs differ") : page.html.index("keys that are not at their default")]
+    assert re.findall(r"<code>(.*?)</code>", part) == ["optim.lr"]
+
+
+def call(*words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "pipelines.report", *words]
+    return subprocess.run(command, cwd=cwd, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+
+
+def test_the_verb_writes_report_html_here(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    done = call("run", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("report: report.html (")
+    assert Page(tmp_path / "report.html").all("svg")
+
+
+def test_the_verb_ends_with_a_message_where_there_is_no_run(tmp_path: Path) -> None:
+    done = call("gone", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: gone is no run folder: it has neither config.yaml nor metrics.jsonl. Name one"
+    )
+
+
+def test_a_run_named_twice_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"a run is named twice: .*/run .*/out/\.\./run; name each once"):
+        write_report([run, tmp_path / "out" / ".." / "run"], tmp_path / "report.html")
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def browse(page: Path, shot: Path) -> list[str]:
+    """What a browser prints on its console; ``shot`` is what it shows."""
+    assert CHROMIUM is not None
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1280,3000"]
+    folders = [f"--user-data-dir={shot.parent / 'profile'}", f"--screenshot={shot}"]
+    command = [CHROMIUM, *options, *folders, page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_shows_it_without_a_word_on_its_console(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    add_samples(run, 6, ["a red picture"])
+    Image.new("RGB", (64, 64), (250, 1, 2)).save(run / "samples/step-000000006/000.png")
+    page = write_report([run], tmp_path / "report.html")
+    assert browse(page, tmp_path / "shot.png") == []
+    colours = {colour: n for n, colour in Image.open(tmp_path / "shot.png").convert("RGB").getcolors(2**24) or []}
+    assert colours[250, 1, 2] > 70 * 70  # the picture
+    assert colours[0, 0x72, 0xB2] > 200  # the curve
+    # and a page with a fault would be noticed
+    page.write_text(page.read_text().replace("</body>", f"<script>console.error({json.dumps('x')})</script></body>"))
+    assert len(browse(page, tmp_path / "shot.png")) == 1
