@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch.distributed as dist
 
 from callbacks.steps import step_taken
-from callbacks.tracking import Tracker, drop_torn_line
+from callbacks.tracking import Tracker, drop_torn_line, read_lines
 from datamodules.datasets import DataError
 from datamodules.mixed import MixedDataModule
 from modules.omnimamba.adapters import Task
@@ -92,6 +92,5 @@ def read_bad_samples(path: Path, up_to_step: int) -> list[dict[str, Any]]:
     """Lines of steps that were taken; a step that was taken again has found the same, and counts once."""
     if not path.is_file():
         return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-    found = {(row["step"], row["task"], row["epoch"], row["key"], row["substitute"]): row for row in rows}
+    found = {(row["step"], row["task"], row["epoch"], row["key"], row["substitute"]): row for row in read_lines(path)}
     return [row for row in found.values() if row["step"] <= up_to_step]

@@ -187,10 +187,25 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
     path = folder / METRICS
-    if not path.is_file():
-        return []
-    # what follows the last newline is a line that a kill cut short
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    return read_lines(path) if path.is_file() else []
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that one line is appended to for each; what follows the last newline, a kill cut short.
+
+    Raises:
+        ValueError: a line is no object.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or "step" not in row:
+            raise ValueError(f"line {number} of {path} is damaged; delete that line")
+        rows.append(row)
+    return rows
 
 
 def drop_torn_line(path: Path) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,16 @@ def problem(folder: Path) -> str | None:
     """Why the checkpoint ``folder`` is not whole, or None if it is."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        version = manifest["format_version"]
+        version, step = manifest["format_version"], int(manifest["step"])
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is missing or unreadable"
     if version != FORMAT_VERSION:
         return f"format version {version} is not {FORMAT_VERSION}, the one this code reads"
+    if STATE not in files:
+        return f"{MANIFEST} does not list {STATE}"
+    if folder.name.startswith("step-") and folder.name != step_name(step):
+        return f"the manifest says step {step}, which is not the folder's"
     for name, (size, digest) in files.items():
         path = folder / name
         if not path.is_file():
@@ -133,6 +137,25 @@ def read_facts(folder: Path) -> dict[str, Any]:
 def model_weights(state: dict[str, Any]) -> dict[str, Tensor]:
     """The model's own parameters out of a checkpoint's state."""
     return {name.removeprefix("model."): value for name, value in state["state_dict"].items()}
+
+
+def refuse_misfit(weights: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], origin: str) -> None:
+    """Compare the names and shapes of ``weights``, which come from ``origin``, with those of the model to be filled.
+
+    Raises:
+        CheckpointError: they are others.
+    """
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    odd = [
+        f"{name} is {shapes.get(name, 'missing')} there and {tuple(wanted[name]) if name in wanted else 'unknown'} here"
+        for name in sorted(shapes.keys() | wanted.keys())
+        if name not in wanted or shapes.get(name) != tuple(wanted[name])
+    ]
+    if odd:
+        raise CheckpointError(
+            f"{origin} does not fit the model: {_shortened(odd, 2)}. Keep the model section as it was "
+            "(run.allow_changed lets no weights change their shape), or choose another run.dir to start anew"
+        )
 
 
 @torch.no_grad()

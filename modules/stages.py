@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from modules.checkpoints import CheckpointError, refuse_misfit
 from modules.objectives import LossWeights, task_losses, total_loss
 from modules.omnimamba.adapters import TASKS, Task
 from modules.omnimamba.model import Batch, OmniMamba
@@ -102,12 +103,30 @@ class StageModule(pl.LightningModule):
         """
         if self._trainer is None:
             return
+        self._refuse_misfit(checkpoint)
         taken = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         current = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
         uncounted = (
             current["processed"] - current["completed"]
         )  # 1 in a batch's last hook; Lightning adds it on loading
         current.update(ready=taken, started=taken, processed=taken, completed=taken - uncounted)
+
+    def _refuse_misfit(self, checkpoint: dict[str, Any]) -> None:
+        """Name what does not fit before torch does, and what would fit by chance.
+
+        Raises:
+            CheckpointError: weights of other shapes, or an optimizer's state of other parameters.
+        """
+        own = {name: getattr(p, "ds_shape", p.shape) for name, p in self.state_dict(keep_vars=True).items()}
+        refuse_misfit(checkpoint["state_dict"], own, "the checkpoint")
+        before, now = checkpoint["stage"]["trained"], list(self.report.names)
+        if before != now:
+            odd = sorted(set(before) ^ set(now)) or ["the order of all of them"]
+            raise CheckpointError(
+                f"the checkpoint's optimizer moves other parameters than this run: {odd[0]} differs, the first of "
+                f"{len(odd)}. Keep stage.freeze and stage.also_train as they were, or begin "
+                "another run with init_from=[this run]"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name what this stage trained, so that a later stage can tell its results from its starting point."""

@@ -216,6 +216,7 @@ def build_callbacks(
     def context(trainer: pl.Trainer, module: pl.LightningModule) -> EvaluationContext:
         assert isinstance(module, StageModule)
         strategy = trainer.strategy
+        saving.settle(trainer)  # records name the checkpoint that they were made from
         model = strategy.whole(module.model) if isinstance(strategy, ZeroStrategy) else module.model
         return EvaluationContext(
             model=model,
@@ -250,11 +251,12 @@ def build_callbacks(
         started_from = [f"{origin.run_id} {origin.checkpoint}" for origin in origins]
         tracker.log_checkpoint(checkpoint.name, (checkpoint / MANIFEST).read_text(), started_from)
 
+    saving = Checkpointing(config.checkpoint, config.folder / "checkpoints", facts, saved)
     throughput = Throughput(tracker, config.model, log_every, show, beside, _peak(config))
     callbacks: list[pl.Callback] = [*guards, CommitPosition(), bad, norms, throughput]
     if config.data.log_samples:
         callbacks.append(SampleLog(config.folder, tracker.attempt))
-    callbacks.append(Checkpointing(config.checkpoint, config.folder / "checkpoints", facts, saved))
+    callbacks.append(saving)
     callbacks.append(Preemption())
     minis = {measure.task: measure for measure in build_mini_measures(config.evaluation)}
     callbacks += [

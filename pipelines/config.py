@@ -104,7 +104,7 @@ class RunConfig:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.run.dir or f"runs/{self.name}")
+        return Path(self.run.dir or f"runs/{self.name}").expanduser()
 
     def problems(self) -> list[str]:
         """Broken rules of all sections, each with the way out."""
@@ -141,6 +141,8 @@ class RunConfig:
             found.append(f"hardware.timeout_minutes={self.hardware.timeout_minutes} must be above 0")
         if self.hardware.threads < 0:
             found.append(f"hardware.threads={self.hardware.threads} must be 0 or more")
+        if self.run.dir.startswith("~") and not _has_home(self.run.dir):
+            found.append(f"run.dir={self.run.dir} names the home of a user that is not known; write it out")
         if not self.name or "/" in self.name:
             found.append(f"name={self.name!r} must be a word that can name a folder")
         if self.checkpoint.best and self.evaluation.every_n_steps % self.checkpoint.every_n_steps:
@@ -172,6 +174,14 @@ class RunConfig:
         except ZeroDivisionError:  # reported above as an empty micro-batch
             pass
         return found
+
+
+def _has_home(folder: str) -> bool:
+    try:
+        Path(folder).expanduser()
+    except RuntimeError:
+        return False
+    return True
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -1,5 +1,6 @@
 """How the verbs speak: results on standard output, warnings on standard error, errors with exit code 2."""
 
+import errno
 import logging
 import os
 import sys
@@ -48,6 +49,11 @@ def run_verb(main: Callable[[], None]) -> NoReturn:
         main()
     except USER_ERRORS as error:
         print(f"error: {redact(str(error))}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error}: make room, and start the same command again", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr, flush=True)

@@ -1,7 +1,8 @@
 """YAML files and ``key=value`` words into frozen dataclasses, with errors that name key, value, rule and way out."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,7 +108,7 @@ def build(cls: type[Config], values: DictConfig, source: str) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {_explain(error, values, cls)}") from error
     _refuse_secrets(asdict(config), source)  # an interpolation may have brought one
-    problems = config.problems() if hasattr(config, "problems") else []
+    problems = _not_finite(config) + (config.problems() if hasattr(config, "problems") else [])
     if problems:
         raise ConfigError(f"{source}:\n" + "\n".join(f"  - {problem}" for problem in problems))
     result: Config = config
@@ -125,6 +126,18 @@ def _secrets_refused(source: str, found: Sequence[tuple[str, str]]) -> ConfigErr
         "to checkpoints and to Weights & Biases: leave secrets out of it and give them by the environment "
         "(WANDB_API_KEY, HF_TOKEN, AWS_SECRET_ACCESS_KEY, ...) or by the file that each service has for them"
     )
+
+
+def _not_finite(value: Any, key: str = "") -> list[str]:
+    """Numbers that no rule could be checked against: a comparison with not-a-number is never true."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{key}={value} is no finite number; give one"]
+    if is_dataclass(value):
+        pairs = [(field.name, getattr(value, field.name)) for field in fields(value)]
+        return [found for name, each in pairs for found in _not_finite(each, f"{key}.{name}" if key else name)]
+    if isinstance(value, tuple | list):
+        return [found for number, each in enumerate(value) for found in _not_finite(each, f"{key}[{number}]")]
+    return []
 
 
 def _explain(error: OmegaConfBaseException, values: DictConfig, cls: type) -> str:

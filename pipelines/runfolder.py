@@ -7,7 +7,7 @@ import platform
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,12 +18,12 @@ from omegaconf import OmegaConf
 from callbacks.tracking import METRICS, read_metrics
 from datamodules.mixed import Counts
 from modules.checkpoints import latest_valid, read_facts
-from modules.files import code_version
+from modules.files import code_version, step_name
 from modules.omnimamba.adapters import TASKS
 from modules.redaction import redacted
 from pipelines.config import FREE_ON_RESUME, RunConfig, as_dict, differences
 from pipelines.console import warn
-from pipelines.overrides import ConfigError, read_yaml
+from pipelines.overrides import ConfigError, build, read_yaml
 
 CONFIG, PROVENANCE, COMPLETE, LOCK = "config.yaml", "provenance.json", "COMPLETE", ".lock"
 PREEMPTED = "PREEMPTED"
@@ -71,6 +71,7 @@ class RunFolder:
             _refuse_other_encoder(attempts[-1].get("weights", {}), weights)
         run_id: str = known.get("wandb_run_id") or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(8)
         _refuse_other_trial(self.path, run_id)
+        (self.path / COMPLETE).unlink(missing_ok=True)  # there is one where a complete run is trained further
         _write(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(as_dict(self.config))))
         resumed = self.checkpoint.name if self.checkpoint else None
         before = [each["attempt"] for each in (*attempts, *read_metrics(self.path)) if "attempt" in each]
@@ -136,10 +137,15 @@ def open_run(config: RunConfig) -> RunFolder:
         )
     stored = OmegaConf.to_container(read_yaml(path / CONFIG))
     assert isinstance(stored, dict)
+    if not stored:
+        raise ConfigError(
+            f"{path / CONFIG} is empty; put its content back. Each checkpoint holds it too: torch.load(.../state.ckpt, "
+            'weights_only=True)["run"]["config"]'
+        )
     config = _settled(config, stored)
     _refuse_changes(config, {str(key): value for key, value in stored.items()})
-    complete = (path / COMPLETE).is_file()
     checkpoint = latest_valid(path / "checkpoints", warn)
+    complete = _reached_its_end(config, checkpoint)
     metrics = path / METRICS
     if checkpoint is None and not complete and metrics.is_file() and metrics.stat().st_size:
         warn(
@@ -148,11 +154,45 @@ def open_run(config: RunConfig) -> RunFolder:
     return RunFolder(path, config, checkpoint, complete)
 
 
+def _reached_its_end(config: RunConfig, checkpoint: Path | None) -> bool:
+    """Whether there is nothing left to train; a complete run that is asked for more steps goes on.
+
+    Raises:
+        ConfigError: COMPLETE is damaged, lies beyond what is asked for, or its checkpoint is not there.
+    """
+    path, wanted = config.folder, config.trainer.max_steps
+    file = path / COMPLETE
+    if not file.is_file():
+        return False
+    text = file.read_text(errors="replace").strip()
+    if not text.isdecimal():
+        raise ConfigError(f"{file} is damaged: it holds {text[:20]!r} and no step. Delete it and start again")
+    step = int(text)
+    if step > wanted:
+        raise ConfigError(
+            f"run folder {path} is complete at step {step}, beyond trainer.max_steps={wanted}: what was trained is not "
+            f"taken back. Choose another run.dir, or trainer.max_steps={step}"
+        )
+    if checkpoint is None or checkpoint.name != step_name(step):
+        there = checkpoint.name if checkpoint else "the beginning"
+        raise ConfigError(
+            f"run folder {path} is complete at step {step} ({COMPLETE}), but {step_name(step)} is not there or not "
+            f"whole. Restore that checkpoint, or delete {COMPLETE} to train again from {there}"
+        )
+    if step < wanted:
+        warn(
+            f"{path} was complete at step {step} and is trained further, to trainer.max_steps={wanted}; the learning "
+            "rate goes on as in a run of that length"
+        )
+    return step == wanted
+
+
 def _settled(config: RunConfig, stored: Any = None) -> RunConfig:
     """With the global batch spelt out, so that a resume on another number of ranks keeps it."""
     whole = config.data.global_batch
-    known = ((stored or {}).get("data") or {}).get("global_batch")
-    if whole is None and known is not None:
+    data = (stored or {}).get("data")
+    known = data.get("global_batch") if isinstance(data, dict) else None
+    if whole is None and isinstance(known, dict) and known.keys() == set(TASKS):
         whole = Counts(**known)
     if whole is None:
         ranks = config.hardware.devices * config.hardware.nodes
@@ -165,6 +205,9 @@ def _settled(config: RunConfig, stored: Any = None) -> RunConfig:
 
 def _refuse_changes(config: RunConfig, stored: dict[str, Any]) -> None:
     free = (*FREE_ON_RESUME, *config.run.allow_changed)
+    with suppress(ConfigError):  # another program's, or damaged: compared as it is
+        # with the keys that this version has and the one that wrote the file had not
+        stored = as_dict(build(RunConfig, OmegaConf.create(stored), source=CONFIG))
     changed = {
         key: values
         for key, values in differences(stored, as_dict(config)).items()
@@ -225,12 +268,17 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except ValueError:
         content = None
-    if not isinstance(content, dict) or not isinstance(content.get("attempts"), list):
+    attempts = content.get("attempts") if isinstance(content, dict) else None
+    whole = isinstance(attempts, list) and all(isinstance(attempt, dict) for attempt in attempts)
+    if not isinstance(content, dict) or not whole:
         raise ConfigError(f"{path} is damaged; move it away to go on without this run's history and W&B run")
     return content
 
 
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # else a machine that loses power may leave an empty file behind
     os.replace(temporary, path)

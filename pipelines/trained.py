@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from modules import exports
-from modules.checkpoints import MANIFEST, checkpoint_id, find_checkpoint, model_weights, read_state
+from modules.checkpoints import MANIFEST, checkpoint_id, find_checkpoint, model_weights, read_state, refuse_misfit
 from modules.files import sha256
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
@@ -109,7 +109,9 @@ def _fill(model: OmniMamba, path: Path, config: RunConfig) -> tuple[int, str]:
         return int(facts["step"]), f"{SAFETENSORS} {facts['files'][SAFETENSORS]['sha256']}"
     checkpoint = find_checkpoint(path, warn)
     state = read_state(checkpoint)
-    model.load_state_dict(model_weights(state))
+    weights = model_weights(state)
+    refuse_misfit(weights, {name: value.shape for name, value in model.state_dict().items()}, str(checkpoint))
+    model.load_state_dict(weights)
     return int(state["global_step"]), checkpoint_id(checkpoint)
 
 

@@ -75,17 +75,25 @@ def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> Non
 
 def kill_after(step: int, words: list[str], folder: Path, sign: signal.Signals = signal.SIGKILL) -> int:
     """Start a training and end all its processes with ``sign`` once ``step`` is logged; returns the exit code."""
+    return kill_when(lambda: any(row["step"] >= step for row in read_metrics(folder)), words, sign=sign)
+
+
+def kill_when(
+    ready: Callable[[], bool], words: list[str], *, pause: float = 0.0, sign: signal.Signals = signal.SIGKILL
+) -> int:
+    """Start a training and end all its processes with ``sign``, ``pause`` seconds after ``ready``."""
     process = subprocess.Popen(
         words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     )
     try:
         deadline = time.monotonic() + 120
-        while not any(row["step"] >= step for row in read_metrics(folder)):
+        while not ready():
             assert process.poll() is None, process.communicate()[1].decode()
             assert time.monotonic() < deadline
-            time.sleep(0.01)
+            time.sleep(0.001)
+        time.sleep(pause)
         os.killpg(process.pid, sign)
-        process.communicate(timeout=60)
+        process.communicate(timeout=60)  # returns when the last of them is gone, who holds its standard error
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

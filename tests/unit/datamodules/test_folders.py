@@ -44,6 +44,13 @@ def test_a_folder_holds_what_its_record_says(tmp_path: Path) -> None:
         holds(tmp_path / "data", "r.json", {"n": 2, "m": "x", "k": 3})
 
 
+@pytest.mark.parametrize("content", [b"", b'{"n": 1', b"[1]", b"\0\0\0", b"\xff\xfe"])
+def test_a_damaged_record_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "prepared.json").write_bytes(content)
+    with pytest.raises(FolderMismatch, match=rf"prepared\.json (cannot be read|holds no object).*delete {tmp_path} to"):
+        holds(tmp_path, "prepared.json", {"n": 1})
+
+
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("x")
     with pytest.raises(FolderMismatch, match=r"holds no r\.json"):

@@ -35,6 +35,13 @@ def test_the_run_folder_is_named_by_the_run_unless_told(file: Path) -> None:
     assert load(file).folder == Path("runs/tiny")
 
 
+def test_the_home_folder_may_be_written_short(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load(file, ["run.dir=~/runs/a"]).folder == Path("/home/me/runs/a")
+    with pytest.raises(ConfigError, match=r"run\.dir=~nobody_here/a names the home of a user that is not known"):
+        load(file, ["run.dir=~nobody_here/a"])
+
+
 FULL = [
     "init_from=[runs/a, runs/b]",
     "stage.also_train=[backbone.*]",
@@ -139,6 +146,10 @@ def test_the_values_that_a_round_trip_could_lose(file: Path) -> None:
         ("model.adapters.dropout=1", "model.adapters.dropout=1.0 must lie in [0, 1)"),
         ("optim.lr=0", "optim.lr=0.0 must be above 0; the paper uses 1e-3 (MMU), 8e-4 (T2I), 1e-4 (unified)"),
         ("optim.lr=nan", "optim.lr=nan must be above 0"),
+        ("optim.weight_decay=nan", "optim.weight_decay=nan is no finite number; give one"),
+        ("optim.lr=inf", "optim.lr=inf is no finite number; give one"),
+        ("optim.betas=[0.9, .nan]", "optim.betas[1]=nan is no finite number; give one"),
+        ("guards.spike_sigma=-.inf", "guards.spike_sigma=-inf is no finite number; give one"),
         ("optim.betas=[0.9, 1.0]", "optim.betas=[0.9, 1.0] must lie in [0, 1); the paper uses [0.9, 0.95]"),
         ("optim.eps=0", "optim.eps=0.0 must be above 0"),
         ("optim.weight_decay=-1", "optim.weight_decay=-1.0 must be 0 or more; 0 turns it off"),
@@ -149,6 +160,7 @@ def test_the_values_that_a_round_trip_could_lose(file: Path) -> None:
         ("data.num_workers=-1", "data.num_workers=-1 must be 0 or more"),
         ("checkpoint.every_n_steps=0", "checkpoint.every_n_steps=0 must be at least 1"),
         ("checkpoint.keep_last=0", "checkpoint.keep_last=0 must be at least 1"),
+        ("checkpoint.max_errors=0", "checkpoint.max_errors=0 must be at least 1"),
         ("evaluation.every_n_steps=-1", "evaluation.every_n_steps=-1 must be 0 (only at start or end) or more"),
         ("evaluation.batch_size=0", "evaluation.batch_size=0 must be at least 1"),
         ("evaluation.fid={captions: c, images: i, n: 1}", "evaluation.fid: n=1 must be at least 2"),

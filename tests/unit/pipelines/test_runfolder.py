@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from datamodules.mixed import Counts
 from modules.checkpoints import STATE, CheckpointError, commit
@@ -153,6 +154,73 @@ def test_a_complete_run_is_recognised(begun: Path, configured: Callable[..., Run
     assert open_run(configured()).complete
 
 
+def test_a_complete_run_that_is_asked_for_more_steps_goes_on_loudly(
+    begun: Path, configured: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_run(configured()).finish(20)
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps: 20 there, 30 now"):
+        open_run(configured("trainer.max_steps=30"))
+    run = open_run(configured("trainer.max_steps=30", "run.allow_changed=[trainer.max_steps]"))
+    assert (run.complete, run.checkpoint) == (False, begun / "checkpoints" / "step-000000020")
+    assert f"WARNING: {begun} was complete at step 20 and is trained further" in capsys.readouterr().err
+    assert (begun / "COMPLETE").exists()  # deciding writes nothing
+    run.begin({})
+    assert not (begun / "COMPLETE").exists()
+
+
+def test_a_complete_run_is_not_taken_back(begun: Path, configured: Callable[..., RunConfig]) -> None:
+    open_run(configured()).finish(20)
+    with pytest.raises(ConfigError, match=r"is complete at step 20, beyond trainer\.max_steps=10: what was trained"):
+        open_run(configured("trainer.max_steps=10", "run.allow_changed=[trainer.max_steps]"))
+
+
+def test_complete_is_not_believed_without_its_checkpoint(begun: Path, configured: Callable[..., RunConfig]) -> None:
+    open_run(configured()).finish(20)
+    (begun / "checkpoints" / "step-000000020").rename(begun / "checkpoints" / "step-000000010")
+    manifest = begun / "checkpoints" / "step-000000010" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"step": 10}))
+    with pytest.raises(ConfigError) as error:
+        open_run(configured())
+    assert str(error.value) == (
+        f"run folder {begun} is complete at step 20 (COMPLETE), but step-000000020 is not there or not whole. Restore "
+        "that checkpoint, or delete COMPLETE to train again from step-000000010"
+    )
+    shutil.rmtree(begun / "checkpoints")
+    with pytest.raises(ConfigError, match="delete COMPLETE to train again from the beginning"):
+        open_run(configured())
+    (begun / "COMPLETE").write_bytes(b"\0\xff")
+    with pytest.raises(ConfigError, match=r"COMPLETE is damaged: it holds .* and no step\. Delete it"):
+        open_run(configured())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"config\.yaml is empty; put its content back\. Each checkpoint holds it too"),
+        (b"name: [tiny\n", r"config\.yaml is not valid YAML"),
+        (b"\xff\xfe\0", r"config\.yaml is not valid YAML"),
+        (b"[tiny]\n", r"config\.yaml must hold keys and values"),
+        (b"data: [1]\n", r"belongs to another configuration"),
+        (b"data: {global_batch: {mmu: 3, t2h: 48}}\n", r"data\.global_batch\.t2h: 48 there"),
+    ],
+)
+def test_a_damaged_configuration_is_named(
+    begun: Path, configured: Callable[..., RunConfig], content: bytes, message: str
+) -> None:
+    (begun / "config.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        open_run(configured())
+
+
+def test_a_key_that_is_newer_than_the_run_does_not_stop_it(begun: Path, configured: Callable[..., RunConfig]) -> None:
+    stored = OmegaConf.load(begun / "config.yaml")
+    del stored["optim"]["min_lr_ratio"], stored["data"]["pad"]
+    OmegaConf.save(stored, begun / "config.yaml")
+    assert open_run(configured()).checkpoint == begun / "checkpoints" / "step-000000020"
+    with pytest.raises(ConfigError, match=r"optim\.min_lr_ratio: 0\.01 there, 0\.5 now"):
+        open_run(configured("optim.min_lr_ratio=0.5"))
+
+
 def test_another_configuration_is_refused_with_the_differences(
     begun: Path, configured: Callable[..., RunConfig]
 ) -> None:
@@ -232,7 +300,7 @@ def test_a_folder_that_another_rank_is_just_making_counts_as_new(
     assert open_run(configured()).checkpoint is None
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"attempts": null}'])
+@pytest.mark.parametrize("content", ["", "[1]", '{"attempts": null}', '{"attempts": [1]}', "\0\0"])
 def test_a_damaged_provenance_is_named(begun: Path, configured: Callable[..., RunConfig], content: str) -> None:
     (begun / "provenance.json").write_text(content)
     with pytest.raises(ConfigError, match=r"provenance\.json is damaged; move it away"):

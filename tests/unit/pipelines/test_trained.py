@@ -30,6 +30,13 @@ def test_overrides_reach_a_trained_model(run_folder: Path) -> None:
         load_trained(run_folder, ["evaluation.batchsize=3"])
 
 
+def test_overrides_that_change_the_model_are_refused(run_folder: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"step-000000020 does not fit the model: backbone\.layers\.1\..* is missing"
+    ):
+        load_trained(run_folder, ["model.n_layer=2"])
+
+
 def test_a_folder_that_cannot_be_loaded_says_why(run_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load_trained(tmp_path / "nowhere")

@@ -1,0 +1,85 @@
+"""Writes a checkpoint whole or not at all: straight into its own folder, and with a message where that cannot be.
+
+Lightning's way to a file goes by way of /tmp, holds all of the state in memory a second time, and passes over some
+errors in silence.
+"""
+
+import copy
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modules.checkpoints import STATE, CheckpointError, commit
+
+GIB = 2**30
+BESIDE = 2**20
+"""Bytes that a checkpoint holds beside its tensors, and more than those."""
+
+
+def write_checkpoint(state: Mapping[str, Any], final: Path, step: int) -> None:
+    """Write ``state``, that of ``step``, as the checkpoint folder ``final``.
+
+    Raises:
+        CheckpointError: the disk is full or fails. Nothing is left of it, and all other checkpoints are as they were.
+    """
+    temporary = final.parent / f".{final.name}.tmp"
+    try:
+        for stale in final.parent.glob(".step-*.tmp"):  # of saves that were cut short
+            shutil.rmtree(stale)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_full_disk(state, final)
+        temporary.mkdir()
+        with (temporary / STATE).open("wb") as file:
+            torch.save(state, file)
+        commit(temporary, final, step)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        cause = _disk_error(error)
+        if cause is None:
+            raise
+        raise CheckpointError(
+            f"checkpoint {final} could not be written: {cause.strerror or cause}. The ones before it are as they were"
+        ) from error
+
+
+def snapshot(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy of ``state`` on the CPU, which training leaves alone and which can be written while that goes on."""
+    moved = {id(tensor): tensor.cpu() for tensor in _tensors(state) if tensor.device.type != "cpu"}
+    return copy.deepcopy(state, moved)
+
+
+def stored_bytes(state: Mapping[str, Any]) -> int:
+    """Bytes of the tensors in ``state``; those that share their memory are stored once."""
+    memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(state)}
+    return sum(memory.values())
+
+
+def _refuse_full_disk(state: Mapping[str, Any], final: Path) -> None:
+    needed, free = stored_bytes(state) + BESIDE, shutil.disk_usage(final.parent).free
+    if needed > free:
+        raise CheckpointError(
+            f"checkpoint {final} was not written: it needs {needed / GIB:.3g} GiB and its disk has {free / GIB:.3g} "
+            "left. Make room there, or keep fewer (checkpoint.keep_last). The ones before it are as they were"
+        )
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """What the system said. torch reports a write that failed as a position that it did not expect."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _tensors(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
