@@ -129,6 +129,10 @@ class Measure(ABC):
             log.warning("%s at step %d: records of other weights are discarded", self.name, context.step)
             book.discard()
 
+    def discard(self, context: EvaluationContext) -> None:
+        """Delete this step's records, whatever they were made with."""
+        self._book(context).discard()
+
     def generate(self, context: EvaluationContext) -> bool:
         """Write this rank's records that are not there yet, up to the deadline. False: a signal told it to stop.
 

@@ -41,8 +41,12 @@ class RecordBook:
         return self._changed(protocol).keys() == {WEIGHTS}
 
     def discard(self) -> None:
-        """Delete all ranks' records. One rank calls it, before the others open theirs."""
-        shutil.rmtree(self.folder)
+        """Delete all ranks' records, if there are any. One rank calls it, before the others open theirs."""
+        for path in self.folder.glob("rank*.jsonl"):
+            path.unlink()
+        # last the protocol: after a kill in between, records without one would pass for those of the next evaluation
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
 
     def _changed(self, protocol: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """What differs between the protocol that lies here, if one does, and ``protocol``: key to (there, now)."""

@@ -141,10 +141,13 @@ def test_two_processes_evaluate_as_one(run_folder: Path, monkeypatch: pytest.Mon
         assert len(list(run_folder.glob(f"records/*/{name}/rank*.jsonl"))) == 2
 
 
-def test_the_small_evaluation_has_a_name_of_its_own(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_small_evaluation_has_a_name_of_its_own(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(monkeypatch, run_folder, "--mini", "--tasks", "gqa", "evaluation.mini=2") == 0
     assert set(results(run_folder)) == {"gqa_style_mini"}
     assert call(monkeypatch, run_folder, "--mini", "--tasks", "gqa") == 2
+    assert "--mini needs evaluation.mini=N" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "shown"), [("pope", "0.8630"), ("pope_mini", "-"), ("pope_style", "-")])
