@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -108,16 +107,6 @@ def test_a_run_without_a_checkpoint(
     (run_folder / "checkpoints/step-000000020").rename(run_folder / "kept")
     assert call(monkeypatch, run_folder) == 2
     assert "holds no checkpoint" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("verb", ["evaluate", "generate"])
-def test_help_answers_at_once(verb: str) -> None:
-    started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", f"pipelines.{verb}", "--help"], capture_output=True, text=True, check=True
-    )
-    assert time.monotonic() - started < 1
-    assert "Examples:" in done.stdout
 
 
 def test_two_processes_evaluate_as_one(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

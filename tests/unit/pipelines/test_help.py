@@ -35,4 +35,5 @@ def test_help_answers_without_torch(verb: str) -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT, verb, *heavy], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"python -m pipelines.{verb}" in done.stdout
+    assert verb not in ("evaluate", "generate") or "Examples:" in done.stdout
     assert done.stderr == ""
