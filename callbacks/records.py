@@ -123,6 +123,13 @@ def write_result(folder: Path, name: str, result: Mapping[str, Any]) -> None:
     write_json(folder / "results.json", read_results(folder) | {name: result})
 
 
+def drop_result(folder: Path, name: str) -> None:
+    """Take one measure's result, if there is one, out of the step's ``results.json``."""
+    results = read_results(folder)
+    if results.pop(name, None) is not None:
+        write_json(folder / "results.json", results)
+
+
 def write_json(path: Path, document: Mapping[str, Any] | Sequence[Any], unique: str = "new") -> None:
     """Write a JSON file as a whole or not at all; ``unique`` tells writers apart that may write it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
