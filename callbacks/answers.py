@@ -85,9 +85,18 @@ class QuestionMeasure(Measure):
         return {question.sample_id: question for question in self.read()}
 
     def check(self, context: EvaluationContext) -> None:
-        """Read the question files."""
-        del context
-        self.sample_ids()
+        """Read the question files, and refuse questions that are too long for the model.
+
+        Raises:
+            ValueError: a question leaves no room for an answer.
+        """
+        for question in self.questions.values():
+            room = context.model.answer_room(len(self._prompt_ids(context, question)))
+            if room < 1:
+                raise ValueError(
+                    f"{self.name} question {question.sample_id} is {1 - room} ids too long for a model with "
+                    f"model.mmu_positions={context.model.config.mmu_positions}"
+                )
 
     def sample_ids(self) -> Sequence[str]:
         """Ids in the order of the files."""

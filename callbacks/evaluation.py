@@ -197,8 +197,12 @@ class EvaluationCallback(pl.Callback):
 
         Lightning calls this also where a run resumes at its last step, killed during this very evaluation.
         """
-        if self.config.at_end and (trainer.max_steps < 0 or trainer.global_step >= trainer.max_steps):
+        if trainer.global_step < trainer.max_steps:
+            return
+        if self.config.at_end:
             self._evaluate(self.measure, trainer, module)
+        self._step = trainer.global_step
+        self._evaluate_if_due(trainer, module)
 
     def _evaluate_if_due(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self._step in self.config.full_at:
@@ -226,7 +230,7 @@ class EvaluationCallback(pl.Callback):
 
     def _prefix(self, measure: Measure) -> str:
         """What stands before a measure's keys: what few samples say never shares a key with the full measure."""
-        if measure.name == self.measure.name:
+        if measure is self.measure:
             return f"eval/{measure.name}"
         return f"eval_mini/{measure.name.removesuffix('_mini')}"
 
@@ -240,7 +244,7 @@ class EvaluationCallback(pl.Callback):
                 prefix = self._prefix(measure)
                 self.tracker.log(context.step, {f"{prefix}/{key}": value for key, value in result.metrics.items()})
             measure.publish(context, records, self.tracker)
-            if measure.name == self.measure.name:
+            if measure is self.measure:
                 folder = context.records / name
                 self.tracker.log_files(f"{name}-{step_name(context.step)}", "eval_predictions", folder)
 

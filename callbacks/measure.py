@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
-from callbacks.records import WEIGHTS, Record, RecordBook, read_results, write_result
+from callbacks.records import WEIGHTS, Record, RecordBook, drop_result, read_results, write_result
 from callbacks.tracking import Tracker
 from datamodules.encode import PromptTemplate
 from modules import signals
@@ -124,10 +124,14 @@ class Measure(ABC):
 
     def prepare(self, context: EvaluationContext) -> None:
         """Delete records that lie at this step but were made with other weights: of an attempt that was rolled back."""
-        book, protocol = self._book(context), self._made_under(context)
-        if book.is_of_other_weights(protocol):
+        if self._book(context).is_of_other_weights(self._made_under(context)):
             log.warning("%s at step %d: records of other weights are discarded", self.name, context.step)
-            book.discard()
+            self.discard(context)
+
+    def discard(self, context: EvaluationContext) -> None:
+        """Delete this step's records, whatever they were made with, and the result that was scored from them."""
+        drop_result(context.records, self.name)
+        self._book(context).discard()
 
     def generate(self, context: EvaluationContext) -> bool:
         """Write this rank's records that are not there yet, up to the deadline. False: a signal told it to stop.

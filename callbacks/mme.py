@@ -49,7 +49,7 @@ class Mme(QuestionMeasure):
 
     def asked(self, question: Question) -> str:
         """The question with our suffix in place of the official one."""
-        return question.question.removesuffix(OFFICIAL_SUFFIX).rstrip() + self.config.suffix
+        return question.question.rstrip().removesuffix(OFFICIAL_SUFFIX).rstrip() + self.config.suffix
 
     def is_correct(self, record: Record) -> bool:
         """By the official reading of the answer."""

@@ -59,21 +59,6 @@ class Mmmu(QuestionMeasure):
         """The parquet files."""
         return mmmu_files(Path(self.config.folder), self.config.split)
 
-    def check(self, context: EvaluationContext) -> None:
-        """Also refuse questions that are too long for the model.
-
-        Raises:
-            ValueError: a question leaves no room for an answer.
-        """
-        super().check(context)
-        for question in self.questions.values():
-            room = context.model.answer_room(len(self._prompt_ids(context, question)))
-            if room < 1:
-                raise ValueError(
-                    f"MMMU question {question.sample_id} is {1 - room} ids too long for a model with "
-                    f"model.mmu_positions={context.model.config.mmu_positions}"
-                )
-
     def protocol(self, context: EvaluationContext) -> dict[str, Any]:
         """Also how options are written, and that the model sees one picture."""
         more = {"choice_suffix": CHOICE, "style": self.config.style, "pictures": PICTURES}

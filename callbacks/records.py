@@ -41,8 +41,12 @@ class RecordBook:
         return self._changed(protocol).keys() == {WEIGHTS}
 
     def discard(self) -> None:
-        """Delete all ranks' records. One rank calls it, before the others open theirs."""
-        shutil.rmtree(self.folder)
+        """Delete all ranks' records, if there are any. One rank calls it, before the others open theirs."""
+        for path in self.folder.glob("rank*.jsonl"):
+            path.unlink()
+        # last the protocol: after a kill in between, records without one would pass for those of the next evaluation
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
 
     def _changed(self, protocol: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """What differs between the protocol that lies here, if one does, and ``protocol``: key to (there, now)."""
@@ -117,6 +121,13 @@ def read_results(folder: Path) -> dict[str, Any]:
 def write_result(folder: Path, name: str, result: Mapping[str, Any]) -> None:
     """Put one measure's result into the step's ``results.json``; the others stay."""
     write_json(folder / "results.json", read_results(folder) | {name: result})
+
+
+def drop_result(folder: Path, name: str) -> None:
+    """Take one measure's result, if there is one, out of the step's ``results.json``."""
+    results = read_results(folder)
+    if results.pop(name, None) is not None:
+        write_json(folder / "results.json", results)
 
 
 def write_json(path: Path, document: Mapping[str, Any] | Sequence[Any], unique: str = "new") -> None:

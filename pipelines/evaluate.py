@@ -20,7 +20,6 @@ short goes on where it was; --score-only scores the predictions that lie there o
 """
 
 import argparse
-import shutil
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -48,6 +47,8 @@ def main() -> None:
     from pipelines.trained import load_trained, trained_config
 
     config = trained_config(arguments.run, overrides)
+    if arguments.mini and not config.evaluation.mini:
+        raise ValueError("--mini needs evaluation.mini=N, the number of samples; this run has none configured")
     build = build_mini_measures if arguments.mini else build_measures
     measures = choose(build(config.evaluation), arguments.tasks)
     with joined(timedelta(minutes=config.hardware.timeout_minutes)) as place:
@@ -71,7 +72,7 @@ def _check(measures: "Sequence[Measure]", context: "EvaluationContext", *, fresh
     for measure in measures:
         measure.check(context)
         if fresh and not context.rank:
-            shutil.rmtree(context.records / measure.name, ignore_errors=True)
+            measure.discard(context)
 
 
 def context_of(trained: "Trained", place: "Place | None" = None) -> "EvaluationContext":

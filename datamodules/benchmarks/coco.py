@@ -5,6 +5,7 @@ Two published protocols bring tables of prompts that were chosen once; `read_pro
 """
 
 import csv
+import io
 import json
 import os
 import random
@@ -13,7 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.benchmarks.questions import OFFICIAL_ELSE, read_json, require_file, require_images, require_keys
+from datamodules.benchmarks.questions import (
+    OFFICIAL_ELSE,
+    read_json,
+    read_json_lines,
+    read_text,
+    require_images,
+    require_keys,
+)
 
 OFFICIAL_IMAGES = 40_504
 """Pictures of val2014."""
@@ -123,7 +131,6 @@ def read_prompts(path: Path, n: int, images: Path | None, *, official: bool) -> 
         FileNotFoundError: the table is missing, or a picture.
         ValueError: another layout, fewer than ``n`` prompts, or not the ``official`` number.
     """
-    require_file(path)
     rows = _jsonl(path) if path.suffix == ".jsonl" else _csv(path)
     if official and path.suffix != ".jsonl" and len(rows) != OFFICIAL_PROMPTS:
         raise ValueError(f"{path} holds {len(rows)} prompts, expected {OFFICIAL_PROMPTS}. {OFFICIAL_ELSE}")
@@ -169,12 +176,7 @@ def pictures_in(folder: Path, *, official: bool) -> list[Path]:
 
 def _jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        where = f"line {number} of {path}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where} is not valid JSON ({error}); the file holds one object a line") from error
+    for where, row in read_json_lines(path):
         require_keys(row, ("caption", "image_id", "caption_id", "image"), where)
         rows.append(row)
     return rows
@@ -182,25 +184,24 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
 
 def _csv(path: Path) -> list[dict[str, Any]]:
     """Rows by the names of `write_prompts`."""
-    with path.open(encoding="utf-8", newline="") as file:
-        first = file.readline()
-        file.seek(0)
-        table = csv.DictReader(file, delimiter="\t" if "\t" in first or "," not in first else ",")
-        columns = table.fieldnames or []
-        if "Prompt" in columns:
-            rows = [{"caption": row["Prompt"]} for row in table]
-        elif {"image_id", "text"} <= set(columns):
-            rows = [_with_coco_name(row, path, table.line_num) for row in table]
-        else:
-            raise ValueError(f"{path} has the columns {', '.join(columns)}; expected image_id,text or Prompt")
+    text = read_text(path)
+    first = text.partition("\n")[0]
+    table = csv.DictReader(io.StringIO(text), delimiter="\t" if "\t" in first or "," not in first else ",")
+    columns = table.fieldnames or []
+    if "Prompt" in columns:
+        rows = [{"caption": row["Prompt"]} for row in table]
+    elif {"image_id", "text"} <= set(columns):
+        rows = [_with_coco_name(row, path, table.line_num) for row in table]
+    else:
+        raise ValueError(f"{path} has the columns {', '.join(columns)}; expected image_id,text or Prompt")
     empty = [number for number, row in enumerate(rows, start=1) if not row["caption"]]
     if empty:
         raise ValueError(f"row {empty[0]} of {path} holds no prompt; fetch the file again")
     return rows
 
 
-def _with_coco_name(row: dict[str, str], path: Path, line: int) -> dict[str, Any]:
-    if not row["image_id"].isdecimal():
+def _with_coco_name(row: dict[str, Any], path: Path, line: int) -> dict[str, Any]:
+    if not (row["image_id"] or "").isdecimal():
         raise ValueError(f"line {line} of {path} has the image_id {row['image_id']!r}; expected a number")
     number = int(row["image_id"])
     return {"caption": row["text"], "image_id": number, "image": f"COCO_val2014_{number:012d}.jpg"}

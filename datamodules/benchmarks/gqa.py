@@ -65,7 +65,7 @@ def _read(path: Path, images: Path) -> Iterator[Question]:
     split = path.stem.removesuffix("_questions")
     for key, record in records.items():
         require_keys(record, KEYS, f"question {key} of {path}")
-        require_keys(record["types"], ("structural", "semantic"), f"types of question {key} of {path}")
+        require_keys(record["types"], ("structural", "semantic", "detailed"), f"types of question {key} of {path}")
         require_keys(record["groups"], ("global",), f"groups of question {key} of {path}")
         yield Question(
             task="gqa",

@@ -2,13 +2,14 @@
 
 import base64
 import binascii
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import csv
 
-from datamodules.benchmarks.questions import OFFICIAL_ELSE, Question, require_file
+from datamodules.benchmarks.questions import OFFICIAL_ELSE, Question, read_lines, require_file
 from datamodules.images import ImageSource, StoredImage
 
 OFFICIAL_IMAGES = {
@@ -74,12 +75,11 @@ def _folder(source: Path) -> Iterator[Question]:
         image = next((image for image in images if image.is_file()), None)
         if image is None:
             raise FileNotFoundError(f"{path} asks about a picture that does not exist: {images[0]}, nor as .jpeg, .png")
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        for number, line in enumerate(lines, start=1):
+        for number, (where, line) in enumerate(read_lines(path), start=1):
             question, tab, label = line.strip().partition("\t")
             if not tab:
-                raise ValueError(f"line {number} of {path} must be a question, a tab and Yes or No, found {line!r}")
-            yield _question(task, image, number, question, label.strip(), f"line {number} of {path}")
+                raise ValueError(f"{where} must be a question, a tab and Yes or No, found {line!r}")
+            yield _question(task, image, number, question, label.strip(), where)
 
 
 def _texts(source: Path) -> Iterator[tuple[str, Path, Path]]:
@@ -124,7 +124,11 @@ def _rows(path: Path) -> dict[str, dict[str, str]]:
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}; expected {', '.join(COLUMNS)}")
-    return {row["index"]: row for row in table.select(COLUMNS).to_pylist()}
+    rows = {row["index"]: row for row in table.select(COLUMNS).to_pylist()}
+    if len(rows) != table.num_rows:
+        [(repeated, times)] = Counter(table["index"].to_pylist()).most_common(1)
+        raise ValueError(f"{path} holds index {repeated} {times} times; indices must be unique")
+    return rows
 
 
 def _payload(rows: Mapping[str, dict[str, str]], index: str, where: str) -> bytes:

@@ -90,6 +90,8 @@ def _question(row: Mapping[str, Any], path: Path) -> Question:
     options: tuple[str, ...] = ()
     if row["question_type"] == MULTIPLE_CHOICE:
         options = _texts(row["options"], f"the options of {where}")
+        if len(options) > len(LETTERS):
+            raise ValueError(f"{where} has {len(options)} options, expected at most {len(LETTERS)}: {LETTERS}")
     golds = _golds(row["answer"], options, where)
     return Question(
         task="mmmu",

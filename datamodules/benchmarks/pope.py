@@ -1,10 +1,9 @@
 """Reader of POPE's official files: ``coco_pope_{random,popular,adversarial}.json``, JSON Lines despite their name."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from datamodules.benchmarks.questions import OFFICIAL_ELSE, Question, require_file, require_images, require_keys
+from datamodules.benchmarks.questions import OFFICIAL_ELSE, Question, read_json_lines, require_images, require_keys
 
 SPLITS = ("random", "popular", "adversarial")
 OFFICIAL_COUNTS = {"random": (3000, 2910), "popular": (3000,), "adversarial": (3000,)}
@@ -47,22 +46,16 @@ def read_pope(folder: Path, images: Path, *, official: bool, limit: int | None =
 
 
 def _read_split(split: str, path: Path, images: Path) -> list[Question]:
-    require_file(path)
     questions: dict[str, Question] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            question = _question(split, line, images, where=f"line {number} of {path}")
-            if question.sample_id in questions:
-                raise ValueError(f"line {number} of {path} repeats question {question.sample_id}; ids must be unique")
-            questions[question.sample_id] = question
+    for where, record in read_json_lines(path):
+        question = _question(split, record, images, where)
+        if question.sample_id in questions:
+            raise ValueError(f"{where} repeats question {question.sample_id}; ids must be unique")
+        questions[question.sample_id] = question
     return list(questions.values())
 
 
-def _question(split: str, line: str, images: Path, where: str) -> Question:
-    try:
-        record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not valid JSON ({error}); the file holds one object a line") from error
+def _question(split: str, record: Any, images: Path, where: str) -> Question:
     require_keys(record, ("question_id", "image", "text", "label"), where)
     if record["label"] not in ("yes", "no"):
         raise ValueError(f"{where} has the label {record['label']!r}; POPE knows yes and no")

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,47 @@ def read_json(path: Path) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: it is no valid JSON.
     """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from error
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """The values of a file with one JSON value a line, each with what names its line in errors.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no valid JSON.
+    """
+    for where, line in read_lines(path):
+        try:
+            yield where, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where} is not valid JSON ({error}); the file holds one object a line") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a file that are not empty, each with what names it in errors; raises as `read_text`."""
+    # by "\n" alone: splitlines would also part at signs that stand inside of questions, as U+2028
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield f"line {number} of {path}", line
+
+
+def read_text(path: Path) -> str:
+    """What ``path`` holds, with or without a byte order mark.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not UTF-8.
+    """
     require_file(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from error
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); fetch it again") from error
 
 
 def require_file(path: Path) -> None:

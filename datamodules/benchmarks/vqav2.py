@@ -12,6 +12,7 @@ from datamodules.benchmarks.questions import (
     require_images,
     require_keys,
 )
+from modules.metrics.vqav2 import ANSWER_TYPES
 
 Split = Literal["val2014", "test-dev2015", "test2015"]
 OFFICIAL_COUNTS: dict[Split, int] = {"val2014": 214_354, "test-dev2015": 107_394, "test2015": 447_793}
@@ -69,6 +70,8 @@ def _records(path: Path, name: str, keys: tuple[str, ...], split: Split) -> dict
         key = record["question_id"]
         if not isinstance(key, int) or key in records:
             raise ValueError(f"{where} has the question_id {key!r}; ids must be whole numbers and unique")
+        if not isinstance(record["image_id"], int):
+            raise ValueError(f"{where} has the image_id {record['image_id']!r}; ids must be whole numbers")
         records[key] = record
     if not records:
         raise ValueError(f"{path} holds no {name}")
@@ -95,6 +98,13 @@ def _annotations(
             )
         if len(annotation["answers"]) != PEOPLE:
             raise ValueError(f"question {key} has {len(annotation['answers'])} answers in {path}, expected {PEOPLE}")
+        for answer in annotation["answers"]:
+            require_keys(answer, ("answer",), f"an answer to question {key} in {path}")
+        if annotation["answer_type"] not in ANSWER_TYPES:
+            raise ValueError(
+                f"question {key} has the answer_type {annotation['answer_type']!r} in {path}, expected one of "
+                f"{', '.join(ANSWER_TYPES)}"
+            )
     return annotations
 
 

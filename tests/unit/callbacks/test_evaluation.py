@@ -215,6 +215,21 @@ def test_a_run_that_stops_short_and_resumes_evaluates_every_step_once(tmp_path: 
     assert third.steps == [4]
 
 
+def test_an_evaluation_cut_short_at_the_last_step_is_made_up_for(tmp_path: Path, make_context: Make) -> None:
+    """Also one that is due there for another reason than the end."""
+    config = EvaluationConfig(every_n_steps=3, mini=2, full_at=(6,), at_end=False)
+    _, _, trainer = train(tmp_path, make_context, [(Probe(), config)])
+    trainer.save_checkpoint(tmp_path / "state.ckpt")
+    shutil.rmtree(tmp_path / "records")
+    full, mini = Probe(), Probe()
+    mini.name = "probe_style_mini"  # type: ignore[method-assign]
+    train(tmp_path, make_context, [(full, config)], ckpt_path=tmp_path / "state.ckpt", mini=mini)
+    assert (full.steps, mini.steps) == ([6], [6])
+    again = Probe()
+    train(tmp_path, make_context, [(again, config)], ckpt_path=tmp_path / "state.ckpt")
+    assert again.steps == []
+
+
 def test_the_end_of_a_run_cut_short_is_not_the_end(tmp_path: Path, make_context: Make) -> None:
     probe = Probe()
     train(tmp_path, make_context, [(probe, EvaluationConfig())], extra=[StopAt()])
@@ -310,6 +325,17 @@ def test_few_samples_in_between_and_all_at_chosen_steps(tmp_path: Path, make_con
     steps = [f"probe_style-step-{step:09d}" for step in (0, 3, 4, 6)]
     assert log.files == [(name, "eval_predictions", ["protocol.json", "rank0.jsonl"]) for name in steps]
     assert keys == {"eval/probe_style/n": [0, 3, 4, 6], "eval_mini/probe_style/n": [2, 4, 6]}
+
+
+def test_few_samples_of_a_part_share_no_key_with_it(tmp_path: Path, make_context: Make) -> None:
+    """A part of the official questions goes by the same name, however small it is."""
+    full, mini = Probe(), Probe()
+    config = EvaluationConfig(every_n_steps=2, mini=2, full_at=(3,), at_end=False)
+    _, log, _ = train(tmp_path, make_context, [(full, config)], mini=mini)
+    keys = [(step, key) for step, row in log.rows for key in row]
+    mini_key, full_key = "eval_mini/probe_style/n", "eval/probe_style/n"
+    assert keys == [(2, mini_key), (3, full_key), (4, mini_key), (6, mini_key)]
+    assert [name for name, _, _ in log.files] == ["probe_style-step-000000003"]
 
 
 class Slow(Probe):

@@ -202,6 +202,14 @@ def test_records_of_other_weights_are_made_anew(make_context: Make, caplog: pyte
         run_measure(Letters("abc"), make_context(weights="one"), generate=False)
 
 
+def test_a_result_goes_with_its_records(make_context: Make) -> None:
+    """Else what other weights scored would stand there as this step's if the evaluation is cut short."""
+    run_measure(Letters("abc"), make_context(weights="one"))
+    with pytest.raises(OutOfTimeError):
+        run_measure(Letters("abc"), make_context(weights="two", deadline=0.0))
+    assert read_results(make_context().records) == {}
+
+
 def test_what_takes_too_long_stops_and_goes_on_another_time(make_context: Make) -> None:
     letters = Letters("abcd")
     with pytest.raises(OutOfTimeError, match=r"letters_style has 25% of its records after its time was up"):

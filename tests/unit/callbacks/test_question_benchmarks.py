@@ -225,6 +225,13 @@ def test_mme_asks_with_our_suffix_in_place_of_the_official_end(tmp_path: Path, m
     assert measure.protocol(make_context())["suffix_replaces"] == ENDING
 
 
+def test_mme_space_behind_the_official_end_does_not_hide_it(tmp_path: Path) -> None:
+    folder = write_mme_folder(tmp_path)
+    (folder / "OCR" / "1.txt").write_text(f"Is it? {ENDING} \tYes\nIs it not? {ENDING}\tNo\n")
+    measure = mme(folder)
+    assert measure.asked(measure.questions["OCR/1.jpg/1"]) == f"Is it?{measure.config.suffix}"
+
+
 def test_mme_protocol_changes_with_any_of_its_files(tmp_path: Path, make_context: Make) -> None:
     measure, context = mme(write_mme_folder(tmp_path)), make_context()
     before = measure.protocol(context)["files"]
@@ -334,11 +341,12 @@ def test_mmmu_dev_has_another_name_and_other_keys(tmp_path: Path, make_context: 
     ]
 
 
-def test_mmmu_refuses_questions_that_are_too_long(tmp_path: Path, make_context: Make) -> None:
+def test_questions_that_are_too_long_are_refused(tmp_path: Path, make_context: Make) -> None:
     write_mmmu(tmp_path)
-    measure, context = mmmu(tmp_path, suffix="?" * 400), make_context()
-    with pytest.raises(ValueError, match=r"Math/validation_Math_1 is \d+ ids too long .*model.mmu_positions=240"):
-        measure.check(context)
+    measures = mmmu(tmp_path, suffix="?" * 400), vqav2(write_vqav2(tmp_path), suffix="?" * 400)
+    for measure, sample in zip(measures, ("Math/validation_Math_1", "val2014/0"), strict=True):
+        with pytest.raises(ValueError, match=rf"question {sample} is \d+ ids too long .*model.mmu_positions=240"):
+            measure.check(make_context())
 
 
 def test_answers_get_the_room_that_a_long_question_leaves(tmp_path: Path, make_context: Make) -> None:

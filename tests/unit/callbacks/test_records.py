@@ -80,6 +80,29 @@ def test_records_of_other_weights_are_told_from_those_of_another_protocol(tmp_pa
     assert not book.is_of_other_weights({"suffix": "x", "weights": "b"})
 
 
+def test_a_kill_while_records_are_discarded_leaves_none_without_their_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would pass for records of whatever is evaluated next."""
+    for rank in (0, 1):
+        book = RecordBook(tmp_path / "m", rank)
+        book.open({"weights": "a"})
+        book.append([record(f"{rank}a")])
+
+    def killed(folder: Path) -> None:
+        (folder / "protocol.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        book.discard()
+    assert book.read() == {}
+    monkeypatch.undo()
+    book.discard()
+    assert not (tmp_path / "m").exists()
+    book.discard()  # nothing there is nothing to do
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "protocol.json").write_text("{")
     with pytest.raises(ValueError, match=r"protocol\.json is damaged .*; discard the records: pipelines"):

@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -110,16 +109,6 @@ def test_a_run_without_a_checkpoint(
     assert "holds no checkpoint" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "generate"])
-def test_help_answers_at_once(verb: str) -> None:
-    started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", f"pipelines.{verb}", "--help"], capture_output=True, text=True, check=True
-    )
-    assert time.monotonic() - started < 1
-    assert "Examples:" in done.stdout
-
-
 def test_two_processes_evaluate_as_one(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(monkeypatch, run_folder, "--tasks", "pope", "gqa", "fid") == 0
     alone = results(run_folder)
@@ -141,10 +130,13 @@ def test_two_processes_evaluate_as_one(run_folder: Path, monkeypatch: pytest.Mon
         assert len(list(run_folder.glob(f"records/*/{name}/rank*.jsonl"))) == 2
 
 
-def test_the_small_evaluation_has_a_name_of_its_own(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_small_evaluation_has_a_name_of_its_own(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(monkeypatch, run_folder, "--mini", "--tasks", "gqa", "evaluation.mini=2") == 0
     assert set(results(run_folder)) == {"gqa_style_mini"}
     assert call(monkeypatch, run_folder, "--mini", "--tasks", "gqa") == 2
+    assert "--mini needs evaluation.mini=N" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "shown"), [("pope", "0.8630"), ("pope_mini", "-"), ("pope_style", "-")])

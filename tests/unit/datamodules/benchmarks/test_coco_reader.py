@@ -122,6 +122,7 @@ def test_a_choice_that_was_written_is_read_again(tmp_path: Path) -> None:
         ("a.csv", "id,caption\n1,x\n", "a.csv has the columns id, caption; expected image_id,text or Prompt"),
         ("a.csv", "", "a.csv has the columns ; expected"),
         ("a.csv", "image_id,text\nx1,a cat\n", "line 2 of .*a.csv has the image_id 'x1'; expected a number"),
+        ("a.csv", "text,image_id\na cat\n", "line 2 of .*a.csv has the image_id None; expected a number"),
         ("a.csv", "image_id,text\n1,a cat\n2,\n", "row 2 of .*a.csv holds no prompt"),
         ("a.csv", "Prompt\na cat\n", "2 prompts asked for, .*a.csv holds 1; lower n"),
         ("a.jsonl", "{\n", "line 1 of .*a.jsonl is not valid JSON"),

@@ -89,6 +89,15 @@ def test_broken_texts(tmp_path: Path, text: str, message: str) -> None:
         read_mme(tmp_path, official=False)
 
 
+def test_texts_in_another_coding_are_named(tmp_path: Path) -> None:
+    write(tmp_path, "OCR", "1")
+    (tmp_path / "OCR" / "1.txt").write_bytes("Is it a café?\tYes\nIs it not?\tNo\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"OCR/1.txt is not UTF-8"):
+        read_mme(tmp_path, official=False)
+    (tmp_path / "OCR" / "1.txt").write_text("Is it\u2028a café?\tYes\nIs it not?\tNo\n", encoding="utf-8")
+    assert [question.answer for question in read_mme(tmp_path, official=False)] == ["yes", "no"]
+
+
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no question of a task of MME: existence, count"):
         read_mme(tmp_path, official=False)
@@ -149,6 +158,7 @@ def test_a_cell_may_name_the_row_that_holds_the_picture(tmp_path: Path) -> None:
         (["0\t*\t?\tYes\tOCR\t1.jpg"], r"the image in row 0 of .*MME.tsv is no base64"),
         ([f"0\t{CELL}\t?\tYes\tcolour\t1.jpg"], r"row 0 of .* is of the task 'colour'; known are existence"),
         ([f"0\t{CELL}\t?\tMaybe\tOCR\t1.jpg"], r"row 0 of .* has the answer 'Maybe'"),
+        ([f"0\t{CELL}\t?\tYes\tOCR\t1.jpg"] * 2, r"MME.tsv holds index 0 2 times; indices must be unique"),
         (["0\t1"], r"MME.tsv is no table of tab-separated values"),
     ],
 )

@@ -84,6 +84,7 @@ def test_official_data_must_be_complete(tmp_path: Path) -> None:
         ({"options": "Monet, Manet"}, r"the options of question .* are no list in Python's notation"),
         ({"options": "[]"}, r"the options of question .* must be a list of texts, found '\[\]'"),
         ({"options": "[1, 2]"}, r"must be a list of texts"),
+        ({"options": str(["x"] * 10)}, r"Art_Theory_1 of .* has 10 options, expected at most 9: ABCDEFGHI"),
         ({"answer": "C"}, r"has the answer 'C', expected one of the letters AB"),
         ({"answer": "[1]", "question_type": "open"}, r"the answer of question .* must be a list of texts"),
     ],

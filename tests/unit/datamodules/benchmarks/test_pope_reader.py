@@ -99,6 +99,19 @@ def test_a_line_that_is_no_json(tmp_path: Path) -> None:
         read_pope(tmp_path, tmp_path, official=False)
 
 
+def test_lines_end_at_line_ends_alone(tmp_path: Path) -> None:
+    """As JSON Lines has it: a question may hold other signs that part lines elsewhere, and a file a mark in front."""
+    odd = LINE | {"text": "Is there a\u2028dog\x85in the image? 犬"}
+    write(tmp_path)
+    (tmp_path / "coco_pope_random.json").write_bytes(
+        b"\xef\xbb\xbf" + f"{json.dumps(odd, ensure_ascii=False)}\r\n\r\n".encode()
+    )
+    assert read_pope(tmp_path, tmp_path, official=False)[0].question == odd["text"]
+    (tmp_path / "coco_pope_random.json").write_bytes(json.dumps(LINE).encode() + b"\n\xff\n")
+    with pytest.raises(ValueError, match=r"coco_pope_random.json is not UTF-8 \(.*; fetch it again"):
+        read_pope(tmp_path, tmp_path, official=False)
+
+
 def test_an_empty_file(tmp_path: Path) -> None:
     write(tmp_path, random=[])
     with pytest.raises(ValueError, match=r"random.json holds no question"):

@@ -84,11 +84,16 @@ def test_more_dimensions_than_pictures_agree_with_the_nuclear_norm() -> None:
     assert distance(of(x), of(x)) < 1e-3
 
 
-def test_sampling_bias_is_the_known_one() -> None:
-    # between two samples of n from N(0, I_d): about 2d/n + d(d+1)/(2(n-1))
-    d, n = 16, 1000
-    measured = np.mean([distance(of(draws(10 + i, n, d)), of(draws(50 + i, n, d))) for i in range(8)])
-    assert measured == pytest.approx(2 * d / n + d * (d + 1) / (2 * (n - 1)), rel=0.1)
+@pytest.mark.parametrize(("n", "known"), [(400, 5.540), (1000, 2.226), (10_000, 0.2213)])
+def test_sampling_bias_is_the_known_one(n: int, known: float) -> None:
+    """Of samples of n from N(0, I_64); the known values are the specification's."""
+    d = 64
+    samples = [of(draws(seed, n, d)) for seed in range(8)]
+    between = np.mean([distance(a, b) for a, b in zip(samples[::2], samples[1::2], strict=True)])
+    assert between == pytest.approx(known, rel=0.04)
+    assert between == pytest.approx(2 * d / n + d * (d + 1) / (2 * (n - 1)), rel=0.04)
+    exact = np.mean([frechet(one.mean, one.covariance, np.zeros(d), np.eye(d)) for one in samples])
+    assert exact == pytest.approx(d / n + d * (d + 1) / (4 * (n - 1)), rel=0.05)
 
 
 def test_refuses_what_is_no_covariance() -> None:

@@ -146,6 +146,8 @@ def test_standard_errors() -> None:
     assert errors["accuracy"] == pytest.approx(sqrt(0.25 / 4))
     assert errors["open"] == pytest.approx(sqrt(0.25 / 2))
     assert "distribution" not in errors
+    whole = {str(i): TOY["3"] for i in range(12_578)}
+    assert standard_errors(whole, {"accuracy": 0.61})["accuracy"] == pytest.approx(0.0043, abs=1e-4)
 
 
 def test_errors() -> None:

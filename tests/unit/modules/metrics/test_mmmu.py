@@ -94,6 +94,7 @@ def test_standard_errors_are_binomial() -> None:
     scores = score(answers)
     errors = standard_errors(answers, scores)
     assert errors["overall"] == errors["overall_strict"] == pytest.approx(0.0148, abs=5e-5)
+    assert standard_errors(answers, {**scores, "overall": 0.31})["overall"] == pytest.approx(0.0154, abs=5e-5)
     assert errors["open"] == pytest.approx(sqrt(2 / 53 * 51 / 53 / 53))
     assert errors.keys() == scores.keys() - {"n_fallback"}
 

@@ -137,6 +137,10 @@ def test_standard_error_with_one_question_an_image_is_binomial() -> None:
     ]
     p = score(given)["random/accuracy"]
     assert standard_errors(given)["random/accuracy"] == pytest.approx(sqrt(p * (1 - p) / 1000), rel=0.1)
+    split = [
+        Answer(split="random", image=str(i), text="Yes", label="yes" if i % 50 < 43 else "no") for i in range(3000)
+    ]
+    assert standard_errors(split)["random/accuracy"] == pytest.approx(0.0063, rel=0.1)
 
 
 def test_standard_error_counts_images_not_questions() -> None:

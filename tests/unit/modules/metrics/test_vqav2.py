@@ -83,6 +83,13 @@ def test_standard_errors() -> None:
     assert standard_errors(MIXED, unanimous_skip=False)["other"] == 0
 
 
+@pytest.mark.parametrize(("n", "most"), [(1024, 0.013), (16_384, 0.0033)])
+def test_standard_errors_of_a_part(n: int, most: float) -> None:
+    """At most, for answers that are right or wrong; 77 % are right."""
+    some = [answer("yes" if i % 100 < 77 else "no", *["yes"] * 10, answer_type="yes/no") for i in range(n)]
+    assert standard_errors(some)["overall"] == pytest.approx(most, rel=0.02)
+
+
 def test_baselines_give_each_type_its_most_frequent_answer() -> None:
     scores = baseline(MIXED)
     assert scores["overall"] == scores["overall_always_yes"] == 2 / 5
