@@ -255,7 +255,9 @@ def test_a_stopped_run_says_so_by_its_exit_code(small: list[str], tmp_path: Path
 
 
 def test_a_run_that_diverges_is_stopped(train: Train, tmp_path: Path) -> None:
-    done = train(UNIFIED, tmp_path / "run", "trainer.max_steps=12", "checkpoint.every_n_steps=1", "optim.lr=1e6", code=2)
+    done = train(
+        UNIFIED, tmp_path / "run", "trainer.max_steps=12", "checkpoint.every_n_steps=1", "optim.lr=1e6", code=2
+    )
     assert "is not finite: training diverged and is stopped before it is used. First seen in model." in done.stderr
     [file] = (tmp_path / "run").glob("not_finite_step*_rank0.json")
     found = json.loads(file.read_text())
