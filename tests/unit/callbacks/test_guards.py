@@ -92,7 +92,10 @@ def test_what_is_first_not_finite_in_the_backward_pass_says_so() -> None:
     losses["loss"].backward()
     module.model.projector[0].weight.grad[0, 0] = float("nan")  # type: ignore[index]
     told = first_not_finite(module, [batch_of()])
-    assert told == "the backward pass, the forward pass being finite (gradient of model.projector.0.weight)"
+    assert told == (
+        "the backward pass or on another rank, this one's forward pass being finite "
+        "(gradient of model.projector.0.weight)"
+    )
 
 
 def test_spikes_are_left_out_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
