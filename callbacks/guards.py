@@ -127,9 +127,11 @@ class FiniteGuard(pl.Callback):
         keys = [{task: data.keys(task, at) for task, at in batch["places"].items()} for batch in self._batches]
         where = first_not_finite(module, self._batches)
         file = self.folder / f"not_finite_step{step}_rank{trainer.global_rank}.json"
-        file.write_text(
-            json.dumps({"step": step, "rank": trainer.global_rank, "where": where, "samples": keys}, indent=1)
-        )
+        found = {"step": step, "rank": trainer.global_rank, "where": where, "samples": keys}
+        try:
+            file.write_text(json.dumps(found, indent=1))
+        except OSError as error:  # a full disk must not hide why the run ends
+            log.warning("%s could not be written (%s): %s", file, error, found)
         raise DivergedError(
             f"the gradient of step {step} is not finite: training diverged and is stopped before it is used. First "
             f"seen in {where}; the step's samples are in {file}, other ranks' beside it. Start again from an "
