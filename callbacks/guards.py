@@ -127,13 +127,15 @@ class FiniteGuard(pl.Callback):
         keys = [{task: data.keys(task, at) for task, at in batch["places"].items()} for batch in self._batches]
         where = first_not_finite(module, self._batches)
         file = self.folder / f"not_finite_step{step}_rank{trainer.global_rank}.json"
-        file.write_text(
-            json.dumps({"step": step, "rank": trainer.global_rank, "where": where, "samples": keys}, indent=1)
-        )
+        found = {"step": step, "rank": trainer.global_rank, "where": where, "samples": keys}
+        try:
+            file.write_text(json.dumps(found, indent=1))
+        except OSError as error:  # a full disk must not hide why the run ends
+            log.warning("%s could not be written (%s): %s", file, error, found)
         raise DivergedError(
             f"the gradient of step {step} is not finite: training diverged and is stopped before it is used. First "
-            f"seen in {where}; the step's samples are in {file}. Start again from an earlier checkpoint with a lower "
-            "optim.lr or a longer optim.warmup_steps"
+            f"seen in {where}; the step's samples are in {file}, other ranks' beside it. Start again from an "
+            "earlier checkpoint with a lower optim.lr or a longer optim.warmup_steps"
         )
 
     def _leave_out_spike(self, trainer: pl.Trainer, module: pl.LightningModule, norm: float) -> None:
@@ -252,7 +254,8 @@ def first_not_finite(module: nn.Module, batches: Sequence[Any]) -> str:
         return found[0]
     odd = [name for name, p in module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     return (
-        f"the backward pass, the forward pass being finite (gradient of {odd[-1] if odd else 'an unknown parameter'})"
+        "the backward pass or on another rank, this one's forward pass being finite "
+        f"(gradient of {odd[-1] if odd else 'an unknown parameter'})"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from modules.omnimamba.weight_names import shortened
 
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 IN_A_FOLDER = (SAFETENSORS, INDEX, "pytorch_model.bin")
@@ -25,18 +28,30 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file, or no file of weights in the folder.
-        ValueError: the file is damaged, or no mapping from names to tensors.
+        ValueError: the file is damaged, no mapping from names to tensors, or holds numbers that are not finite.
     """
     file = _file_of(path)
     if file.name == INDEX:
-        return _pieces(file)
-    return _safetensors(file) if file.suffix == ".safetensors" else _torch_file(file)
+        weights = _pieces(file)
+    else:
+        weights = _safetensors(file) if file.suffix == ".safetensors" else _torch_file(file)
+    if odd := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise ValueError(
+            f"{file} holds numbers that are not finite in {shortened(odd)}: its training diverged or the file is "
+            "damaged; fetch it again, or name other weights"
+        )
+    return weights
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files that `read_weights` reads."""
+    """The files that `read_weights` reads.
+
+    Raises:
+        FileNotFoundError: one of them is missing.
+        ValueError: an index cannot be read.
+    """
     file = _file_of(path)
-    return [file, *(file.parent / name for name in _index(file))] if file.name == INDEX else [file]
+    return [file, *_listed(file)] if file.name == INDEX else [file]
 
 
 def _file_of(path: Path) -> Path:
@@ -58,33 +73,43 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _index(file: Path) -> list[str]:
-    """Names of the pieces, in order."""
+def _index(file: Path) -> dict[str, str]:
+    """The piece of each name."""
     try:
-        places: dict[str, str] = json.loads(file.read_text())["weight_map"]
-        return sorted(set(places.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        places = json.loads(file.read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is no index of safetensors pieces: it lacks a readable weight_map") from error
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise ValueError(f"{file} is no index of safetensors pieces: its weight_map does not name a file for each name")
+    return places
+
+
+def _listed(index: Path) -> list[Path]:
+    """The pieces, in order; all of them are there."""
+    pieces = [index.parent / name for name in sorted(set(_index(index).values()))]
+    for piece in pieces:
+        if not piece.is_file():
+            raise FileNotFoundError(f"{piece} is missing, which {index.name} lists; fetch it too")
+    return pieces
 
 
 def _pieces(index: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
-    for name in _index(index):
-        if not (index.parent / name).is_file():
-            raise FileNotFoundError(f"{index.parent / name} is missing, which {index.name} lists; fetch it too")
-        weights |= _safetensors(index.parent / name)
-    listed = json.loads(index.read_text())["weight_map"].keys()
-    if odd := sorted(listed ^ weights.keys()):
+    for piece in _listed(index):
+        weights |= _safetensors(piece)
+    if odd := sorted(_index(index).keys() ^ weights.keys()):
         raise ValueError(f"{index} and its pieces differ in {len(odd)} names, for example {odd[0]}; fetch them again")
     return weights
 
 
 def _torch_file(file: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        # the format of old torch cannot be mapped
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"{file} is not a torch file of plain tensors: {str(error).splitlines()[0]}. Convert it to safetensors"
+            f"{file} is not a torch file of plain tensors: {(str(error) or repr(error)).splitlines()[0]}. "
+            "Fetch it again, or convert it to safetensors"
         ) from error
     for found in (content, *(content.get(key) for key in WRAPPERS if isinstance(content, Mapping))):
         if _is_weights(found):

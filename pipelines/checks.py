@@ -16,16 +16,16 @@ from packaging.requirements import Requirement
 
 from callbacks.wandb_run import tracking_mode
 from datamodules.plan import Places
+from modules.checkpoints import MANIFEST
 from modules.files import code_version
 from modules.omnimamba import kernels
-from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.vision import build_vision
 from modules.stages import STAGES
 from modules.weight_files import weight_files
 from pipelines.compose import build_data, build_tokenizer, build_vq, check_hardware
 from pipelines.config import RunConfig
 from pipelines.console import USER_ERRORS
-from pipelines.memory import GIB, estimate_memory
+from pipelines.memory import GIB, estimate_memory, planned_model
 from pipelines.processes import Place
 from pipelines.runfolder import COMPLETE, CONFIG
 
@@ -155,13 +155,19 @@ def _files(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
             yield _tried("VQ tokenizer", lambda: build_vq(model), model.vq)
         if "mmu" in STAGES[config.stage.name].tasks:
             yield _tried("vision encoder", lambda: build_vision(model.vision).weights_report(), model.vision.kind)
+    if _saved(config):
+        return  # its checkpoint brings all weights, and what it started from may be gone
     if config.pretrained:
         yield _tried("pretrained", lambda: weight_files(Path(config.pretrained)), config.pretrained)
     for path in map(Path, config.init_from):
         complete = (path / COMPLETE).is_file() or not (path / CONFIG).is_file()
-        state: State = "failed" if not path.is_dir() else "ok" if complete else "warning"
-        text = {"failed": "does not exist", "warning": "is not complete yet", "ok": "is there"}[state]
-        yield Verdict("init_from", state, f"{path} {text}")
+        if not path.is_dir():
+            yield Verdict("init_from", "failed", f"{path} does not exist")
+        elif not (path / MANIFEST).is_file() and not any(path.glob(f"checkpoints/step-*/{MANIFEST}")):
+            yield Verdict("init_from", "failed", f"{path} holds no checkpoint; train that run first")
+        else:
+            text = "is there" if complete else "is not complete yet"
+            yield Verdict("init_from", "ok" if complete else "warning", f"{path} {text}")
 
 
 def _tried(name: str, look: Callable[[], object], text: str) -> Verdict:
@@ -196,13 +202,13 @@ def _disk(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
     if config is None:
         return
     folder = _existing(config.folder)
-    with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in OmniMamba(config.model).parameters())
-    # weights and two moments of what is trained, at most of everything; one is written before one is deleted
-    needed = 12 * size * (config.checkpoint.keep_last + 1 + bool(config.checkpoint.best))
+    # the weights, and two moments of what is trained; one is written before one is deleted
+    one = sum(4 * p.numel() * (3 if p.requires_grad else 1) for p in planned_model(config).parameters())
+    there = sum(path.stat().st_size for checkpoint in _saved(config) for path in checkpoint.iterdir())
+    needed = max(one, one * (config.checkpoint.keep_last + 1 + bool(config.checkpoint.best)) - there)
     free = shutil.disk_usage(folder).free
     state: State = "ok" if free > needed else "failed"
-    text = f"{free / GIB:.1f} GiB are free in {folder}; its checkpoints take up to {needed / GIB:.1f} GiB"
+    text = f"{free / GIB:.1f} GiB are free in {folder}; its checkpoints will take up to {needed / GIB:.1f} GiB more"
     yield Verdict("disk", state, text)
     probe = folder / f".clock-{os.getpid()}"
     probe.touch()
@@ -217,6 +223,11 @@ def _tracking(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
         return
     mode, why = tracking_mode(config.tracking)
     yield Verdict("W&B", "ok", why or mode)
+
+
+def _saved(config: RunConfig) -> list[Path]:
+    """Checkpoints that the run has written so far."""
+    return sorted((config.folder / "checkpoints").glob("step-*"))
 
 
 def _existing(folder: Path) -> Path:

@@ -105,10 +105,15 @@ def build_vq(model: ModelConfig) -> ImageTokenizer | None:
     """The VQ tokenizer, if one is named.
 
     Raises:
-        ConfigError: its codes are not those of the model.
+        ConfigError: it is not there, or its codes are not those of the model.
     """
     if not model.vq:
         return None
+    if not Path(model.vq).exists():
+        raise ConfigError(
+            f"model.vq={model.vq} does not exist; name the VQ tokenizer's file, or set model.vq='' where no picture is "
+            "drawn"
+        )
     vq = load_image_tokenizer(Path(model.vq))
     for key, have, want in (
         ("image_vocab", model.image_vocab, vq.codebook_size),

@@ -18,6 +18,7 @@ Every folder with an export.json can be given to pipelines.evaluate and pipeline
 import argparse
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,16 +55,20 @@ def export(
 
     Raises:
         FileExistsError: ``out`` exists.
-        ConfigError, CheckpointError, ValueError: see `load_trained`, `modules.exports`.
+        ValueError: it cannot be written; for ConfigError, CheckpointError and others see `load_trained`,
+            `modules.exports`.
     """
+    from safetensors import SafetensorError
+
     from modules import exports
     from modules.adapter_files import save_adapter
     from modules.omnimamba.adapters import TASKS
-    from pipelines.trained import load_trained
+    from pipelines.trained import load_trained, trained_config
 
     if out.exists():
         raise FileExistsError(f"{out} exists; name a folder that does not, nothing is overwritten")
     trained = load_trained(run, ["hardware.accelerator=cpu", "trainer.precision=float32", *overrides])
+    trained = replace(trained, config=trained_config(run, overrides))  # whose own hardware is not this CPU
     temporary = out.with_name(f".{out.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -76,6 +81,10 @@ def export(
             if "merged" in forms:
                 _write(temporary / "merged" / task, exports.merged(trained.model, task), trained, merged=task)
         temporary.rename(out)
+    except FileNotFoundError:
+        raise  # of what is exported; the message says which
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{out} could not be written: {error}; make room, or name a folder elsewhere") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
@@ -100,8 +109,6 @@ def _write(folder: Path, weights: "dict[str, Tensor]", trained: "Trained", merge
 
 def _config(trained: "Trained", merged: str) -> "RunConfig":
     """The run's configuration, as it starts from the exported weights."""
-    from dataclasses import replace
-
     config = replace(trained.config, init_from=(), run=replace(trained.config.run, dir=""))
     return replace(config, model=replace(config.model, lora="none")) if merged else config
 

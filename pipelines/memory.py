@@ -57,10 +57,7 @@ class MemoryEstimate:
 def estimate_memory(config: RunConfig) -> MemoryEstimate:
     """What a training step of ``config`` needs on each GPU."""
     model, hardware = config.model, config.hardware
-    stage = STAGES[config.stage.name]
-    with torch.device("meta"):
-        built = OmniMamba(model)
-    set_trainable(built, stage.trainable, also_train=config.stage.also_train, freeze=config.stage.freeze)
+    stage, built = STAGES[config.stage.name], planned_model(config)
     tasks, counts = stage.tasks, config.data.micro_batch
     mmu, t2i = (getattr(counts, task) if task in tasks else 0 for task in ("mmu", "t2i"))
     number = HALF if config.trainer.precision == "bf16" else FULL
@@ -87,6 +84,15 @@ def estimate_memory(config: RunConfig) -> MemoryEstimate:
             + positions * number * (_width(model) + 3 * model.d_inner),
         }
     )
+
+
+def planned_model(config: RunConfig) -> OmniMamba:
+    """The model without memory for its weights, what the stage trains being told apart."""
+    stage = STAGES[config.stage.name]
+    with torch.device("meta"):
+        built = OmniMamba(config.model)
+    set_trainable(built, stage.trainable, also_train=config.stage.also_train, freeze=config.stage.freeze)
+    return built
 
 
 def ways_out(config: RunConfig) -> dict[str, MemoryEstimate]:

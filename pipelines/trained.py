@@ -79,7 +79,7 @@ def load_trained(path: Path, overrides: Sequence[str] = ()) -> Trained:
         ValueError: they do not fit the configuration.
     """
     config = trained_config(path, overrides)
-    check_hardware(replace(config.hardware, devices=1))
+    check_hardware(replace(config.hardware, devices=1, threads=0))  # nor has it the cores of the run's machine
     model = OmniMamba(config.model)
     model.compute = COMPUTE[config.trainer.precision]
     step, origin = _fill(model, path, config)
@@ -106,6 +106,11 @@ def _fill(model: OmniMamba, path: Path, config: RunConfig) -> tuple[int, str]:
     if (path / exports.EXPORT).is_file():
         language, facts = exports.read(path)
         load_language(model, language, str(path))
+        if facts.get("merged"):
+            warn(
+                f"{path} has the {facts['merged']} adapters folded in and no others: what it does for another task is "
+                "not what the run learnt"
+            )
         return int(facts["step"]), f"{SAFETENSORS} {facts['files'][SAFETENSORS]['sha256']}"
     checkpoint = find_checkpoint(path, warn)
     state = read_state(checkpoint)

@@ -43,7 +43,7 @@ def warm_up(
 
 def one_first(lock: Path, work: Callable[[], None]) -> None:
     """Have one of several processes do ``work`` while the others wait; then they do it, all at once."""
-    with lock.open("w") as file:
+    with lock.open("w+") as file:  # NFS gives a shared lock to those alone who may read
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -78,6 +78,17 @@ def test_an_update_that_is_not_finite_is_not_taken(tmp_path: Path, monkeypatch: 
     assert found == {"step": 2, "rank": 0, "where": "model.backbone", "samples": [{"mmu": ["mmu7"]}]}
 
 
+def test_a_disk_that_takes_nothing_does_not_hide_why_a_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    step = Step(GuardConfig(), tmp_path / "gone", monkeypatch)
+    monkeypatch.setattr(guards, "first_not_finite", lambda module, batches: "model.backbone")
+    with pytest.raises(DivergedError, match=r"gradient of step 1 is not finite"):
+        step.take(float("inf"))
+    assert "not_finite_step1_rank0.json could not be written" in caplog.text
+    assert "mmu7" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["backbone.layers.1.mixer.out_proj", "projector.2", "image_mlp.0"])
 def test_the_part_that_is_first_not_finite_is_named(name: str) -> None:
     module = stage()
@@ -92,7 +103,10 @@ def test_what_is_first_not_finite_in_the_backward_pass_says_so() -> None:
     losses["loss"].backward()
     module.model.projector[0].weight.grad[0, 0] = float("nan")  # type: ignore[index]
     told = first_not_finite(module, [batch_of()])
-    assert told == "the backward pass, the forward pass being finite (gradient of model.projector.0.weight)"
+    assert told == (
+        "the backward pass or on another rank, this one's forward pass being finite "
+        "(gradient of model.projector.0.weight)"
+    )
 
 
 def test_spikes_are_left_out_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

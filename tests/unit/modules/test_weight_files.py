@@ -46,8 +46,11 @@ def test_safetensors_in_pieces(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"differ in 2 names, for example a\.weight; fetch them again"):
         read_weights(tmp_path)
     (tmp_path / "model-2-of-2.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"model-2-of-2\.safetensors is missing, which model\.safetensors\.ind"):
-        read_weights(tmp_path)
+    for read in (read_weights, weight_files):
+        with pytest.raises(
+            FileNotFoundError, match=r"model-2-of-2\.safetensors is missing, which model\.safetensors\.ind"
+        ):
+            read(tmp_path)
 
 
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict", "module"])
@@ -56,13 +59,35 @@ def test_torch_files_alone_and_beside_other_things(tmp_path: Path, wrapper: str 
     assert_read(tmp_path)
 
 
+def test_torch_files_in_the_format_of_old(tmp_path: Path) -> None:
+    torch.save(WEIGHTS, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert_read(tmp_path)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_torch_files_cut_short_are_refused(tmp_path: Path, kept: int, old: bool) -> None:
+    file = tmp_path / "cut.pt"
+    torch.save(WEIGHTS, file, _use_new_zipfile_serialization=not old)
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"cut\.pt is not a torch file of plain tensors: .+\. Fetch it again"):
+        read_weights(file)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("-inf")])
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, odd: float) -> None:
+    save_file(WEIGHTS | {"b": torch.tensor([1, odd], dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors holds numbers that are not finite in b: its "):
+        read_weights(tmp_path)
+
+
 def test_what_holds_no_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.pt does not exist; name a file of weights"):
         read_weights(tmp_path / "none.pt")
     with pytest.raises(FileNotFoundError, match=r"holds no weights: none of model\.safetensors, .*pytorch_model\.bin"):
         read_weights(tmp_path)
     (tmp_path / "bad.pt").write_bytes(b"not at all")
-    with pytest.raises(ValueError, match=r"bad\.pt is not a torch file of plain tensors: .*Convert it to safetensors"):
+    with pytest.raises(ValueError, match=r"bad\.pt is not a torch file of plain tensors: .*convert it to safetensors"):
         read_weights(tmp_path / "bad.pt")
     torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "module.pt")
     with pytest.raises(ValueError, match=r"module\.pt is not a torch file of plain tensors"):
@@ -74,5 +99,8 @@ def test_what_holds_no_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"bad\.safetensors is not a readable safetensors file.*; fetch it again"):
         read_weights(tmp_path / "bad.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"is no index of safetensors pieces"):
+    with pytest.raises(ValueError, match=r"is no index of safetensors pieces: it lacks"):
+        read_weights(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": 3}}')
+    with pytest.raises(ValueError, match=r"is no index of safetensors pieces: its weight_map does not name a file"):
         read_weights(tmp_path)

@@ -12,6 +12,7 @@ import pytest
 from pipelines import checks
 from pipelines.checks import Verdict, examine
 from pipelines.config import RunConfig, load
+from pipelines.memory import planned_model
 from pipelines.processes import Place
 from pipelines.scenes import PreparedPaths
 
@@ -72,7 +73,46 @@ def test_damaged_data_is_found(config: RunConfig, prepared: PreparedPaths, tmp_p
 def test_a_disk_too_small_for_its_checkpoints_fails(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: Usage(10, 9, 1))
     assert verdicts(config)["disk"].state == "failed"
-    assert "its checkpoints take up to" in verdicts(config)["disk"].text
+    assert "its checkpoints will take up to" in verdicts(config)["disk"].text
+
+
+def test_checkpoints_that_are_there_are_not_asked_for_again(
+    config: RunConfig, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run that was preempted would not be let back onto the disk that it filled."""
+    count = sum(p.numel() for p in planned_model(config).parameters())
+    whole = 12 * count  # the unified stage trains everything
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: Usage(0, 0, 2 * whole))
+    assert config.checkpoint.keep_last == 2
+    assert verdicts(config)["disk"].state == "failed"
+    state = Path(config.run.dir) / "checkpoints" / "step-000000005" / "state.ckpt"
+    state.parent.mkdir(parents=True)
+    state.write_bytes(bytes(2 * whole))
+    assert verdicts(config)["disk"].state == "ok"
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: Usage(0, 0, whole // 2))
+    assert verdicts(config)["disk"].state == "failed"  # the next is written before one is deleted
+
+
+def test_only_what_a_stage_trains_has_moments_to_keep(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = replace(config, stage=replace(config.stage, freeze=("backbone.*",)))
+    model = planned_model(frozen)
+    kept = sum(p.numel() for name, p in model.named_parameters() if name.startswith("backbone."))
+    one = 12 * sum(p.numel() for p in model.parameters()) - 8 * kept
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: Usage(0, 0, 3 * one + 1))
+    assert (verdicts(config)["disk"].state, verdicts(frozen)["disk"].state) == ("failed", "ok")
+
+
+def test_what_a_run_started_from_is_not_asked_of_one_that_goes_on(config: RunConfig, tmp_path: Path) -> None:
+    gone = replace(config, pretrained=str(tmp_path / "none"), init_from=(str(tmp_path / "gone"),))
+    assert {"pretrained", "init_from"} < verdicts(gone).keys()
+    (Path(config.run.dir) / "checkpoints" / "step-000000005").mkdir(parents=True)
+    assert not {"pretrained", "init_from"} & verdicts(gone).keys()
+
+
+def test_a_folder_without_a_checkpoint_is_nothing_to_start_from(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    found = verdicts(replace(config, init_from=(str(tmp_path / "empty"),)))["init_from"]
+    assert (found.state, found.text) == ("failed", f"{tmp_path / 'empty'} holds no checkpoint; train that run first")
 
 
 def test_gpus_that_are_not_there_fail_and_the_rest_is_still_told(config: RunConfig) -> None:

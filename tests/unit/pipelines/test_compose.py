@@ -60,6 +60,8 @@ def test_codes_must_be_those_of_the_model(finished_run: Path) -> None:
     model = load(finished_run / "config.yaml").model
     assert isinstance(build_vq(model), PatchKMeans)
     assert build_vq(replace(model, vq="")) is None
+    with pytest.raises(ConfigError, match=r"model\.vq=gone\.safetensors does not exist; .* or set model\.vq='' where"):
+        build_vq(replace(model, vq="gone.safetensors"))
     with pytest.raises(ConfigError) as error:
         build_vq(replace(model, image_vocab=17))
     assert str(error.value) == f"model.image_vocab=17, but the VQ tokenizer {model.vq} has 16; they must be equal"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from modules.omnimamba.vision import DinoSiglip
 from modules.published import from_published
 from modules.weight_files import read_weights
 from pipelines.export import FORMS, export
-from pipelines.trained import Trained, load_trained
+from pipelines.trained import Trained, load_trained, trained_config
 from tests.unit.modules.omnimamba.recorded import published_shapes
 
 
@@ -110,6 +110,42 @@ def test_an_existing_folder_is_left_alone(run_folder: Path, tmp_path: Path) -> N
     (tmp_path / "out").mkdir()
     with pytest.raises(FileExistsError, match=r"out exists; name a folder that does not"):
         export(run_folder, tmp_path / "out")
+
+
+def test_a_full_disk_is_told_and_nothing_is_left(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_weights: object, path: Path) -> None:
+        path.write_bytes(b"some")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(exports, "save_file", full)
+    with pytest.raises(
+        ValueError, match=r"out could not be written: .*No space left on device.*; make room, or name a"
+    ):
+        export(run_folder, tmp_path / "out")
+    assert list(tmp_path.glob("*out*")) == []
+
+
+def test_an_export_runs_on_what_the_run_runs_on(run_folder: Path, tmp_path: Path) -> None:
+    """It is written on a CPU, and the run may have been on a machine with more cores."""
+    file = run_folder / "config.yaml"
+    text = file.read_text().replace("accelerator: cpu", "accelerator: gpu").replace("threads: 0", "threads: 100000")
+    file.write_text(text.replace("precision: float32", "precision: bf16"))
+    export(run_folder, tmp_path / "out")
+    config = trained_config(tmp_path / "out")
+    assert (config.hardware.accelerator, config.trainer.precision) == ("gpu", "bf16")
+    assert config.hardware.threads == 100000
+
+
+def test_what_is_merged_says_for_which_task(
+    adapted_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(adapted_run, tmp_path / "out", ("model", "merged"))
+    load_trained(tmp_path / "out")
+    assert capsys.readouterr().err == ""
+    load_trained(tmp_path / "out" / "merged" / "mmu")
+    assert "merged/mmu has the mmu adapters folded in and no others" in capsys.readouterr().err
 
 
 def test_a_damaged_export_is_refused(run_folder: Path, tmp_path: Path) -> None:
