@@ -166,7 +166,9 @@ class EvaluationCallback(pl.Callback):
         """``measure`` at start, end and ``full_at``; ``mini``, if one is given, every_n_steps, or without
         ``config.mini`` the measure itself."""
         self.measure, self.tracker, self.config, self.make_context = measure, tracker, config, make_context
-        self.mini = mini if config.mini else measure
+        # what has no smaller form (samples) is itself in between
+        same = mini is not None and getattr(mini, "config", mini) is getattr(measure, "config", measure)
+        self.mini = measure if same or not config.mini else mini
         self._step = 0
         self._evaluated: set[tuple[int, str]] = set()
 
