@@ -91,7 +91,7 @@ def _records(path: Path) -> list[Any]:
         try:
             content = json.loads(text)
         except json.JSONDecodeError:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, RecursionError) as error:
         raise ValueError(f"evaluation file {path} is neither JSON nor JSON lines ({error})") from error
     if isinstance(content, dict):

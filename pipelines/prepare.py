@@ -143,7 +143,8 @@ def _report(manifest: Path) -> None:
     content = json.loads(manifest.read_text(encoding="utf-8"))
     counts = ", ".join(f"{key} {value}" for key, value in sorted(content["meta"]["counts"].items()))
     say(f"{manifest}: {content['total']} samples in {len(content['shards'])} shards ({counts})")
-    rejects = [json.loads(line) for line in (manifest.parent / REJECTED).read_text(encoding="utf-8").splitlines()]
+    lines = (manifest.parent / REJECTED).read_text(encoding="utf-8").split("\n")  # a reason may hold other line ends
+    rejects = [json.loads(line) for line in lines if line]
     # the kind of a reason stands before its first colon
     kinds = Counter(each["reason"].split(":")[0] for each in rejects).most_common()
     for kind, count in kinds[:_REASONS]:

@@ -153,6 +153,7 @@ def test_renamed_pictures_are_found_by_content(talks: Path, tmp_path: Path) -> N
     [
         ('{"image": "COCO_val2014_000000000042.jpg"}\n\n{"image": "b.jpg"}\n', {"000000000042", "b"}),
         ('{"image": "COCO_val2014_000000000042.jpg"}\n', {"000000000042"}),
+        ('{"image": "b.jpg", "text": "a\u2028b"}\n{"image": "c.jpg"}\r\n', {"b", "c"}),  # a line separator ends no line
         ('{"201": {"imageId": "n161313", "question": "?"}, "202": {"imageId": "8"}}', {"n161313", "8"}),
         ('{"images": [{"id": 1, "file_name": "COCO_val2014_000000000042.jpg"}], "annotations": []}', {"000000000042"}),
         ('{"questions": [{"image_id": 42, "question": "?"}]}', {"000000000042"}),
