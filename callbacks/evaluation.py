@@ -49,12 +49,23 @@ __all__ = [
     "VqaV2Config",
     "build_measures",
     "build_mini_measures",
+    "build_pairs",
     "isolated",
     "run_measure",
 ]
 
 log = logging.getLogger(__name__)
-TASKS = ("pope", "gqa", "vqav2", "mme", "mmmu", "fid", "samples", "speed")
+MEASURES: dict[str, Callable[[Any], Measure]] = {
+    "pope": Pope,
+    "gqa": Gqa,
+    "vqav2": VqaV2,
+    "mme": Mme,
+    "mmmu": Mmmu,
+    "fid": Fid,
+    "samples": Samples,
+    "speed": Speed,
+}
+TASKS = tuple(MEASURES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,24 +140,19 @@ def _reduced(section: Any, most: int) -> Any:
 
 def build_measures(config: EvaluationConfig) -> list[Measure]:
     """The configured measures, in a fixed order; nothing is read yet."""
-    measures: list[Measure] = []
-    if config.pope is not None:
-        measures.append(Pope(config.pope))
-    if config.gqa is not None:
-        measures.append(Gqa(config.gqa))
-    if config.vqav2 is not None:
-        measures.append(VqaV2(config.vqav2))
-    if config.mme is not None:
-        measures.append(Mme(config.mme))
-    if config.mmmu is not None:
-        measures.append(Mmmu(config.mmmu))
-    if config.fid is not None:
-        measures.append(Fid(config.fid))
-    if config.samples is not None:
-        measures.append(Samples(config.samples))
-    if config.speed is not None:
-        measures.append(Speed(config.speed))
-    return measures
+    sections = {task: getattr(config, task) for task in TASKS}
+    return [MEASURES[task](section) for task, section in sections.items() if section is not None]
+
+
+def build_pairs(config: EvaluationConfig) -> list[tuple[Measure, Measure | None]]:
+    """Each full measure, and what is taken of it in between: its small form, itself where it has none, or nothing."""
+    minis = {measure.task: measure for measure in build_mini_measures(config)}
+    pairs: list[tuple[Measure, Measure | None]] = []
+    for measure in build_measures(config):
+        section = getattr(config, measure.task)
+        whole = not config.mini or _reduced(section, config.mini) is section
+        pairs.append((measure, measure if whole else minis.get(measure.task)))
+    return pairs
 
 
 class EvaluationCallback(pl.Callback):
@@ -163,12 +169,9 @@ class EvaluationCallback(pl.Callback):
         make_context: Callable[[pl.Trainer, pl.LightningModule], EvaluationContext],
         mini: Measure | None = None,
     ) -> None:
-        """``measure`` at start, end and ``full_at``; ``mini``, if one is given, every_n_steps, or without
-        ``config.mini`` the measure itself."""
+        """``measure`` is taken at start, end and ``full_at``; ``mini``, if one is given, every_n_steps."""
         self.measure, self.tracker, self.config, self.make_context = measure, tracker, config, make_context
-        # what has no smaller form (samples) is itself in between
-        same = mini is not None and getattr(mini, "config", mini) is getattr(measure, "config", measure)
-        self.mini = measure if same or not config.mini else mini
+        self.mini = mini
         self._step = 0
         self._evaluated: set[tuple[int, str]] = set()
 

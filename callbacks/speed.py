@@ -10,11 +10,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from callbacks.measure import EvaluationContext, Measure, Result
 from callbacks.pictures import require_vq, uniforms
 from callbacks.records import Record
 from datamodules.encode import encode_caption
+from modules.omnimamba.model import OmniMamba
+from modules.omnimamba.vq import ImageTokenizer
 
 PROMPT = "A man rides a brown horse along a sandy beach while two dogs run after them."
 """Every caption is filled up to the same length, so what it says does not change the time."""
@@ -124,18 +127,24 @@ class Speed(Measure):
         caption_ids = torch.tensor(ids, device=context.device)
         numbers = torch.stack([uniforms(0, index, model.config.image_tokens) for index in range(self.config.batch)])
         numbers = numbers.to(context.device)
-        clock = Clock(context.device)
-        # the backbone is called once, for the prompt; after that it takes steps
-        hook = model.backbone.register_forward_hook(lambda *_: clock.mark())
-        try:
-            clock.mark()
-            codes = model.generate_image_ids(caption_ids, uniforms=numbers)
-            clock.mark()
+        return time_drawing(model, vq, caption_ids, numbers)
+
+
+def time_drawing(model: OmniMamba, vq: ImageTokenizer | None, caption_ids: Tensor, numbers: Tensor) -> list[float]:
+    """Seconds of prompt, tokens and decoder of one batch; without a tokenizer of the first two."""
+    clock = Clock(model.device)
+    # the backbone is called once, for the prompt; after that it takes steps
+    hook = model.backbone.register_forward_hook(lambda *_: clock.mark())
+    try:
+        clock.mark()
+        codes = model.generate_image_ids(caption_ids, uniforms=numbers)
+        clock.mark()
+        if vq is not None:
             vq.decode(codes)
             clock.mark()
-        finally:
-            hook.remove()
-        return clock.seconds()
+    finally:
+        hook.remove()
+    return clock.seconds()
 
 
 class Clock:

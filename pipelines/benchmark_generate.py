@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from callbacks.speed import time_drawing
 from modules.omnimamba import kernels
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.initialise import initialise
@@ -125,17 +126,16 @@ def _draw(
     uniforms = torch.rand(batch, sizes.image_tokens, generator=generator).to(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    codes = model.generate_image_ids(captions, uniforms=uniforms)  # kernels are compiled and tuned here
-    whole = _median(lambda: model.generate_image_ids(captions, uniforms=uniforms), device, config.repeats)
-    prefill = _median(lambda: model.generate_image_ids(captions, uniforms=uniforms, tokens=1), device, config.repeats)
-    decode = _median(lambda: vq.decode(codes), device, config.repeats) if vq is not None else 0.0
+    time_drawing(model, vq, captions, uniforms)  # kernels are compiled and tuned here
+    times = [time_drawing(model, vq, captions, uniforms) for _ in range(config.repeats)]
+    prefill, loop, *decode = (statistics.median(part) for part in zip(*times, strict=True))
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
     return Drawn(
         batch=batch,
         prefill_s=prefill,
-        loop_s=whole - prefill,
-        decode_s=decode,
-        images_per_s=batch / (whole + decode),
+        loop_s=loop,
+        decode_s=sum(decode),
+        images_per_s=batch / (prefill + loop + sum(decode)),
         floor_s=floor_seconds(model, batch, COMPUTE[config.precision], bandwidth),
         peak_gib=peak,
     )

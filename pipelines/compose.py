@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from callbacks.bad_samples import BadSampleLog
 from callbacks.checkpointing import Checkpointing
-from callbacks.evaluation import EvaluationCallback, EvaluationContext, build_measures, build_mini_measures
+from callbacks.evaluation import EvaluationCallback, EvaluationContext, build_pairs
 from callbacks.guards import FiniteGuard, GradientGuard, HangGuard, MemoryGuard
 from callbacks.norms import PartNorms
 from callbacks.preemption import Preemption
@@ -263,10 +263,9 @@ def build_callbacks(
         callbacks.append(SampleLog(config.folder, tracker.attempt))
     callbacks.append(saving)
     callbacks.append(Preemption())
-    minis = {measure.task: measure for measure in build_mini_measures(config.evaluation)}
     callbacks += [
-        EvaluationCallback(measure, tracker, config.evaluation, context, mini=minis.get(measure.task))
-        for measure in build_measures(config.evaluation)
+        EvaluationCallback(measure, tracker, config.evaluation, context, mini=mini)
+        for measure, mini in build_pairs(config.evaluation)
     ]
     callbacks.append(RestartClock(throughput))
     return callbacks

@@ -167,24 +167,19 @@ class OmniMamba(nn.Module):
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        tokens: int | None = None,
     ) -> Tensor:
-        """VQ codes (B, I) for captions (B, C+5): greedy, or the inverse CDF at ``uniforms`` (B, I) in [0, 1).
-
-        With ``tokens`` only the first so many.
-        """
-        count = self.config.image_tokens if tokens is None else tokens
+        """VQ codes (B, I) for captions (B, C+5): greedy, or the inverse CDF at ``uniforms`` (B, I) in [0, 1)."""
         x = self._caption(caption_ids[:, :-1]) + self.t2i_positions[: caption_ids.shape[1] - 1]
         state: BackboneState = []
         segments, one = segments_of("t2i", x.shape[1]), segments_of("t2i", 1)
         hidden = self.backbone(x, segments, state=state)[:, -1]
         first_row = self.config.vocab_size if self.image_table is None else 0
         codes: list[Tensor] = []
-        for t in range(count):
+        for t in range(self.config.image_tokens):
             draw = None if uniforms is None else uniforms[:, t]
             logits = self.head("t2i", hidden)[:, first_row:]
             codes.append(choose(logits, draw, temperature=temperature, top_k=top_k, top_p=top_p))
-            if len(codes) < count:
+            if len(codes) < self.config.image_tokens:
                 x = self._image(codes[-1]) + self.t2i_positions[caption_ids.shape[1] - 1 + t]
                 hidden = self.backbone.step(x, one, state)
         return torch.stack(codes, dim=1)

@@ -124,7 +124,7 @@ def train(
         assert given is module
         return make_context(step=trainer.global_step, model=module.net, folder=folder)
 
-    watchers = [EvaluationCallback(probe, log, config, context, mini=mini) for probe, config in callbacks]  # type: ignore[arg-type]
+    watchers = [EvaluationCallback(probe, log, config, context, mini=mini or probe) for probe, config in callbacks]  # type: ignore[arg-type]
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=max_steps,
