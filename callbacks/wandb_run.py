@@ -86,14 +86,16 @@ class WandbRun:
 
     def _work(self) -> None:
         run = self._start()
+        if run is None:
+            return
         while (action := self._queue.get()) is not None:
-            if run is None or self._left:
-                continue
+            if self._left:
+                return
             try:
                 action(run)
             except Exception as error:  # noqa: BLE001  # whatever W&B raises, training goes on with the local files
                 self._tell(f"W&B failed ({error}); what fails is left out there, and not told again")
-        if run is not None and not self._left:
+        if not self._left:
             try:
                 run.finish()
             except Exception as error:  # noqa: BLE001  # as above

@@ -40,6 +40,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> It
         return Tracker(tmp_path, config, **about, attempt=attempt, write=write, report=said.append)
 
     yield tracker
+    for thread in threading.enumerate():
+        if thread.name == "wandb":
+            thread.join(20)  # or it would go on in the next test, with W&B as it really is
     wandb.teardown()  # a run's id may be used again in this process
 
 
