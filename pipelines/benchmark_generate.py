@@ -82,12 +82,19 @@ def measure_generate(config: GenerateBenchmarkConfig, say: Callable[[str], None]
     drawn = []
     for batch in config.batches:
         drawn.append(_draw(config, model, vq, batch, bandwidth))
-        say(f"batch {batch}: {drawn[-1].images_per_s:.2f} images/s")
+        each = drawn[-1]
+        say(
+            f"batch {batch}: {each.images_per_s:.2f} images/s; prefill {each.prefill_s:.3f} s, "
+            f"loop {each.loop_s:.3f} s (floor {each.floor_s:.3f}), VQ decode {each.decode_s:.3f} s, "
+            f"{each.peak_gib:.1f} GiB"
+        )
     if config.baseline and device.type == "cuda":  # behind ours, whose memory it would count towards
         del model, vq
         torch.cuda.empty_cache()
         baseline = kernels.language_model(config.model).to(COMPUTE[config.precision]).eval()
-        drawn = [replace(each, baseline_s=_baseline(config, baseline, each.batch)) for each in drawn]
+        for number, each in enumerate(drawn):
+            drawn[number] = replace(each, baseline_s=_baseline(config, baseline, each.batch))
+            say(f"batch {each.batch}: mamba_ssm's own prefill and loop take {drawn[number].baseline_s:.3f} s")
     found = {
         "gpu": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "torch": torch.__version__,

@@ -4,6 +4,7 @@ Random weights and one synthetic batch again and again; no data loader, no visio
 steps after a warm-up, and the GEMM rate that utilisation refers to is measured in the same run.
 """
 
+import gc
 import json
 import statistics
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.optim import OptimConfig
 from modules.stages import STAGES, StageConfig
-from pipelines.compose import COMPUTE, build_strategy
+from pipelines.compose import COMPUTE, build_strategy, check_hardware
 from pipelines.config import HardwareConfig
 
 PUBLISHED_VISION = VisionConfig(kind="features", given_patches=729, given_width=2176)
@@ -40,6 +41,8 @@ class TrainBenchmarkConfig:
     model: ModelConfig = field(default_factory=lambda: ModelConfig(vision=PUBLISHED_VISION))
     hardware: HardwareConfig = field(default_factory=lambda: HardwareConfig(accelerator="gpu"))
     precision: Literal["float32", "bf16"] = "bf16"
+    deterministic: bool = False
+    """As trainer.deterministic: what exactness costs."""
     warmup: int = 5
     steps: int = 15
     lr: float = 1e-4
@@ -74,6 +77,7 @@ class Measured:
 
 def measure_train(config: TrainBenchmarkConfig) -> dict[str, Any]:
     """Figures of ours and of the baseline, the GEMM rate, and the machine."""
+    check_hardware(config.hardware, deterministic=config.deterministic)
     ours = _ours(config)
     found: dict[str, Any] = {
         "gpu": _device_name(config.hardware),
@@ -152,6 +156,9 @@ class _Clock(pl.Callback):
 
 
 def _ours(config: TrainBenchmarkConfig) -> Measured:
+    if torch.cuda.is_available():
+        gc.collect()  # what an earlier measurement in this process has left
+        torch.cuda.reset_peak_memory_stats()
     stage_class = STAGES[config.stage]
     counts, tasks = config.micro_batch, stage_class.tasks
     with torch.device("cuda" if config.hardware.accelerator == "gpu" else "cpu"):
@@ -169,6 +176,7 @@ def _ours(config: TrainBenchmarkConfig) -> Measured:
         devices=config.hardware.devices,
         num_nodes=config.hardware.nodes,
         strategy=build_strategy(config.hardware),
+        deterministic=config.deterministic or None,
         max_steps=count,
         gradient_clip_val=1.0,
         callbacks=[clock],

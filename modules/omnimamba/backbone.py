@@ -1,13 +1,15 @@
 """The stack of Mamba-2 blocks that both tasks share."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modules.omnimamba import kernels
-from modules.omnimamba.adapters import Segments
+from modules.omnimamba.adapters import Segments, Task
 from modules.omnimamba.config import ModelConfig
-from modules.omnimamba.mixer import Mamba2Mixer, MixerState, RMSNorm
+from modules.omnimamba.mixer import Mamba2Mixer, MixerState, RMSNorm, StepWeights
 
 BackboneState = list[MixerState]
 
@@ -58,13 +60,17 @@ class Backbone(nn.Module):
                 state.append(memory)
         return add_norm(self.norm, x, residual)[0]
 
-    def step(self, x_BD: Tensor, segments: Segments, state: BackboneState) -> Tensor:
-        """One position, (B, D) to (B, D); ``state`` moves on."""
+    def step_weights(self, task: Task, compute: torch.dtype) -> list[StepWeights]:
+        """What `step` multiplies with, one entry per block."""
+        return [block.mixer.step_weights(task, compute) for block in self.layers if isinstance(block, Block)]
+
+    def step(self, x_BD: Tensor, weights: Sequence[StepWeights], state: BackboneState) -> Tensor:
+        """One position, (B, D) to (B, D); ``state`` moves on, on a GPU in place."""
         x, residual = x_BD, None
-        for block, memory in zip(self.layers, state, strict=True):
+        for block, own, memory in zip(self.layers, weights, state, strict=True):
             assert isinstance(block, Block)
             normed, residual = add_norm(block.norm, x, residual)
-            x = block.mixer.step(normed, segments, memory)
+            x = block.mixer.step(normed, own, memory)
         return add_norm(self.norm, x, residual)[0]
 
 

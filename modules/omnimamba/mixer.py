@@ -5,13 +5,14 @@ C = E + 2N channels of the convolution, Z = 2E + 2N + H columns of the input pro
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modules.omnimamba import kernels
-from modules.omnimamba.adapters import Segments, TaskLoraLinear
+from modules.omnimamba.adapters import Segments, Task, TaskLoraLinear
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.ssd import causal_conv, ssd_chunked, ssd_step
 
@@ -35,6 +36,17 @@ class MixerState:
 
     conv: Tensor
     ssm: Tensor
+
+
+class StepWeights(NamedTuple):
+    """Matrices of a mixer as single positions of one task need them: adapters folded in, type cast."""
+
+    in_proj: Tensor
+    """(Z, D)."""
+    out_proj: Tensor
+    """(D, E)."""
+    A: Tensor
+    """(H,), negative."""
 
 
 class Mamba2Mixer(nn.Module):
@@ -67,22 +79,26 @@ class Mamba2Mixer(nn.Module):
             state.ssm = last
         return y
 
-    def step(self, u_BD: Tensor, segments: Segments, state: MixerState) -> Tensor:
-        """One position, (B, D) to (B, D); ``state`` moves on."""
-        z, xBC, dt = (part[:, 0] for part in self._parts(self.in_proj(u_BD[:, None], segments)))
+    @torch.no_grad()
+    def step_weights(self, task: Task, compute: torch.dtype) -> StepWeights:
+        """What `step` multiplies with for a sequence of ``task``, matrices in ``compute``."""
+        return StepWeights(self.in_proj.merged(task).to(compute), self.out_proj.weight.to(compute), self._A())
+
+    def step(self, u_BD: Tensor, weights: StepWeights, state: MixerState) -> Tensor:
+        """One position, (B, D) to (B, D); ``state`` moves on, on a GPU in place."""
+        z, xBC, dt = self._parts(F.linear(u_BD.to(weights.in_proj.dtype), weights.in_proj))
         if u_BD.is_cuda:
             mixed = kernels.conv_step(xBC, state.conv, self._conv_weight(), self._conv_bias())
             x, B, C = self._split(mixed)
-            y = kernels.ssm_step(x, dt, self.dt_bias, self._A(), B, C, self.D, state.ssm)
+            y = kernels.ssm_step(x, dt, self.dt_bias, weights.A, B, C, self.D, state.ssm)
             gated = kernels.gated_norm(y.flatten(-2), z, self.norm.weight, self.norm.eps)
         else:
             window = torch.cat([state.conv, xBC[..., None]], dim=-1)
             state.conv = window[..., 1:]
             x, B, C = self._split(F.silu((window * self._conv_weight()).sum(-1) + self._conv_bias()))
-            y, state.ssm = ssd_step(x, self._positive(dt), self._A(), B, C, state.ssm)
+            y, state.ssm = ssd_step(x, self._positive(dt), weights.A, B, C, state.ssm)
             gated = self._gate(y + self.D[:, None] * x, z)
-        result: Tensor = self.out_proj(gated)
-        return result
+        return F.linear(gated.to(weights.out_proj.dtype), weights.out_proj)
 
     def _mix_by_kernel(self, zxbcdt_BLZ: Tensor, seq_idx_BL: Tensor | None) -> tuple[Tensor, Tensor]:
         return kernels.mix(

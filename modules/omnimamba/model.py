@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from modules.omnimamba.adapters import TASKS, Segments, Task, segments_of
 from modules.omnimamba.backbone import Backbone, BackboneState
 from modules.omnimamba.config import ModelConfig
+from modules.omnimamba.decoding import Decoder, Sampling
 from modules.omnimamba.embeddings import CaptionProjection, Mlp
-from modules.omnimamba.sampling import choose
 from modules.omnimamba.vision import build_vision
 
 P = ParamSpec("P")
@@ -124,33 +124,31 @@ class OmniMamba(nn.Module):
         return self.continue_text(self.vision(images), prompt_ids, max_new_tokens=max_new_tokens, end_id=end_id)
 
     @torch.no_grad()
-    @_in_its_precision
     def continue_text(self, features: Tensor, prompt_ids: Tensor, *, max_new_tokens: int, end_id: int | None) -> Tensor:
         """`generate_text` from vision features (B, F, W); without ``end_id`` every row gets all its tokens.
 
         Raises:
             ValueError: prompt and answer together pass the learned positions.
         """
-        x = self._embed_mmu(features, prompt_ids)
         if max_new_tokens > (room := self.answer_room(prompt_ids.shape[1])):
             raise ValueError(
                 f"max_new_tokens={max_new_tokens}, but behind this prompt the model's {len(self.mmu_positions)} MMU "
                 f"positions leave room for {room}; ask for fewer, or shorten the question"
             )
-        state: BackboneState = []
-        segments, one = segments_of("mmu", x.shape[1]), segments_of("mmu", 1)
-        hidden = self.backbone(x, segments, state=state)[:, -1]
-        done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        hidden, state = self._prefill("mmu", lambda: self._embed_mmu(features, prompt_ids))
+        decoder = self._decoder("mmu")
+        first = features.shape[1] + prompt_ids.shape[1]
+        done = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         tokens: list[Tensor] = []
-        for position in range(x.shape[1], x.shape[1] + max_new_tokens):
-            token = choose(self.head("mmu", hidden)[:, : self.config.vocab_size], None)
+        for position in range(first, first + max_new_tokens):
+            token = decoder.choose(hidden)
             if end_id is not None:
                 token = token.masked_fill(done, end_id)
                 done |= token == end_id
             tokens.append(token)
             if len(tokens) == max_new_tokens or bool(done.all()):
                 break
-            hidden = self.backbone.step(self.text_embedding(token) + self.mmu_positions[position], one, state)
+            hidden = decoder.step(token, self.mmu_positions[position], state)
         return torch.stack(tokens, dim=1)
 
     def answer_room(self, prompt_length: int) -> int:
@@ -158,7 +156,6 @@ class OmniMamba(nn.Module):
         return len(self.mmu_positions) - self.config.vision.patches - prompt_length + 1
 
     @torch.no_grad()
-    @_in_its_precision
     def generate_image_ids(
         self,
         caption_ids: Tensor,
@@ -169,20 +166,37 @@ class OmniMamba(nn.Module):
         top_p: float = 1.0,
     ) -> Tensor:
         """VQ codes (B, I) for captions (B, C+5): greedy, or the inverse CDF at ``uniforms`` (B, I) in [0, 1)."""
-        x = self._caption(caption_ids[:, :-1]) + self.t2i_positions[: caption_ids.shape[1] - 1]
+        start = caption_ids.shape[1] - 1
+        hidden, state = self._prefill("t2i", lambda: self._caption(caption_ids[:, :-1]) + self.t2i_positions[:start])
+        return self._decoder("t2i").draw(
+            hidden,
+            state,
+            start=start,
+            count=self.config.image_tokens,
+            uniforms_BI=uniforms,
+            sampling=Sampling(temperature, top_k, top_p),
+        )
+
+    @_in_its_precision
+    def _prefill(self, task: Task, embed: Callable[[], Tensor]) -> tuple[Tensor, BackboneState]:
+        """The last hidden states (B, D) of a prompt, and what later positions need of it."""
+        x = embed()
         state: BackboneState = []
-        segments, one = segments_of("t2i", x.shape[1]), segments_of("t2i", 1)
-        hidden = self.backbone(x, segments, state=state)[:, -1]
-        first_row = self.config.vocab_size if self.image_table is None else 0
-        codes: list[Tensor] = []
-        for t in range(self.config.image_tokens):
-            draw = None if uniforms is None else uniforms[:, t]
-            logits = self.head("t2i", hidden)[:, first_row:]
-            codes.append(choose(logits, draw, temperature=temperature, top_k=top_k, top_p=top_p))
-            if len(codes) < self.config.image_tokens:
-                x = self._image(codes[-1]) + self.t2i_positions[caption_ids.shape[1] - 1 + t]
-                hidden = self.backbone.step(x, one, state)
-        return torch.stack(codes, dim=1)
+        hidden: Tensor = self.backbone(x, segments_of(task, x.shape[1]), state=state)[:, -1]
+        return hidden, state
+
+    @_in_its_precision
+    def _decoder(self, task: Task) -> Decoder:
+        """The task's weights, ready for single tokens."""
+        if task == "mmu":
+            inputs, positions = self.text_embedding.weight, self.mmu_positions
+            head = inputs[: self.config.vocab_size]
+        else:
+            inputs = self._image(torch.arange(self.config.image_vocab, device=self.device))
+            positions = self.t2i_positions
+            shared = self.text_embedding.weight[self.config.vocab_size :]
+            head = shared if self.image_table is None else self.image_table.weight
+        return Decoder(self.backbone, task, self.compute, inputs_VD=inputs, head_VD=head, positions_PD=positions)
 
     @staticmethod
     def _lengths(x: Tensor, batch: Mapping[str, Any]) -> list[int]:

@@ -4,6 +4,9 @@ an image does not depend on the batch, the rank or the world size it was made in
 import torch
 from torch import Tensor
 
+ONE = 2**52
+"""A probability of 1 in fixed point: what float64, in which probabilities come, holds exactly."""
+
 
 def choose(
     logits_BV: Tensor, uniforms_B: Tensor | None, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
@@ -21,16 +24,17 @@ def choose(
         raise ValueError(f"top_k={top_k} must be 0 (all tokens) or more")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p} must lie in (0, 1]")
-    # float64: the sum of a large vocabulary's probabilities must not fall short of a uniform close to 1
-    probabilities, ids = (logits_BV.double() / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    # fixed point, some 16 digits: sums are exact in any order, so on a GPU too they are the same in every run
+    weights = ((logits_BV.double() / temperature).softmax(-1) * ONE).round().long()
+    ids = None
+    if top_k or top_p < 1:
+        weights, ids = weights.sort(dim=-1, descending=True, stable=True)
     if top_k:
-        probabilities = probabilities[:, :top_k]
+        weights = weights[:, :top_k]
     if top_p < 1:  # the smallest set whose sum reaches top_p: what comes before a token is still below it
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
-    cumulative = probabilities.cumsum(-1)
-    targets = uniforms_B.double() * cumulative[:, -1]
-    rank = torch.searchsorted(cumulative, targets[:, None], right=True).clamp(
-        max=(probabilities > 0).sum(-1, keepdim=True) - 1
-    )
-    return ids.gather(-1, rank)[:, 0]
+        before = weights.cumsum(-1) - weights
+        weights = weights.masked_fill(before >= round(top_p * ONE), 0)
+    cumulative = weights.cumsum(-1)
+    targets = (uniforms_B.double() * cumulative[:, -1]).long()
+    rank = torch.searchsorted(cumulative, targets[:, None], right=True)
+    return (rank if ids is None else ids.gather(-1, rank))[:, 0]

@@ -7,6 +7,7 @@ import torch
 
 from modules.objectives import task_losses
 from modules.omnimamba.adapters import TASKS
+from modules.omnimamba.sampling import choose
 from tests.unit.modules.omnimamba.conftest import TINY, batch_of, build
 
 if not torch.cuda.is_available():
@@ -43,6 +44,24 @@ def test_generation_continues_what_prefill_computed() -> None:
     logits = model.logits("t2i", {**on_gpu, "image_ids": ids})
     start = CONFIG.caption_length + 3
     assert torch.equal(logits[:, start : start + CONFIG.image_tokens].argmax(-1), ids)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}])
+def test_drawn_tokens_are_those_of_teacher_forcing(settings: dict[str, float]) -> None:
+    """Most tokens come out of a recorded graph, each by its own uniform number and position."""
+    config = replace(CONFIG, image_tokens=16, t2i_positions=30)
+    model, batch = build(config).cuda(), batch_of(config, t2i=5)["t2i"]
+    captions = batch["caption_ids"].cuda()
+    uniforms = torch.rand(5, 16, generator=torch.Generator().manual_seed(0)).cuda()
+    ids = model.generate_image_ids(captions, uniforms=uniforms, **settings)  # type: ignore[arg-type]
+    assert len(ids.unique()) > 8
+    logits = model.logits("t2i", {"caption_ids": captions, "image_ids": ids})
+    start = config.caption_length + 3
+    expected = [choose(logits[:, start + n], uniforms[:, n], **settings) for n in range(16)]  # type: ignore[arg-type]
+    # at most a few of 80 numbers lie as close to a step of the distribution as products in tf32 are exact
+    assert (ids == torch.stack(expected, dim=1)).float().mean() > 0.95
+    again = model.generate_image_ids(captions, uniforms=uniforms, **settings)  # type: ignore[arg-type]
+    assert torch.equal(again, ids)
 
 
 def test_answers_continue_what_prefill_computed() -> None:

@@ -49,6 +49,12 @@ def losses(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def common_losses(folder: Path) -> list[dict[str, Any]]:
+    """What is logged under every strategy: a part's gradient lies on one rank under DDP alone."""
+    beside = ("grad_norm/", "param_norm/")
+    return [{key: value for key, value in row.items() if not key.startswith(beside)} for row in losses(folder)]
+
+
 def keys_of_steps(folder: Path) -> dict[int, dict[str, list[str]]]:
     """Keys of each step's samples, in the order of micro-steps and ranks; the higher attempt counts."""
     rows = lines(folder / "samples.jsonl")

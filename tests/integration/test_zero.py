@@ -7,14 +7,13 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from modules.checkpoints import find_checkpoint, read_state
 
-from .running import ENVIRONMENT, ROOT, UNIFIED, Train, command, keys_of_steps, losses, weights
+from .running import ENVIRONMENT, ROOT, UNIFIED, Train, command, common_losses, keys_of_steps, weights
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed on a CPU needs a C++ compiler")
 
@@ -34,16 +33,10 @@ def runs(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     return {strategy: folder / strategy for strategy in STRATEGIES}
 
 
-def common(folder: Path) -> list[dict[str, Any]]:
-    """What is logged under every strategy: a part's gradient lies on one rank under DDP alone."""
-    beside = ("grad_norm/", "param_norm/")
-    return [{key: value for key, value in row.items() if not key.startswith(beside)} for row in losses(folder)]
-
-
 @pytest.mark.parametrize("strategy", STRATEGIES[1:])
 def test_losses_and_gradient_norms_are_those_of_ddp(runs: dict[str, Path], strategy: str) -> None:
     assert keys_of_steps(runs[strategy]) == keys_of_steps(runs["ddp"])
-    for row, expected in zip(common(runs[strategy]), common(runs["ddp"]), strict=True):
+    for row, expected in zip(common_losses(runs[strategy]), common_losses(runs["ddp"]), strict=True):
         # float32 sums of the same gradients, in another order
         assert row == {key: pytest.approx(value, rel=1e-5) for key, value in expected.items()}
 
@@ -80,7 +73,7 @@ def test_a_run_goes_on_under_any_strategy(
     train(UNIFIED, folder, *SHARED, f"hardware.devices={processes}", f"hardware.strategy={after}")
     keys = keys_of_steps(runs["ddp"])
     assert keys_of_steps(folder) == {step: keys[step] for step in (3, 4)}
-    for row, expected in zip(common(folder), common(runs["ddp"])[2:], strict=True):
+    for row, expected in zip(common_losses(folder), common_losses(runs["ddp"])[2:], strict=True):
         assert row == {key: pytest.approx(value, rel=1e-5) for key, value in expected.items()}
     torch.testing.assert_close(weights(folder), weights(runs["ddp"]), rtol=0, atol=2e-6)
 

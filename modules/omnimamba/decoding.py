@@ -1,0 +1,97 @@
+"""One token after another: what a prompt left behind goes on, with weights made ready once for all tokens.
+
+Adapters are folded into the weights, weights are cast, and the image MLP is applied to all of its table, so that a
+token costs little more than reading the weights once. On a GPU the work of a token is recorded as a CUDA graph:
+hundreds of small kernels whose launches would take many times as long as they run.
+
+Shapes: B batch, D d_model, V vocabulary of the task, I image tokens, P positions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from modules.omnimamba.adapters import Task
+from modules.omnimamba.backbone import Backbone, BackboneState
+from modules.omnimamba.sampling import choose
+
+EAGER = 2
+"""Tokens made before the graph is recorded: kernels are compiled and libraries set up in them."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn where uniform numbers are given (`sampling.choose`)."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+class Decoder:
+    """A task's weights as they are now, for as many tokens as are to follow."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        compute: torch.dtype,
+        *,
+        inputs_VD: Tensor,
+        head_VD: Tensor,
+        positions_PD: Tensor,
+    ) -> None:
+        self.inputs, self.positions, self.head = inputs_VD, positions_PD, head_VD.to(compute)
+        self._backbone, self._weights = backbone, backbone.step_weights(task, compute)
+
+    def choose(self, hidden_BD: Tensor, uniforms_B: Tensor | None = None, sampling: Sampling = Sampling()) -> Tensor:
+        """The token ids (B,) behind ``hidden_BD``, greedy or drawn."""
+        logits = F.linear(hidden_BD.to(self.head.dtype), self.head)
+        return choose(logits, uniforms_B, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
+
+    def step(self, token_B: Tensor, position_D: Tensor, state: BackboneState) -> Tensor:
+        """Hidden states (B, D) of ``token_B`` at a position that has this embedding; ``state`` moves on."""
+        return self._backbone.step(F.embedding(token_B, self.inputs) + position_D, self._weights, state)
+
+    def draw(
+        self,
+        hidden_BD: Tensor,
+        state: BackboneState,
+        *,
+        start: int,
+        count: int,
+        uniforms_BI: Tensor | None,
+        sampling: Sampling,
+    ) -> Tensor:
+        """``count`` tokens (B, count) behind a prompt that ended before position ``start`` with ``hidden_BD``."""
+        # a graph reads and writes where its tensors lay when it was recorded
+        hidden, position = hidden_BD.clone(), self.positions[start].clone()
+        token = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+        draw = None if uniforms_BI is None else uniforms_BI[:, 0].clone()
+
+        def advance() -> None:
+            token.copy_(self.choose(hidden, draw, sampling))
+            hidden.copy_(self.step(token, position, state))
+
+        tokens: list[Tensor] = []
+        for number in range(count - 1):
+            position.copy_(self.positions[start + number])
+            if draw is not None and uniforms_BI is not None:
+                draw.copy_(uniforms_BI[:, number])
+            if number == EAGER and hidden.is_cuda:
+                advance = _recorded(advance)
+            advance()
+            tokens.append(token.clone())
+        last = None if uniforms_BI is None else uniforms_BI[:, count - 1]
+        return torch.stack([*tokens, self.choose(hidden, last, sampling)], dim=1)
+
+
+def _recorded(work: Callable[[], None]) -> Callable[[], None]:
+    """``work``, whose launches on the GPU are recorded once and repeated together."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
