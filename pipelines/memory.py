@@ -24,6 +24,8 @@ LOGIT = 10
 """Bytes of one logit where most of them exist at once: in bf16, its log-softmax and the gradient of that in float32."""
 WORKSPACE = 1.0 * GIB
 """What kernels use in passing, beside the gradients inside a block."""
+BUCKETS = 2 * 5e8 * FULL
+"""DeepSpeed's two buffers for gradients on their way to other ranks (its reduce_bucket_size), in the backward pass."""
 CONTEXT = 1.0 * GIB
 """What CUDA and its libraries take for themselves, beside torch's own memory."""
 SLACK = 1.05
@@ -63,25 +65,31 @@ def estimate_memory(config: RunConfig) -> MemoryEstimate:
     number = HALF if config.trainer.precision == "bf16" else FULL
     positions = mmu * model.mmu_length + t2i * model.t2i_length
     layer = positions * _kept_by_a_layer(built, number)
+    block = WORKSPACE + positions * number * (_width(model) + 3 * model.d_inner)
     if hardware.recompute:
-        kept = model.n_layer * positions * model.d_model * (FULL + number) + layer
+        kept = model.n_layer * positions * model.d_model * (FULL + number)
+        block += layer  # computed again, for one block at a time
     else:
         kept = model.n_layer * layer
+    parts = _kept_for_parameters(built, config)
+    if hardware.strategy != "ddp":
+        block += BUCKETS
+        # DeepSpeed frees them after a step, and they come back as activations go
+        parts["gradients"] = max(0.0, parts["gradients"] - kept)
     labels = {"mmu": mmu * model.mmu_text_length * ANSWER_SHARE, "t2i": t2i * model.image_tokens}
     shared = model.vocabularies == "shared"
     rows = {
         "mmu": len(built.text_embedding.weight),
         "t2i": len(built.text_embedding.weight) if shared else model.image_vocab,
     }
+    logits = sum(labels[task] * rows[task] * (LOGIT if number == HALF else 2 * FULL) for task in tasks)
     return MemoryEstimate(
         {
-            **_kept_for_parameters(built, config),
+            **parts,
             "vision encoder": _vision(model, mmu) if mmu else 0.0,
             "activations of the blocks": kept,
             "activations of projector and image MLP": _embedders(model, mmu, t2i, number),
-            "logits": sum(labels[task] * rows[task] * (LOGIT if number == HALF else 2 * FULL) for task in tasks),
-            "gradients inside a block, kernels' workspace": WORKSPACE
-            + positions * number * (_width(model) + 3 * model.d_inner),
+            "the loss, or a block's backward pass: the larger": max(logits, block),
         }
     )
 
@@ -117,7 +125,9 @@ def ways_out(config: RunConfig) -> dict[str, MemoryEstimate]:
         found[f'"data.micro_batch={{{words}}}" "data.global_batch={{{totals}}}"'] = replace(
             config, data=replace(config.data, micro_batch=half, global_batch=whole)
         )
-    return {words: estimate_memory(changed) for words, changed in found.items()}
+    peak = estimate_memory(config).peak
+    estimates = {words: estimate_memory(changed) for words, changed in found.items()}
+    return {words: estimate for words, estimate in estimates.items() if estimate.peak < peak}
 
 
 def _kept_for_parameters(model: OmniMamba, config: RunConfig) -> dict[str, float]:

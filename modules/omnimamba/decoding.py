@@ -92,6 +92,7 @@ class Decoder:
 def _recorded(work: Callable[[], None]) -> Callable[[], None]:
     """``work``, whose launches on the GPU are recorded once and repeated together."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # other threads, that pin batches or watch over NCCL, may go on using the GPU while this one records
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         work()
     return graph.replay

@@ -56,5 +56,5 @@ def test_memory_is_foreseen(recompute: bool) -> None:
         data=DataConfig(micro_batch=counts),
         hardware=hardware,
     )
-    # six measured runs of the whole model lie within 6 %; a small one has relatively more of what is not counted
-    assert estimate_memory(config).peak / GIB == pytest.approx(measured["ours"]["peak_gib"], rel=0.12)
+    # seven measured runs of the whole model lie within 3 %; a small one has relatively more of what is not counted
+    assert estimate_memory(config).peak / GIB == pytest.approx(measured["ours"]["peak_gib"], rel=0.06)

@@ -37,14 +37,15 @@ def run(stage: str, counts: tuple[int, int], **hardware: object) -> RunConfig:
         ("t2i_pretrain", (0, 90), {"strategy": "zero2"}, 69.0),
         ("t2i_pretrain", (0, 64), {}, 50.9),
         ("mmu_pretrain", (32, 0), {"strategy": "zero2", "recompute": True}, 35.9),
+        ("mmu_pretrain", (32, 0), {"recompute": True}, 32.4),
     ],
 )
 def test_estimates_are_near_measured_peaks(
     stage: str, counts: tuple[int, int], hardware: dict[str, object], peak: float
 ) -> None:
     estimate = estimate_memory(run(stage, counts, **hardware))
-    # nothing is fitted but the workspace; the worst of these six is 5 % off
-    assert estimate.peak / GIB == pytest.approx(peak, rel=0.06)
+    # nothing is fitted but the workspace; the worst of these seven is 2.2 % off
+    assert estimate.peak / GIB == pytest.approx(peak, rel=0.03)
     assert estimate.needed > peak * GIB
 
 
@@ -66,7 +67,8 @@ def test_zero_divides_what_it_says() -> None:
     moments = {strategy: found["optimizer: moments"] / weights for strategy, found in parts.items()}
     assert moments == {"ddp": 2, "zero1": 0.25, "zero2": 0.25, "zero3": 0.25}
     gradients = {strategy: found["gradients"] / weights for strategy, found in parts.items()}
-    assert gradients == {"ddp": 1, "zero1": 1, "zero2": 0.125, "zero3": 0.125}
+    # under ZeRO they take the room of 38 GiB of activations
+    assert gradients == {"ddp": 1, "zero1": 0, "zero2": 0, "zero3": 0}
     assert parts["zero3"]["weights, float32"] == weights / 8
     assert set(ways_out(run("unified_finetune", (3, 47), strategy="zero2", devices=8))) == {
         "hardware.recompute=true",
