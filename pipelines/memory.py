@@ -66,11 +66,10 @@ def estimate_memory(config: RunConfig) -> MemoryEstimate:
     positions = mmu * model.mmu_length + t2i * model.t2i_length
     layer = positions * _kept_by_a_layer(built, number)
     block = WORKSPACE + positions * number * (_width(model) + 3 * model.d_inner)
+    kept = model.n_layer * layer
     if hardware.recompute:
         kept = model.n_layer * positions * model.d_model * (FULL + number)
         block += layer  # computed again, for one block at a time
-    else:
-        kept = model.n_layer * layer
     parts = _kept_for_parameters(built, config)
     if hardware.strategy != "ddp":
         block += BUCKETS
