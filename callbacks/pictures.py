@@ -86,7 +86,7 @@ class PictureMeasure(Measure):
         captions = "\n".join(f"{d.sample_id}\t{d.caption}" for d in self.drawings.values())
         return {
             "measure": self.name,
-            "decoding": "sampling",
+            "decoding": "sampling, inverse CDF in the order of ids",
             "seed": self.sampling.seed,
             "temperature": self.sampling.temperature,
             "top_k": self.sampling.top_k,

@@ -129,14 +129,14 @@ class Tracker:
 
         self._do(use)
 
-    def close(self) -> None:
-        """Flush and end the W&B run."""
+    def close(self, exit_code: int = 0, *, preempted: bool = False) -> None:
+        """Flush, and end the W&B run as `WandbRun.close` says."""
         if self._file is not None:
             self._write()
             self._file.close()
             self._file = None
         if self._wandb is not None:
-            self._wandb.close()
+            self._wandb.close(exit_code, preempted=preempted)
             self._wandb = None
 
     def _write(self) -> None:

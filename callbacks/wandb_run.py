@@ -62,6 +62,7 @@ class WandbRun:
         self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue(QUEUED)
         self._left = False
         self._told = False
+        self._exit_code, self._preempted = 0, False
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
@@ -74,8 +75,10 @@ class WandbRun:
         except queue.Full:
             self._leave(f"W&B does not keep up ({QUEUED} entries wait for it) and gets no more of this attempt")
 
-    def close(self) -> None:
-        """End the run of W&B, in twice ``patience_seconds`` at most."""
+    def close(self, exit_code: int = 0, *, preempted: bool = False) -> None:
+        """End the run of W&B, in twice ``patience_seconds`` at most: it is shown there as finished, as failed where
+        ``exit_code`` is not 0, or as preempted."""
+        self._exit_code, self._preempted = exit_code, preempted
         try:
             self._queue.put_nowait(None)
         except queue.Full:
@@ -97,7 +100,9 @@ class WandbRun:
                 self._tell(f"W&B failed ({error}); what fails is left out there, and not told again")
         if not self._left:
             try:
-                run.finish()
+                if self._preempted:
+                    run.mark_preempting()
+                run.finish(exit_code=self._exit_code)
             except Exception as error:  # noqa: BLE001  # as above
                 self._tell(f"W&B could not end its run ({error})")
 

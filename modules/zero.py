@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from modules.omnimamba.model import OmniMamba
 
 Stage = Literal[1, 2, 3]
+BUCKET = 500_000_000
+"""Gradients that are on their way to other ranks together; DeepSpeed's own default."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -50,7 +52,12 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def __init__(self, stage: Stage, *, timeout: timedelta = timedelta(minutes=60)) -> None:
         config = {
-            "zero_optimization": {"stage": stage, "overlap_comm": True, "contiguous_gradients": True},
+            "zero_optimization": {
+                "stage": stage,
+                "overlap_comm": True,
+                "contiguous_gradients": True,
+                "reduce_bucket_size": BUCKET,
+            },
             "zero_allow_untested_optimizer": True,
             # nothing depends on it, but Lightning would make a loader to find one out
             "train_micro_batch_size_per_gpu": 1,

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -109,31 +110,11 @@ def _train(
     tracker.log_files("provenance", "provenance", run.path / PROVENANCE)
     facts = {"config": settings, "code": code_version(), "wandb_run_id": run_id, "attempt": attempt}
     trainer = build_trainer(config, build_callbacks(config, tracker, tokenizer, vq, progress.show, facts, origins))
+    code = 1  # unless it comes to an end
     try:
-        with warnings.catch_warnings():
-            # Each worker decodes a few images; Lightning would have as many workers as there are cores.
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            # Lightning does not know that the position lies in the data module's state, not in the loader.
-            warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and this torch
-            trainer.fit(
-                stage,
-                datamodule=data,
-                ckpt_path=run.checkpoint and run.checkpoint / STATE,
-                weights_only=bool(run.checkpoint),
-            )
-        if trainer.interrupted:
-            raise SystemExit
-        if trainer.should_stop:
-            if leader:
-                run.pause(trainer.global_step)
-        elif trainer.global_step < config.trainer.max_steps:
-            raise RuntimeError(
-                f"training ended at step {trainer.global_step} of {config.trainer.max_steps} without an error"
-            )
-        elif leader:
-            run.finish(trainer.global_step)
+        code = _run(run, leader, trainer, stage, data)
     except SystemExit as stop:  # Lightning's, whose exit code would tell a batch script that all is well
+        code = INTERRUPTED
         if leader:
             warn(
                 f"stopped at step {trainer.global_step}; start the same command again to go on from the last checkpoint"
@@ -141,8 +122,8 @@ def _train(
         raise SystemExit(INTERRUPTED) from stop
     finally:
         progress.close()
-        tracker.close()
-    if trainer.should_stop:
+        tracker.close(code, preempted=code == PREEMPTED)
+    if code == PREEMPTED:
         if not leader:
             raise SystemExit(0)  # one exit code speaks; srun and Lightning kill rank 0 for another's
         warn(
@@ -152,6 +133,37 @@ def _train(
         raise SystemExit(PREEMPTED)
     if leader:
         say(f"{config.name}: complete at step {trainer.global_step}; everything is in {run.path}")
+
+
+def _run(run: RunFolder, leader: bool, trainer: pl.Trainer, stage: StageModule, data: MixedDataModule) -> int:
+    """Train to the end, 0, or until told to stop, `PREEMPTED`.
+
+    Raises:
+        SystemExit: interrupted.
+    """
+    with warnings.catch_warnings():
+        # Each worker decodes a few images; Lightning would have as many workers as there are cores.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # Lightning does not know that the position lies in the data module's state, not in the loader.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and this torch
+        trainer.fit(
+            stage,
+            datamodule=data,
+            ckpt_path=run.checkpoint and run.checkpoint / STATE,
+            weights_only=bool(run.checkpoint),
+        )
+    if trainer.interrupted:
+        raise SystemExit
+    if trainer.should_stop:
+        if leader:
+            run.pause(trainer.global_step)
+        return PREEMPTED
+    if trainer.global_step < trainer.max_steps:
+        raise RuntimeError(f"training ended at step {trainer.global_step} of {trainer.max_steps} without an error")
+    if leader:
+        run.finish(trainer.global_step)
+    return 0
 
 
 def _prepare_gpu(config: RunConfig, report: Callable[[str], None]) -> None:

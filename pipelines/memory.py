@@ -15,6 +15,7 @@ from modules.omnimamba.config import ModelConfig, VitConfig
 from modules.omnimamba.model import OmniMamba
 from modules.stages import STAGES
 from modules.trainable import set_trainable
+from modules.zero import BUCKET
 from pipelines.config import RunConfig
 
 GIB = 2**30
@@ -24,8 +25,6 @@ LOGIT = 10
 """Bytes of one logit where most of them exist at once: in bf16, its log-softmax and the gradient of that in float32."""
 WORKSPACE = 1.0 * GIB
 """What kernels use in passing, beside the gradients inside a block."""
-BUCKETS = 2 * 5e8 * FULL
-"""DeepSpeed's two buffers for gradients on their way to other ranks (its reduce_bucket_size), in the backward pass."""
 CONTEXT = 1.0 * GIB
 """What CUDA and its libraries take for themselves, beside torch's own memory."""
 SLACK = 1.05
@@ -72,8 +71,10 @@ def estimate_memory(config: RunConfig) -> MemoryEstimate:
         block += layer  # computed again, for one block at a time
     parts = _kept_for_parameters(built, config)
     if hardware.strategy != "ddp":
-        block += BUCKETS
-        # DeepSpeed frees them after a step, and they come back as activations go
+        block += FULL * BUCKET * (1 if hardware.strategy == "zero3" else 2)  # in the backward pass alone
+    accumulation = config.data.accumulation(tasks, hardware.devices * hardware.nodes)
+    if hardware.strategy in ("zero1", "zero2") and accumulation == 1:
+        # freed after the step before, they come back as activations go
         parts["gradients"] = max(0.0, parts["gradients"] - kept)
     labels = {"mmu": mmu * model.mmu_text_length * ANSWER_SHARE, "t2i": t2i * model.image_tokens}
     shared = model.vocabularies == "shared"
@@ -88,7 +89,7 @@ def estimate_memory(config: RunConfig) -> MemoryEstimate:
             "vision encoder": _vision(model, mmu) if mmu else 0.0,
             "activations of the blocks": kept,
             "activations of projector and image MLP": _embedders(model, mmu, t2i, number),
-            "the loss, or a block's backward pass: the larger": max(logits, block),
+            "loss, or one block's backward, the larger": max(logits, block),
         }
     )
 

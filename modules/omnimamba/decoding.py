@@ -4,7 +4,7 @@ Adapters are folded into the weights, weights are cast, and the image MLP is app
 token costs little more than reading the weights once. On a GPU the work of a token is recorded as a CUDA graph:
 hundreds of small kernels whose launches would take many times as long as they run.
 
-Shapes: B batch, D d_model, V vocabulary of the task, I image tokens, P positions.
+Shapes: B batch, D d_model, V ids that can be chosen, U ids that can be read, I image tokens, P positions.
 """
 
 from collections.abc import Callable
@@ -31,6 +31,10 @@ class Sampling:
     top_p: float = 1.0
 
 
+class NotFiniteError(ValueError):
+    """A model computes what is no number: what it would choose means nothing."""
+
+
 class Decoder:
     """A task's weights as they are now, for as many tokens as are to follow."""
 
@@ -40,11 +44,11 @@ class Decoder:
         task: Task,
         compute: torch.dtype,
         *,
-        inputs_VD: Tensor,
+        inputs_UD: Tensor,
         head_VD: Tensor,
         positions_PD: Tensor,
     ) -> None:
-        self.inputs, self.positions, self.head = inputs_VD, positions_PD, head_VD.to(compute)
+        self.inputs, self.positions, self.head = inputs_UD, positions_PD, head_VD.to(compute)
         self._backbone, self._weights = backbone, backbone.step_weights(task, compute)
 
     def choose(self, hidden_BD: Tensor, uniforms_B: Tensor | None = None, sampling: Sampling = Sampling()) -> Tensor:
@@ -56,6 +60,19 @@ class Decoder:
         """Hidden states (B, D) of ``token_B`` at a position that has this embedding; ``state`` moves on."""
         return self._backbone.step(F.embedding(token_B, self.inputs) + position_D, self._weights, state)
 
+    @staticmethod
+    def check(hidden_BD: Tensor) -> None:
+        """Look at the last hidden states of a sequence, to which everything before them has contributed.
+
+        Raises:
+            NotFiniteError: they are not finite.
+        """
+        if not bool(hidden_BD.isfinite().all()):
+            raise NotFiniteError(
+                "the model computes numbers that are not finite, so its tokens mean nothing: its weights have diverged "
+                "or are damaged. Take an earlier checkpoint, or compute in float32 (trainer.precision)"
+            )
+
     def draw(
         self,
         hidden_BD: Tensor,
@@ -66,7 +83,11 @@ class Decoder:
         uniforms_BI: Tensor | None,
         sampling: Sampling,
     ) -> Tensor:
-        """``count`` tokens (B, count) behind a prompt that ended before position ``start`` with ``hidden_BD``."""
+        """``count`` tokens (B, count) behind a prompt that ended before position ``start`` with ``hidden_BD``.
+
+        Raises:
+            NotFiniteError: see `check`.
+        """
         # a graph reads and writes where its tensors lay when it was recorded
         hidden, position = hidden_BD.clone(), self.positions[start].clone()
         token = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
@@ -85,6 +106,7 @@ class Decoder:
                 advance = _recorded(advance)
             advance()
             tokens.append(token.clone())
+        self.check(hidden)
         last = None if uniforms_BI is None else uniforms_BI[:, count - 1]
         return torch.stack([*tokens, self.choose(hidden, last, sampling)], dim=1)
 

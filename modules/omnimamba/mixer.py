@@ -39,14 +39,14 @@ class MixerState:
 
 
 class StepWeights(NamedTuple):
-    """Matrices of a mixer as single positions of one task need them: adapters folded in, type cast."""
+    """A mixer's weights as single positions of one task need them: adapters folded in, matrices cast."""
 
     in_proj: Tensor
     """(Z, D)."""
     out_proj: Tensor
     """(D, E)."""
     A: Tensor
-    """(H,), negative."""
+    """(H,), negative, float32."""
 
 
 class Mamba2Mixer(nn.Module):

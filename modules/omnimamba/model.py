@@ -129,8 +129,15 @@ class OmniMamba(nn.Module):
 
         Raises:
             ValueError: prompt and answer together pass the learned positions.
+            NotFiniteError: what the model computes is no number.
         """
-        if max_new_tokens > (room := self.answer_room(prompt_ids.shape[1])):
+        room = self.answer_room(prompt_ids.shape[1])
+        if room < 1:
+            raise ValueError(
+                f"a prompt of {prompt_ids.shape[1]} ids and {self.config.vision.patches} image features leaves no room "
+                f"for an answer in the model's {len(self.mmu_positions)} MMU positions; shorten the question"
+            )
+        if max_new_tokens > room:
             raise ValueError(
                 f"max_new_tokens={max_new_tokens}, but behind this prompt the model's {len(self.mmu_positions)} MMU "
                 f"positions leave room for {room}; ask for fewer, or shorten the question"
@@ -149,6 +156,7 @@ class OmniMamba(nn.Module):
             if len(tokens) == max_new_tokens or bool(done.all()):
                 break
             hidden = decoder.step(token, self.mmu_positions[position], state)
+        decoder.check(hidden)
         return torch.stack(tokens, dim=1)
 
     def answer_room(self, prompt_length: int) -> int:
@@ -196,7 +204,7 @@ class OmniMamba(nn.Module):
             positions = self.t2i_positions
             shared = self.text_embedding.weight[self.config.vocab_size :]
             head = shared if self.image_table is None else self.image_table.weight
-        return Decoder(self.backbone, task, self.compute, inputs_VD=inputs, head_VD=head, positions_PD=positions)
+        return Decoder(self.backbone, task, self.compute, inputs_UD=inputs, head_VD=head, positions_PD=positions)
 
     @staticmethod
     def _lengths(x: Tensor, batch: Mapping[str, Any]) -> list[int]:

@@ -33,8 +33,9 @@ def choose(
         weights = weights[:, :top_k]
     if top_p < 1:  # the smallest set whose sum reaches top_p: what comes before a token is still below it
         before = weights.cumsum(-1) - weights
-        weights = weights.masked_fill(before >= round(top_p * ONE), 0)
+        weights = weights.masked_fill(before >= max(round(top_p * ONE), 1), 0)
     cumulative = weights.cumsum(-1)
     targets = (uniforms_B.double() * cumulative[:, -1]).long()
     rank = torch.searchsorted(cumulative, targets[:, None], right=True)
+    rank = rank.clamp(max=weights.shape[-1] - 1)  # numbers that are none must not become an id that is none
     return (rank if ids is None else ids.gather(-1, rank))[:, 0]

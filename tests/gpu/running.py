@@ -4,9 +4,9 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,26 +41,23 @@ class Trainings:
         return cls(data)
 
     def on_one(self, folder: Path, *more: str) -> None:
-        """One rank on one GPU."""
-        _finish([self._start(folder, *more, "hardware.devices=1", "hardware.nodes=1")])
+        """One rank on one GPU, to the end."""
+        self._run(self._one(folder, *more))
 
     def on_two(self, folder: Path, *more: str) -> None:
         """Two ranks, to the end."""
-        _finish(self._start_two(folder, *more))
+        self._run(self._two(folder, *more))
 
     def kill_two(self, folder: Path, *more: str, after: int) -> None:
         """Two ranks, killed once step ``after`` is logged."""
-        processes = self._start_two(folder, *more)
-        try:
-            _wait(lambda: any(row["step"] >= after for row in read_metrics(folder)), processes)
-        finally:
-            for process in processes:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
+        self._run(self._two(folder, *more), until=lambda: any(row["step"] >= after for row in read_metrics(folder)))
 
-    def _start_two(self, folder: Path, *more: str) -> list["subprocess.Popen[str]"]:
+    def _one(self, folder: Path, *more: str) -> list["Rank"]:
+        return [self._rank(folder, *more, "hardware.devices=1", "hardware.nodes=1")]
+
+    def _two(self, folder: Path, *more: str) -> list["Rank"]:
         if torch.cuda.device_count() >= 2:
-            return [self._start(folder, *more, "hardware.devices=2", "hardware.nodes=1")]
+            return [self._rank(folder, *more, "hardware.devices=2", "hardware.nodes=1")]
         # two nodes share the GPU: NCCL, told that they are two hosts, does not refuse it and talks over sockets
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -71,34 +68,44 @@ class Trainings:
         }
         words = [*more, "hardware.devices=1", "hardware.nodes=2"]
         return [
-            self._start(folder, *words, **started_by_torchrun, RANK=rank, GROUP_RANK=rank, NCCL_HOSTID=f"host-{rank}")
+            self._rank(folder, *words, **started_by_torchrun, RANK=rank, GROUP_RANK=rank, NCCL_HOSTID=f"host-{rank}")
             for rank in ("0", "1")
         ]
 
-    def _start(self, folder: Path, *more: str, **environment: str) -> "subprocess.Popen[str]":
+    def _rank(self, folder: Path, *more: str, **environment: str) -> "Rank":
         words = command(UNIFIED, *COMMON, self.data, *NO_EVALUATION, f"run.dir={folder}", *more)
-        return subprocess.Popen(
-            words, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1", **environment}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+        log = folder.with_name(f"{folder.name}.rank{environment.get('RANK', '0')}.log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                words, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+                stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        return Rank(process, log)
+
+    def _run(self, ranks: list["Rank"], *, until: Callable[[], bool] = lambda: False) -> None:
+        """Until ``until`` holds or all have ended; then none of them is left, and none has failed."""
+        deadline = time.monotonic() + LIMIT
+        try:
+            while not (stopped := until()) and any(rank.process.poll() is None for rank in ranks):
+                assert not any(rank.process.poll() for rank in ranks), _logs(ranks)
+                assert time.monotonic() < deadline, _logs(ranks)
+                time.sleep(0.05)
+        finally:
+            for rank in ranks:
+                with suppress(ProcessLookupError):
+                    os.killpg(rank.process.pid, signal.SIGKILL)
+                rank.process.wait()
+        assert stopped or not any(rank.process.returncode for rank in ranks), _logs(ranks)
 
 
-def _finish(processes: list["subprocess.Popen[str]"]) -> None:
-    try:
-        _wait(lambda: all(process.poll() is not None for process in processes), processes)
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    said = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(t[-6000:] for t in said)
+@dataclass(frozen=True)
+class Rank:
+    """A process, with all that it started in a group of its own, and what it printed."""
+
+    process: "subprocess.Popen[bytes]"
+    log: Path
 
 
-def _wait(ready: Callable[[], bool], processes: list["subprocess.Popen[str]"]) -> None:
-    """Until ``ready``, a failure of one of the processes, or the end of patience."""
-    deadline = time.monotonic() + LIMIT
-    while not ready() and not any(process.poll() for process in processes):
-        if time.monotonic() > deadline:
-            sys.stdout.write(f"not ready after {LIMIT} s\n")
-            return
-        time.sleep(0.05)
+def _logs(ranks: list[Rank]) -> str:
+    return "\n".join(f"{rank.log}:\n{rank.log.read_text()[-6000:]}" for rank in ranks)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.gpu.running import Trainings
-from tests.integration.running import assert_same_weights, common_losses, losses, weights
+from tests.integration.running import assert_same_weights, common_losses, lines, losses, weights
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
@@ -21,9 +21,10 @@ TOLERANCE = 1e-4
 def runs(trainings: Trainings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Six steps on two ranks under every strategy."""
     folder = tmp_path_factory.mktemp("strategies")
-    for strategy in ("ddp", "zero1", "zero2", "zero3"):
+    strategies = ("ddp", "zero1", "zero2", "zero3")
+    for strategy in strategies:
         trainings.on_two(folder / strategy, *SAME, f"hardware.strategy={strategy}")
-    return {path.name: path for path in folder.iterdir()}
+    return {strategy: folder / strategy for strategy in strategies}
 
 
 def assert_close(folder: Path, expected: Path, *, first: int = 0) -> None:
@@ -55,6 +56,7 @@ def test_killed_ranks_go_on_to_the_same_bits_on_two_and_near_them_on_one(
     assert not (tmp_path / "two" / "COMPLETE").exists()
     shutil.copytree(tmp_path / "two", tmp_path / "one")
     trainings.on_two(tmp_path / "two", *words)
+    assert min(row["step"] for row in lines(tmp_path / "two" / "metrics.jsonl") if row["attempt"] == 2) == 4
     assert losses(tmp_path / "two") == losses(runs["zero2"])
     assert_same_weights(weights(tmp_path / "two"), weights(runs["zero2"]))
     trainings.on_one(tmp_path / "one", *words)

@@ -21,6 +21,7 @@ from .running import (
     keys_of_steps,
     lines,
     losses,
+    wandb_entries,
     weights,
 )
 
@@ -77,11 +78,14 @@ def test_a_run_that_is_told_to_stop_saves_its_step_and_goes_on_from_it(
 ) -> None:
     folder, whole = tmp_path / "run", tmp_path / "whole"
     train(MMU, whole, *LENGTH)
-    words = command(MMU, *small, *NO_EVALUATION, *LENGTH, f"run.dir={folder}")
+    words = command(MMU, *small, *NO_EVALUATION, *LENGTH, f"run.dir={folder}", "tracking.wandb=offline")
     code, _, err = tell(words, after(3, folder), signal.SIGUSR1)
     assert code == PREEMPTED, err
     step = stopped_at(folder)
     assert f"WARNING: told to stop by SIGUSR1: saved at step {step}; start the same command again" in err
+    [segment] = (folder / "wandb").glob("offline-run-*")
+    ends = [entry for entry in wandb_entries(segment) if entry["type"] in ("preempting", "exit")]
+    assert [end[end["type"]] for end in ends] == [{}, {"exit_code": PREEMPTED}]  # which W&B shows as preempted
     train(MMU, folder, *LENGTH)
     same_run(folder, whole, step)
 

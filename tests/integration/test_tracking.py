@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +11,19 @@ import pytest
 from callbacks.tracking import read_metrics
 from tests.servers import silent_server
 
-from .running import ENVIRONMENT, LENGTH, NO_EVALUATION, ROOT, STEPS, UNIFIED, Train, command, kill_after, lines
+from .running import (
+    ENVIRONMENT,
+    LENGTH,
+    NO_EVALUATION,
+    ROOT,
+    STEPS,
+    UNIFIED,
+    Train,
+    command,
+    kill_after,
+    lines,
+    wandb_entries,
+)
 
 PLANTED = "planted" + "7Hq2" * 9
 
@@ -37,9 +48,7 @@ def test_an_offline_run_holds_all_keys_steps_tables_and_pictures(small: list[str
     assert done.returncode == 0, done.stdout + done.stderr
 
     [segment] = (folder / "wandb").glob("offline-run-*")
-    tool = Path(sys.executable).with_name("wandb")
-    read = subprocess.run([tool, "leet", "inspect", "--json", segment], capture_output=True, text=True, check=True)
-    entries = [json.loads(line) for line in read.stdout.splitlines()]
+    entries = wandb_entries(segment)
     history = [entry["history"]["item"] for entry in entries if entry["type"] == "history"]
 
     def steps(key: str) -> list[int]:

@@ -91,6 +91,23 @@ def test_attempts_are_appended(make: MakeTracker, tmp_path: Path) -> None:
     assert [row["attempt"] for row in rows(tmp_path)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("ended", "entries"),
+    [
+        ({}, [("exit", {"exit_code": 0})]),
+        ({"exit_code": 1}, [("exit", {"exit_code": 1})]),
+        ({"exit_code": 75, "preempted": True}, [("preempting", {}), ("exit", {"exit_code": 75})]),
+    ],
+)
+def test_w_and_b_learns_how_a_run_ended(
+    make: MakeTracker, tmp_path: Path, ended: dict[str, Any], entries: list[tuple[str, Any]]
+) -> None:
+    make("offline").close(**ended)
+    [folder] = (tmp_path / "wandb").glob("offline-run-*-abcdef")
+    found = [(entry["type"], entry[entry["type"]]) for entry in history(folder)]
+    assert [(kind, what) for kind, what in found if kind in ("preempting", "exit")] == entries
+
+
 def test_a_line_that_a_kill_cut_short_is_cut_off(make: MakeTracker, tmp_path: Path) -> None:
     whole = '{"step": 1, "attempt": 1, "x": 1}\n'
     (tmp_path / METRICS).write_text(whole + '{"step": 2, "attem')

@@ -67,13 +67,20 @@ def test_zero_divides_what_it_says() -> None:
     moments = {strategy: found["optimizer: moments"] / weights for strategy, found in parts.items()}
     assert moments == {"ddp": 2, "zero1": 0.25, "zero2": 0.25, "zero3": 0.25}
     gradients = {strategy: found["gradients"] / weights for strategy, found in parts.items()}
-    # under ZeRO they take the room of 38 GiB of activations
-    assert gradients == {"ddp": 1, "zero1": 0, "zero2": 0, "zero3": 0}
+    # under ZeRO 1 and 2 they take the room of 38 GiB of activations; ZeRO 3 has a place for them throughout
+    assert gradients == {"ddp": 1, "zero1": 0, "zero2": 0, "zero3": 0.125}
     assert parts["zero3"]["weights, float32"] == weights / 8
     assert set(ways_out(run("unified_finetune", (3, 47), strategy="zero2", devices=8))) == {
         "hardware.recompute=true",
         "hardware.strategy=zero3",
     }
+
+
+def test_gradients_that_are_accumulated_need_a_place_of_their_own() -> None:
+    config = run("unified_finetune", (3, 48), strategy="zero2", devices=8)
+    twice = replace(config, data=replace(config.data, global_batch=Counts(mmu=48, t2i=768)))
+    gradients = [estimate_memory(each).parts["gradients"] for each in (config, twice)]
+    assert gradients == [0, estimate_memory(config).parts["weights, float32"] / 8]
 
 
 def test_ways_out_are_overrides_that_load() -> None:
@@ -87,7 +94,7 @@ def test_ways_out_are_overrides_that_load() -> None:
 
 @pytest.mark.parametrize(("gib", "code", "verdict"), [("80", 0, "fits"), ("40", 1, "does not fit")])
 def test_the_verb_says_whether_it_fits(gib: str, code: int, verdict: str) -> None:
-    words = ["memory", "configs/stage2_unified.yaml", "hardware.devices=1", "--gpu-gib", gib]
+    words = ["memory", "configs/stage2_unified.yaml", "--gpu-gib", gib]
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.doctor", *words], cwd=ROOT, capture_output=True, text=True, check=False
     )

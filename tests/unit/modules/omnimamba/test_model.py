@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from modules.objectives import LossWeights, task_losses, total_loss
 from modules.omnimamba.adapters import TASKS
 from modules.omnimamba.config import ModelConfig
+from modules.omnimamba.decoding import NotFiniteError
 from modules.omnimamba.model import OmniMamba
 
 from .conftest import TINY, batch_of, build
@@ -163,6 +164,22 @@ def test_a_sequence_longer_than_its_positions_is_refused(model: OmniMamba) -> No
     batch = batch_of()["mmu"]
     with pytest.raises(ValueError, match=r"max_new_tokens=30, but .* 40 MMU positions leave room for 26"):
         model.continue_text(batch["features"], batch["input_ids"], max_new_tokens=30, end_id=None)
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused(model: OmniMamba) -> None:
+    features, ids = batch_of()["mmu"]["features"], torch.zeros(2, 40, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"a prompt of 40 ids and 4 image features leaves no room .* 40 MMU positions"):
+        model.continue_text(features, ids, max_new_tokens=1, end_id=None)
+
+
+def test_tokens_of_weights_that_diverged_are_refused(model: OmniMamba) -> None:
+    batch = batch_of()
+    with torch.no_grad():
+        model.backbone.norm.weight[0] = torch.nan
+    with pytest.raises(NotFiniteError, match=r"not finite, .* Take an earlier checkpoint"):
+        model.generate_image_ids(batch["t2i"]["caption_ids"], uniforms=torch.rand(3, TINY.image_tokens), top_k=5)
+    with pytest.raises(NotFiniteError, match="not finite"):
+        model.continue_text(batch["mmu"]["features"], batch["mmu"]["input_ids"], max_new_tokens=2, end_id=None)
 
 
 def test_images_of_another_size_are_refused(model: OmniMamba) -> None:

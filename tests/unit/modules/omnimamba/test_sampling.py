@@ -33,6 +33,7 @@ def test_top_k_and_top_p_leave_only_the_likely_tokens() -> None:
     assert set(choose(logits, draws, top_p=0.7).tolist()) == {0, 1}
     assert set(choose(logits, draws, top_p=0.71).tolist()) == {0, 1, 2}
     assert set(choose(logits, draws, top_p=0.01).tolist()) == {0}
+    assert set(choose(logits, draws, top_p=1e-20).tolist()) == {0}
 
 
 def test_the_ends_of_the_unit_interval_are_tokens() -> None:
@@ -42,6 +43,14 @@ def test_the_ends_of_the_unit_interval_are_tokens() -> None:
     assert ((ids >= 0) & (ids < 50_000)).all()
     impossible = torch.tensor([[0.0, -torch.inf]])
     assert choose(impossible, highest[None]).tolist() == [0]
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
+def test_numbers_that_are_none_give_an_id_that_is_one(odd: float) -> None:
+    """In a GPU's recorded graph another id would end the process; the model refuses what comes out of them later."""
+    for settings in ({}, {"top_k": 3}, {"top_p": 0.5}):
+        ids = choose(torch.full((2, 16), odd), torch.tensor([0.0, 0.9]), **settings)  # type: ignore[arg-type]
+        assert ((ids >= 0) & (ids < 16)).all()
 
 
 @pytest.mark.parametrize("setting", [{"temperature": 0.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
