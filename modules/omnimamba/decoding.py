@@ -8,7 +8,6 @@ Shapes: B batch, D d_model, V ids that can be chosen, U ids that can be read, I 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,13 +21,8 @@ EAGER = 2
 """Tokens made before the graph is recorded: kernels are compiled and libraries set up in them."""
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn where uniform numbers are given (`sampling.choose`)."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+Pick = Callable[[Tensor, Tensor | None], Tensor]
+"""Logits (B, V) and uniform numbers (B,), or none for the likeliest, to ids (B,)."""
 
 
 class NotFiniteError(ValueError):
@@ -51,10 +45,9 @@ class Decoder:
         self.inputs, self.positions, self.head = inputs_UD, positions_PD, head_VD.to(compute)
         self._backbone, self._weights = backbone, backbone.step_weights(task, compute)
 
-    def choose(self, hidden_BD: Tensor, uniforms_B: Tensor | None = None, sampling: Sampling = Sampling()) -> Tensor:
+    def choose(self, hidden_BD: Tensor, uniforms_B: Tensor | None = None, pick: Pick = choose) -> Tensor:
         """The token ids (B,) behind ``hidden_BD``, greedy or drawn."""
-        logits = F.linear(hidden_BD.to(self.head.dtype), self.head)
-        return choose(logits, uniforms_B, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
+        return pick(F.linear(hidden_BD.to(self.head.dtype), self.head), uniforms_B)
 
     def step(self, token_B: Tensor, position_D: Tensor, state: BackboneState) -> Tensor:
         """Hidden states (B, D) of ``token_B`` at a position that has this embedding; ``state`` moves on."""
@@ -81,7 +74,7 @@ class Decoder:
         start: int,
         count: int,
         uniforms_BI: Tensor | None,
-        sampling: Sampling,
+        pick: Pick,
     ) -> Tensor:
         """``count`` tokens (B, count) behind a prompt that ended before position ``start`` with ``hidden_BD``.
 
@@ -94,7 +87,7 @@ class Decoder:
         draw = None if uniforms_BI is None else uniforms_BI[:, 0].clone()
 
         def advance() -> None:
-            token.copy_(self.choose(hidden, draw, sampling))
+            token.copy_(self.choose(hidden, draw, pick))
             hidden.copy_(self.step(token, position, state))
 
         tokens: list[Tensor] = []
@@ -108,7 +101,7 @@ class Decoder:
             tokens.append(token.clone())
         self.check(hidden)
         last = None if uniforms_BI is None else uniforms_BI[:, count - 1]
-        return torch.stack([*tokens, self.choose(hidden, last, sampling)], dim=1)
+        return torch.stack([*tokens, self.choose(hidden, last, pick)], dim=1)
 
 
 def _recorded(work: Callable[[], None]) -> Callable[[], None]:

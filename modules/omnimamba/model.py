@@ -8,7 +8,7 @@ one forward pass serves both tasks, and conv and scan start afresh at each seque
 """
 
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -19,8 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 from modules.omnimamba.adapters import TASKS, Segments, Task, segments_of
 from modules.omnimamba.backbone import Backbone, BackboneState
 from modules.omnimamba.config import ModelConfig
-from modules.omnimamba.decoding import Decoder, Sampling
+from modules.omnimamba.decoding import Decoder
 from modules.omnimamba.embeddings import CaptionProjection, Mlp
+from modules.omnimamba.sampling import choose
 from modules.omnimamba.vision import build_vision
 
 P = ParamSpec("P")
@@ -182,7 +183,7 @@ class OmniMamba(nn.Module):
             start=start,
             count=self.config.image_tokens,
             uniforms_BI=uniforms,
-            sampling=Sampling(temperature, top_k, top_p),
+            pick=partial(choose, temperature=temperature, top_k=top_k, top_p=top_p),
         )
 
     @_in_its_precision
