@@ -7,6 +7,7 @@ errors in silence.
 import copy
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def write_checkpoint(state: Mapping[str, Any], final: Path, step: int) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
         _refuse_full_disk(state, final)
         temporary.mkdir()
-        with (temporary / STATE).open("wb") as file:
+        with (temporary / STATE).open("wb") as file, _without_crc32():
             torch.save(state, file)
         commit(temporary, final, step)
     except (OSError, RuntimeError) as error:
@@ -50,6 +51,17 @@ def snapshot(state: dict[str, Any]) -> dict[str, Any]:
     """A copy of ``state`` on the CPU, which training leaves alone and which can be written while that goes on."""
     moved = {id(tensor): tensor.cpu() for tensor in _tensors(state) if tensor.device.type != "cpu"}
     return copy.deepcopy(state, moved)
+
+
+@contextmanager
+def _without_crc32() -> Iterator[None]:
+    """Leave out torch's own checksum, 0.65 s a GB: the manifest has a stronger one of the whole file."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def stored_bytes(state: Mapping[str, Any]) -> int:
