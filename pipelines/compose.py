@@ -217,6 +217,44 @@ def build_callbacks(
     Saved before it is evaluated, a step is never trained again because its evaluation was cut short. ``facts`` go into
     every checkpoint; ``origins`` are what the run starts from.
     """
+    log_every = config.trainer.log_every_n_steps
+    finite = FiniteGuard(config.guards, tracker, config.folder)
+    memory = MemoryGuard(config.guards.memory_share)
+    guards = [HangGuard(config.guards.hang_minutes), GradientGuard(), finite]
+
+    norms = PartNorms(log_every)
+    every = (log_every, config.checkpoint.every_n_steps)
+    bad = BadSampleLog(config.folder, tracker, limit=config.data.bad_limit, every=every)
+    tasks = STAGES[config.stage.name].tasks
+
+    def beside() -> dict[str, float]:
+        counts = {f"data/bad_samples_{task}": bad.counts[task] for task in tasks}
+        return {"train/grad_norm": finite.norm, "system/resident_gib": memory.look(), **norms.look(), **counts}
+
+    def saved(checkpoint: Path) -> None:
+        started_from = [f"{origin.run_id} {origin.checkpoint}" for origin in origins]
+        tracker.log_checkpoint(checkpoint.name, (checkpoint / MANIFEST).read_text(), started_from)
+
+    saving = Checkpointing(config.checkpoint, config.folder / "checkpoints", facts, saved)
+    throughput = Throughput(tracker, config.model, log_every, show, beside, _peak(config))
+    callbacks: list[pl.Callback] = [*guards, CommitPosition(), bad, norms, throughput]
+    if config.data.log_samples:
+        callbacks.append(SampleLog(config.folder, tracker.attempt))
+    callbacks.append(saving)
+    callbacks.append(Preemption())
+    context = _evaluation_context(config, tokenizer, vq, saving)
+    callbacks += [
+        EvaluationCallback(measure, tracker, config.evaluation, context, mini=mini)
+        for measure, mini in build_pairs(config.evaluation)
+    ]
+    callbacks.append(RestartClock(throughput))
+    return callbacks
+
+
+def _evaluation_context(
+    config: RunConfig, tokenizer: TextTokenizer, vq: ImageTokenizer | None, saving: Checkpointing
+) -> Callable[[pl.Trainer, pl.LightningModule], EvaluationContext]:
+    """What makes the context of an evaluation when one is due."""
 
     def context(trainer: pl.Trainer, module: pl.LightningModule) -> EvaluationContext:
         assert isinstance(module, StageModule)
@@ -238,37 +276,7 @@ def build_callbacks(
             batch_size=config.evaluation.batch_size,
         )
 
-    log_every = config.trainer.log_every_n_steps
-    finite = FiniteGuard(config.guards, tracker, config.folder)
-    memory = MemoryGuard(config.guards.memory_share)
-    guards = [HangGuard(config.guards.hang_minutes), GradientGuard(), finite]
-
-    norms = PartNorms(log_every)
-    every = (config.trainer.log_every_n_steps, config.checkpoint.every_n_steps)
-    bad = BadSampleLog(config.folder, tracker, limit=config.data.bad_limit, every=every)
-    tasks = STAGES[config.stage.name].tasks
-
-    def beside() -> dict[str, float]:
-        counts = {f"data/bad_samples_{task}": bad.counts[task] for task in tasks}
-        return {"train/grad_norm": finite.norm, "system/resident_gib": memory.look(), **norms.look(), **counts}
-
-    def saved(checkpoint: Path) -> None:
-        started_from = [f"{origin.run_id} {origin.checkpoint}" for origin in origins]
-        tracker.log_checkpoint(checkpoint.name, (checkpoint / MANIFEST).read_text(), started_from)
-
-    saving = Checkpointing(config.checkpoint, config.folder / "checkpoints", facts, saved)
-    throughput = Throughput(tracker, config.model, log_every, show, beside, _peak(config))
-    callbacks: list[pl.Callback] = [*guards, CommitPosition(), bad, norms, throughput]
-    if config.data.log_samples:
-        callbacks.append(SampleLog(config.folder, tracker.attempt))
-    callbacks.append(saving)
-    callbacks.append(Preemption())
-    callbacks += [
-        EvaluationCallback(measure, tracker, config.evaluation, context, mini=mini)
-        for measure, mini in build_pairs(config.evaluation)
-    ]
-    callbacks.append(RestartClock(throughput))
-    return callbacks
+    return context
 
 
 def _peak(config: RunConfig) -> float | None:
