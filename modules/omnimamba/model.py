@@ -194,18 +194,22 @@ class OmniMamba(nn.Module):
         hidden: Tensor = self.backbone(x, segments_of(task, x.shape[1]), state=state)[:, -1]
         return hidden, state
 
-    @_in_its_precision
     def _decoder(self, task: Task) -> Decoder:
         """The task's weights, ready for single tokens."""
         if task == "mmu":
             inputs, positions = self.text_embedding.weight, self.mmu_positions
             head = inputs[: self.config.vocab_size]
         else:
-            inputs = self._image(torch.arange(self.config.image_vocab, device=self.device))
+            inputs = self._image_inputs()
             positions = self.t2i_positions
             shared = self.text_embedding.weight[self.config.vocab_size :]
             head = shared if self.image_table is None else self.image_table.weight
         return Decoder(self.backbone, task, self.compute, inputs_UD=inputs, head_VD=head, positions_PD=positions)
+
+    @_in_its_precision
+    def _image_inputs(self) -> Tensor:
+        """Embeddings of all image tokens, (V, D)."""
+        return self._image(torch.arange(self.config.image_vocab, device=self.device))
 
     @staticmethod
     def _lengths(x: Tensor, batch: Mapping[str, Any]) -> list[int]:
