@@ -1,15 +1,14 @@
 """The kernels against the reference on a GPU: outputs and gradients of a row of several sequences."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from modules.objectives import task_losses
 from modules.omnimamba.adapters import TASKS
-from modules.omnimamba.model import OmniMamba
-from modules.omnimamba.sampling import choose
-from tests.unit.modules.omnimamba.conftest import TINY, batch_of, build
+from tests.unit.modules.omnimamba.conftest import SAMPLING, TINY, batch_of, build, share_of_teacher_forcing
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
@@ -47,36 +46,17 @@ def test_generation_continues_what_prefill_computed() -> None:
     assert torch.equal(logits[:, start : start + CONFIG.image_tokens].argmax(-1), ids)
 
 
+# a few of the 80 numbers lie as close to a step of the distribution as tf32 or bf16 is exact
 @pytest.mark.parametrize(("compute", "share"), [(torch.float32, 0.95), (torch.bfloat16, 0.85)])
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}])
+@pytest.mark.parametrize("settings", SAMPLING)
 @pytest.mark.parametrize("vocabularies", ["decoupled", "shared"])
 def test_drawn_tokens_are_those_of_teacher_forcing(
-    settings: dict[str, float], compute: torch.dtype, share: float, vocabularies: str
+    settings: dict[str, Any], compute: torch.dtype, share: float, vocabularies: str
 ) -> None:
     """Most tokens come out of a recorded graph, each by its own uniform number and position."""
-    config = replace(CONFIG, image_tokens=16, t2i_positions=30, vocabularies=vocabularies)
-    model, batch = build(config).cuda(), batch_of(config, t2i=5)["t2i"]
-    remember(model)
+    model = build(replace(CONFIG, image_tokens=16, t2i_positions=30, vocabularies=vocabularies)).cuda()
     model.compute = compute
-    captions = batch["caption_ids"].cuda()
-    uniforms = torch.rand(5, 16, generator=torch.Generator().manual_seed(0)).cuda()
-    ids = model.generate_image_ids(captions, uniforms=uniforms, **settings)  # type: ignore[arg-type]
-    assert len(ids.unique()) > 8
-    logits = model.logits("t2i", {"caption_ids": captions, "image_ids": ids})[..., -config.image_vocab :]
-    start = config.caption_length + 3
-    expected = [choose(logits[:, start + n], uniforms[:, n], **settings) for n in range(16)]  # type: ignore[arg-type]
-    # a few of the 80 numbers lie as close to a step of the distribution as tf32 or bf16 is exact
-    assert (ids == torch.stack(expected, dim=1)).float().mean() > share
-    again = model.generate_image_ids(captions, uniforms=uniforms, **settings)  # type: ignore[arg-type]
-    assert torch.equal(again, ids)
-
-
-def remember(model: OmniMamba) -> None:
-    """Have the state-space state matter: with its initial time steps one that stood still would hardly show."""
-    with torch.no_grad():
-        for block in model.backbone.layers:
-            block.mixer.dt_bias.fill_(3.0)
-            block.mixer.A_log.fill_(-2.0)
+    assert share_of_teacher_forcing(model, settings) > share
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4])

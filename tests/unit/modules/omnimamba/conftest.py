@@ -1,9 +1,12 @@
+from typing import Any
+
 import pytest
 import torch
 
 from modules.omnimamba.config import LoraConfig, ModelConfig, VisionConfig
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
+from modules.omnimamba.sampling import choose
 
 TINY = ModelConfig(
     d_model=16,
@@ -58,6 +61,26 @@ def batch_of(
             "image_ids": ids(config.image_vocab, t2i, config.image_tokens),
         },
     }
+
+
+SAMPLING: list[dict[str, Any]] = [{}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}]
+
+
+@torch.no_grad()
+def share_of_teacher_forcing(model: OmniMamba, settings: dict[str, Any]) -> float:
+    """How many of five images' drawn tokens are those that the logits of whole sequences give."""
+    config, captions = model.config, batch_of(model.config, t2i=5)["t2i"]["caption_ids"].to(model.device)
+    for block in model.backbone.layers:  # with initial time steps a state that stood still would hardly show
+        block.mixer.dt_bias.fill_(3.0)
+        block.mixer.A_log.fill_(-2.0)
+    uniforms = torch.rand(5, config.image_tokens, generator=torch.Generator().manual_seed(0)).to(model.device)
+    ids = model.generate_image_ids(captions, uniforms=uniforms, **settings)
+    assert len(ids.unique()) > 8
+    assert torch.equal(ids, model.generate_image_ids(captions, uniforms=uniforms, **settings))
+    logits = model.logits("t2i", {"caption_ids": captions, "image_ids": ids})[..., -config.image_vocab :]
+    start = config.caption_length + 3
+    expected = [choose(logits[:, start + n], uniforms[:, n], **settings) for n in range(config.image_tokens)]
+    return float((ids == torch.stack(expected, dim=1)).float().mean())
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The whole model: one row serves both tasks, generation agrees with training, each part gets its gradient."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.decoding import NotFiniteError
 from modules.omnimamba.model import OmniMamba
 
-from .conftest import TINY, batch_of, build
+from .conftest import SAMPLING, TINY, batch_of, build, share_of_teacher_forcing
 
 
 def test_both_tasks_in_one_row_equal_each_alone(model: OmniMamba) -> None:
@@ -98,6 +99,14 @@ def test_sampling_does_not_depend_on_the_batch(model: OmniMamba) -> None:
             captions[row : row + 1], uniforms=draws[row : row + 1], temperature=1.3, top_k=10
         )
         assert torch.equal(one[0], many[row])
+
+
+@pytest.mark.parametrize("settings", SAMPLING)
+@pytest.mark.parametrize("vocabularies", ["decoupled", "shared"])
+def test_drawn_tokens_are_those_of_teacher_forcing(settings: dict[str, Any], vocabularies: str) -> None:
+    model = build(replace(TINY, image_tokens=16, t2i_positions=30, vocabularies=vocabularies))
+    # one of 80 numbers may lie as close to a step of the distribution as float32 is exact
+    assert share_of_teacher_forcing(model, settings) >= 79 / 80
 
 
 def test_gradients_reach_exactly_the_parts_of_a_task(model: OmniMamba) -> None:
