@@ -14,9 +14,13 @@ _received: str | None = None
 
 
 def listen() -> None:
-    """From now on the signals of `STOP` raise the flag; unhandled they would kill a process that still loads."""
+    """From now on the signals of `STOP` raise the flag; unhandled they would kill a process that still loads.
+
+    One that came before, when this process was started with them blocked (slurm/lib.sh), raises it now.
+    """
     for number in STOP:
         signal.signal(number, _note)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
 
 
 def received() -> str | None:

@@ -69,10 +69,12 @@ train() {
         "${each[@]}" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 "${PYTHON[@]}" -m pipelines.doctor check "${words[@]}" ||
             settle $?
     fi
-    # Signals wait for Python to listen. The shell has to be gone then (exec): many clusters signal a task's first
-    # process alone.
+    # Signals wait until Python listens: blocked, or where env is too old for that (before coreutils 8.31) ignored, and
+    # then lost. The shell has to be gone (exec): many clusters signal a task's first process alone.
     # shellcheck disable=SC2016 # the inner shell's own
-    "${each[@]}" bash -c 'trap "" USR1 USR2 TERM; exec "$@"' rank "${PYTHON[@]}" -m pipelines.train "${words[@]}" &
+    "${each[@]}" bash -c 'hold=(env --block-signal=USR1,USR2,TERM)
+        "${hold[@]}" true 2>/dev/null || { hold=() && trap "" USR1 USR2 TERM; }
+        exec "${hold[@]}" "$@"' rank "${PYTHON[@]}" -m pipelines.train "${words[@]}" &
     local srun=$! code=0
     # Whatever reaches the batch shell goes on to the ranks as USR1: TERM would make srun kill them.
     trap 'say "told to stop"; kill -USR1 '"$srun" USR1 USR2 TERM

@@ -28,6 +28,19 @@ def test_a_signal_raises_a_flag_and_nothing_else(number: signal.Signals) -> None
     assert signals.received() == number.name  # what came first is the reason
 
 
+def test_a_signal_before_anybody_listens_is_kept_where_it_is_blocked() -> None:
+    code = "input('up'); from modules import signals; signals.listen(); print(signals.received())"
+    process = subprocess.Popen(
+        ["env", "--block-signal=USR1,USR2,TERM", sys.executable, "-uc", code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.read(2) == "up"
+    process.send_signal(signal.SIGUSR1)
+    said, _ = process.communicate("\n", timeout=60)
+    assert said.split() == ["SIGUSR1"]
+
+
 def test_workers_do_not_hear_what_is_meant_for_their_parent() -> None:
     signals.ignore()
     for number in signals.STOP:
