@@ -159,10 +159,11 @@ def test_what_only_the_user_can_mend_is_not_started_again(jobs: Jobs, stand_in: 
 STOPS_WHEN_TOLD = f"""
 [ ! -e "$run/told" ] || {{ {COMPLETES}; exit 0; }}
 exec {sys.executable} -S - "$run" <<'END'
-# Python, as the training is: a shell cannot listen to what its parent ignored
+# Python, as the training is: a shell cannot listen to what its parent blocked
 import os, pathlib, signal, sys, time
 run, told = pathlib.Path(sys.argv[1]), []
 signal.signal(signal.SIGUSR1, lambda number, frame: told.append(number))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1, signal.SIGTERM])
 (run / "running").touch()
 while not told:
     time.sleep(0.05)
