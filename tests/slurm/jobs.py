@@ -71,8 +71,9 @@ class Job:
         """Send a signal to its ranks, or with ``--batch`` to its script."""
         self.jobs.cluster.run("scancel", *how, f"--signal={name}", self.id)
 
-    def release(self) -> None:
-        """Start the requeued job without Slurm's two minutes of delay."""
+    def release(self, restarts: int = 1) -> None:
+        """Start the job without Slurm's two minutes of delay, once it was requeued so many times at least."""
+        self.jobs.cluster.until(lambda: self.restarts >= restarts or self.state in ENDED, f"requeue {restarts}")
         self.wait("PENDING")
         time.sleep(2.1)  # in the second of the requeue Slurm would revoke the job's credential
         self.jobs.cluster.run("scontrol", "update", f"JobId={self.id}", "StartTime=now")

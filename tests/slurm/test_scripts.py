@@ -140,9 +140,8 @@ def test_failures_with_progress_are_started_again_up_to_a_limit(jobs: Jobs, stan
     calls = stand_in(f'{LEADER}mkdir -p "$run/checkpoints/step-$((SLURM_RESTART_COUNT + 1))"; exit 7')
     jobs.environment["MAX_FAILURES"] = "2"
     job = jobs.submit("stage2.sh", *finished_stage_1(jobs))
-    for _ in range(2):
-        job.release()
-        job.wait("RUNNING", "FAILED")
+    for number in (1, 2):
+        job.release(number)
     job.wait("FAILED")
     assert "failed more than 2 times" in job.log
     assert len(started(calls)) == 3
@@ -201,9 +200,8 @@ def test_being_told_to_stop_at_one_step_again_and_again_ends(jobs: Jobs, stand_i
     """A time limit below the time of the warning would otherwise start the job for ever."""
     calls = stand_in(f'{LEADER}echo 7 >"$run/PREEMPTED"; exit 75')
     job = jobs.submit("stage2.sh", *finished_stage_1(jobs))
-    for _ in range(2):
-        job.release()
-        job.wait("RUNNING", "FAILED")
+    for number in (1, 2):
+        job.release(number)
     job.wait("FAILED")
     assert "told to stop at step 7, 3 times in a row" in job.log
     assert len(started(calls)) == 3
