@@ -73,7 +73,7 @@ class Job:
 
     def release(self, restarts: int = 1) -> None:
         """Start the job without Slurm's two minutes of delay, once it was requeued so many times at least."""
-        self.jobs.cluster.until(lambda: self.restarts >= restarts or self.state in ENDED, f"requeue {restarts}")
+        self.jobs.cluster.until(lambda: self.restarts >= restarts or self.state in ENDED, f"requeue {restarts}", 120)
         self.wait("PENDING")
         time.sleep(2.1)  # in the second of the requeue Slurm would revoke the job's credential
         self.jobs.cluster.run("scontrol", "update", f"JobId={self.id}", "StartTime=now")
