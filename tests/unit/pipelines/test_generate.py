@@ -125,4 +125,6 @@ def test_an_answer_takes_the_room_that_the_model_has(
         capsys.readouterr().err
     )
     assert call(monkeypatch, run_folder, "describe", tmp_path / "red.png", question * 9) == 2
-    assert "exceeds model.mmu_positions=200; shorten the text" in capsys.readouterr().err
+    assert (
+        "leaves no room for an answer in the model's 200 MMU positions; shorten the question" in capsys.readouterr().err
+    )
