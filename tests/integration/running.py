@@ -41,13 +41,6 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def wandb_entries(segment: Path) -> list[dict[str, Any]]:
-    """All that an offline attempt wrote down for W&B."""
-    tool = Path(sys.executable).with_name("wandb")
-    read = subprocess.run([tool, "leet", "inspect", "--json", segment], capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in read.stdout.splitlines()]
-
-
 def losses(folder: Path) -> list[dict[str, Any]]:
     """What was logged at each step, without what may differ from run to run."""
     return [

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from callbacks.tracking import read_metrics
 from modules.checkpoints import STATE, checkpoint_id, find_checkpoint, latest_valid, problem, read_state
 from modules.files import step_name
+from tests.disks import mounted
 
 from .running import (
     ENVIRONMENT,
@@ -186,16 +187,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(
 @pytest.fixture
 def disk(whole: Path, tmp_path: Path) -> Iterator[Path]:
     """A disk with room for one checkpoint and half of another."""
-    place = tmp_path / "disk"
-    place.mkdir()
     size = (whole / "checkpoints" / step_name(STEPS) / STATE).stat().st_size * 3 // 2 + 2**20
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk here")
-    try:
+    with mounted(tmp_path / "disk", size) as place:
         yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def test_training_goes_on_beside_a_full_disk_and_needs_room_at_its_end(whole: Path, train: Train, disk: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from callbacks.tracking import read_metrics
 from modules.checkpoints import problem
+from tests.wandb_files import wandb_entries
 
 from .running import (
     ENVIRONMENT,
@@ -21,7 +22,6 @@ from .running import (
     keys_of_steps,
     lines,
     losses,
-    wandb_entries,
     weights,
 )
 

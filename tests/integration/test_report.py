@@ -1,11 +1,11 @@
 """A run that was killed and requeued three times: one W&B history, and a report that shows the restarts."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 from callbacks.tracking import read_metrics
+from tests.wandb_files import wandb_history
 
 from .running import ENVIRONMENT, LENGTH, NO_EVALUATION, ROOT, STEPS, UNIFIED, command, kill_after, lines
 
@@ -29,12 +29,7 @@ def test_a_run_killed_and_requeued_three_times_reads_back_as_one_history(small: 
 
     verb("sync", str(folder), "--offline")
     [merged] = (folder / "wandb_merged" / "wandb").glob("offline-run-*")
-    read = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(merged)]
-    found = [
-        json.loads(line)
-        for line in subprocess.run(read, cwd=tmp_path, capture_output=True, check=True).stdout.splitlines()
-    ]
-    history = [record["history"]["item"] for record in found if record["type"] == "history"]
+    history = wandb_history(merged)
     assert [row["step"] for row in history] == list(range(1, STEPS + 1))
     attempts = [row["attempt"] for row in history]
     assert attempts == sorted(attempts)

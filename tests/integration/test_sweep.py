@@ -15,6 +15,7 @@ from wandb.wandb_agent import Agent
 from callbacks.tracking import read_metrics
 from pipelines.sweep_file import read_sweep
 from tests.unit.pipelines.sweeps import SWEEPS, needs_engine
+from tests.wandb_files import wandb_entries
 
 from .running import ENVIRONMENT, NO_EVALUATION, ROOT, UNIFIED, Train, command, lines
 
@@ -117,9 +118,7 @@ def test_a_trial_of_an_agent_is_one_run_of_the_agents_id(train: Train, small: li
     assert ranks == {(0, 1, 2), (1, 1, 2)}
     [offline] = tmp_path.rglob("offline-run-*")
     assert offline.name.endswith("-trial1")
-    tool = Path(sys.executable).with_name("wandb")
-    shown = subprocess.run([tool, "leet", "inspect", "--json", offline], capture_output=True, text=True, check=True)
-    [record] = [entry["run"] for line in shown.stdout.splitlines() if (entry := json.loads(line))["type"] == "run"]
+    [record] = [entry["run"] for entry in wandb_entries(offline) if entry["type"] == "run"]
     assert (record["run_id"], record["sweep_id"], record["project"]) == ("trial1", "abc", "paper")
 
 

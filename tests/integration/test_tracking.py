@@ -10,6 +10,7 @@ import pytest
 
 from callbacks.tracking import read_metrics
 from tests.servers import silent_server
+from tests.wandb_files import wandb_entries
 
 from .running import (
     ENVIRONMENT,
@@ -22,7 +23,6 @@ from .running import (
     command,
     kill_after,
     lines,
-    wandb_entries,
 )
 
 PLANTED = "planted" + "7Hq2" * 9

@@ -21,6 +21,7 @@ from PIL import Image
 from callbacks import wandb_run
 from callbacks.tracking import METRICS, Tracker, TrackingConfig, _checkpoint, read_metrics
 from tests.servers import silent_server
+from tests.wandb_files import wandb_entries, wandb_history
 
 MakeTracker = Callable[..., Tracker]
 Mode = Literal["auto", "online", "offline", "disabled"]
@@ -50,13 +51,6 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> It
 def said() -> list[str]:
     """What the user is told."""
     return []
-
-
-def history(segment: Path) -> list[dict[str, Any]]:
-    """All entries of an offline run."""
-    tool = Path(sys.executable).with_name("wandb")
-    done = subprocess.run([tool, "leet", "inspect", "--json", segment], capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -104,7 +98,7 @@ def test_w_and_b_learns_how_a_run_ended(
 ) -> None:
     make("offline").close(**ended)
     [folder] = (tmp_path / "wandb").glob("offline-run-*-abcdef")
-    found = [(entry["type"], entry[entry["type"]]) for entry in history(folder)]
+    found = [(entry["type"], entry[entry["type"]]) for entry in wandb_entries(folder)]
     assert [(kind, what) for kind, what in found if kind in ("preempting", "exit")] == entries
 
 
@@ -148,7 +142,7 @@ def test_an_offline_run_can_be_read_back(make: MakeTracker, tmp_path: Path) -> N
     tracker.log_files("pope-step-000000020", "eval_predictions", tmp_path / "records")
     log_everything(tracker)
     [folder] = (tmp_path / "wandb").glob("offline-run-*-abcdef")
-    entries = history(folder)
+    entries = wandb_entries(folder)
     [run] = [entry["run"] for entry in entries if entry["type"] == "run"]
     assert (run["display_name"], run["project"], run["run_id"]) == ("tiny", "omnimamba", "abcdef")
     assert run["config"]["update"]["optim"] == {"lr": 0.5}
@@ -292,7 +286,7 @@ def test_a_server_that_never_answers_holds_nothing_up(
     assert f"kept offline in {tmp_path / 'wandb'}; `python -m pipelines.report sync {tmp_path}`" in warning
     assert said == []
     [segment] = (tmp_path / "wandb").glob("offline-run-*-abcdef")
-    items = [entry["history"]["item"] for entry in history(segment) if entry["type"] == "history"]
+    items = [entry["history"]["item"] for entry in wandb_entries(segment) if entry["type"] == "history"]
     assert [row["step"] for row in items] == list(range(1, 501))  # what was logged meanwhile is there too
 
 
@@ -412,9 +406,7 @@ def test_killed_three_times_the_segments_hold_every_row(tmp_path: Path) -> None:
         *((step, 3) for step in range(7, 13)),
     ]
     segments = sorted((tmp_path / "wandb").glob("offline-run-*-abcdef"))
-    items = [
-        [entry["history"]["item"] for entry in history(segment) if entry["type"] == "history"] for segment in segments
-    ]
+    items = [wandb_history(segment) for segment in segments]
     assert [[(row["step"], row["attempt"]) for row in rows] for rows in items] == [
         [(step, attempt) for step in range(first, last + 1)]
         for attempt, (first, last) in enumerate([(1, 4), (5, 9), (7, 12)], start=1)
@@ -430,7 +422,7 @@ def test_checkpoints_and_what_they_came_from_are_artifacts(make: MakeTracker, tm
     tracker.log_checkpoint("step-000000020", manifest, ["earlier step-000000010 1234"])
     tracker.close()
     [segment] = (tmp_path / "wandb").glob("offline-run-*-abcdef")
-    artifacts = [entry["artifact"] for entry in history(segment) if entry["type"] == "artifact"]
+    artifacts = [entry["artifact"] for entry in wandb_entries(segment) if entry["type"] == "artifact"]
     assert [(each["type"], each["name"]) for each in artifacts] == [
         ("provenance", "abcdef-provenance"),
         ("checkpoint", "abcdef-checkpoint"),

@@ -15,6 +15,7 @@ import torch
 from modules.checkpoint_writing import snapshot, stored_bytes, write_checkpoint
 from modules.checkpoints import STATE, CheckpointError, latest_valid, problem, read_state
 from modules.files import step_name
+from tests.disks import mounted
 
 STATE_4 = {"state_dict": {"a": torch.arange(200_000.0)}, "global_step": 4}
 
@@ -55,15 +56,8 @@ def test_too_little_room_is_seen_before_anything_is_written(tmp_path: Path, monk
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 2 MiB: room for two states of 0.8 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk here; the test by a limit of the file size takes its place")
-    try:
+    with mounted(tmp_path / "disk", 2**21) as place:
         yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_disk_that_fills_up_meanwhile_keeps_the_older_checkpoint(

@@ -3,8 +3,6 @@
 import fcntl
 import gzip
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,19 +13,9 @@ import pytest
 
 from pipelines.console import USER_ERRORS
 from pipelines.report_sync import sync_run
+from tests.wandb_files import wandb_entries, wandb_history
 
 from .reporting import add_results, add_samples, make_run, result, write_json, write_lines
-
-
-def records(merged: Path) -> list[dict[str, Any]]:
-    """All that the W&B run holds."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(merged)]
-    done = subprocess.run(command, cwd=merged, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def history(merged: Path) -> list[dict[str, Any]]:
-    return [record["history"]["item"] for record in records(merged) if record["type"] == "history"]
 
 
 def log(run: Path, *rows: tuple[int, int, dict[str, float | None]]) -> None:
@@ -43,22 +31,22 @@ def test_attempts_become_one_history_without_gaps_or_doubles(tmp_path: Path) -> 
     logged += [(3, step, {"a": 3.0}) for step in (5, 6, 7)]
     log(run, *logged)
     merged = sync_run(run, offline=True)
-    found = [(row["step"], row["attempt"], row["a"]) for row in history(merged)]
+    found = [(row["step"], row["attempt"], row["a"]) for row in wandb_history(merged)]
     assert found == [(1, 1, 1), (2, 1, 1), (3, 2, 2), (4, 2, 2), (5, 3, 3), (6, 3, 3), (7, 3, 3)]
-    assert [row["_step"] for row in history(merged)] == list(range(7))
+    assert [row["_step"] for row in wandb_history(merged)] == list(range(7))
 
 
 def test_what_was_logged_at_one_step_is_one_row_with_the_time_it_was_logged_at(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     log(run, (1, 5, {"a": 1.0}), (1, 5, {"b": 2.0}), (1, 6, {"a": None}))
-    one, two = history(sync_run(run, offline=True))
+    one, two = wandb_history(sync_run(run, offline=True))
     assert (one["a"], one["b"], one["_timestamp"]) == (1, 2, 1e9 + 1)
     assert (two["step"], two["_timestamp"]) == (6, 1e9 + 2)
     assert "a" not in two
 
 
 def test_the_run_has_its_id_name_configuration_and_axis(tmp_path: Path) -> None:
-    found = records(sync_run(make_run(tmp_path / "run", name="mine"), offline=True))
+    found = wandb_entries(sync_run(make_run(tmp_path / "run", name="mine"), offline=True))
     [run] = [record["run"] for record in found if record["type"] == "run"]
     assert (run["run_id"], run["display_name"], run["project"]) == ("run1", "mine", "omnimamba")
     assert run["config"]["update"]["optim"] == {"lr": 0.25}
@@ -74,9 +62,9 @@ def test_pictures_and_answers_are_in_it(tmp_path: Path) -> None:
     row = {"sample_id": "1", "split": "random", "question": "Is it?", "prompt": "p", "raw": "Yes", "gold": "yes"}
     write_lines(run / "records/step-000000006/pope/rank0.jsonl", [row])
     merged = sync_run(run, offline=True)
-    kept = [record["artifact"] for record in records(merged) if record["type"] == "artifact"]
+    kept = [record["artifact"] for record in wandb_entries(merged) if record["type"] == "artifact"]
     assert [one["name"] for one in kept if one["type"] == "eval_predictions"] == ["run1-pope-step-000000006"]
-    rows = {row["step"]: row for row in history(merged)}
+    rows = {row["step"]: row for row in wandb_history(merged)}
     assert sorted(rows) == [1, 2, 3, 4, 5, 6, 9]
     assert (rows[6]["eval/samples.count"], rows[9]["eval/samples.count"]) == (2, 1)
     assert rows[6]["eval/samples.captions"] == ["a red circle", "a blue square"]
@@ -90,7 +78,7 @@ def test_it_is_made_anew_every_time(tmp_path: Path) -> None:
     sync_run(run, offline=True)
     merged = sync_run(run, offline=True)
     assert list(merged.parent.glob("offline-run-*")) == [merged]
-    assert len(history(merged)) == 6
+    assert len(wandb_history(merged)) == 6
 
 
 def test_a_run_that_is_training_is_left_alone(tmp_path: Path) -> None:
