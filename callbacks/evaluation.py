@@ -204,6 +204,7 @@ class EvaluationCallback(pl.Callback):
         """
         if trainer.global_step < trainer.max_steps:
             return
+        module.to(trainer.strategy.root_device)  # by now Lightning has moved it to the CPU
         if self.config.at_end:
             self._evaluate(self.measure, trainer, module)
         self._step = trainer.global_step

@@ -38,8 +38,14 @@ class Kernels:
 
 
 def choose_deterministic() -> None:
-    """Have both packages sum in a fixed order. To be called before `load`: mamba_ssm chooses when it is imported."""
-    os.environ.update(MAMBA_DETERMINISTIC="1", CAUSAL_CONV1D_DETERMINISTIC="1")
+    """Have both packages sum in a fixed order. To be called before `load`: mamba_ssm chooses when it is imported.
+
+    Where Triton keeps its timings, mamba_ssm takes the fastest configurations even so: others on another machine, or
+    after two processes that timed at once, and with them another order of sums. Without timings it takes the smallest
+    blocks, or those of the sizes that it is told: 64 x 64 are the faster ones (docs/experiments.md).
+    """
+    os.environ.update(MAMBA_DETERMINISTIC="1", CAUSAL_CONV1D_DETERMINISTIC="1", TRITON_CACHE_AUTOTUNING="0")
+    os.environ.update(TRITON_AUTOTUNE_BLOCK_SIZE_M="64", TRITON_AUTOTUNE_BLOCK_SIZE_N="64")
 
 
 @cache

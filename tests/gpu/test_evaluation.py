@@ -1,7 +1,6 @@
 """Measures on a GPU: features as on a CPU, and the clock of the speed measure."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -14,8 +13,7 @@ from modules.files import sha256
 from modules.metrics.networks import load_network
 from modules.metrics.protocols import PROTOCOLS
 from modules.omnimamba.llamagen import exactly
-from pipelines.config import load
-from pipelines.scenes import prepare_scenes
+from tests.gpu.running import COMMON, Trainings
 from tests.integration.running import ROOT, UNIFIED, command
 
 if not torch.cuda.is_available():
@@ -48,32 +46,20 @@ def test_marks_lie_on_the_gpus_time_axis() -> None:
     assert work > nothing >= 0
 
 
-def test_speed_of_a_run(tmp_path: Path) -> None:
-    data = [f"scenes.folder={tmp_path / 'scenes'}", "scenes.images=80", "scenes.val_images=4", "scenes.patch_size=8"]
-    config = load(ROOT / UNIFIED, data).scenes
-    assert config is not None
-    prepare_scenes(config, say=lambda _: None)
-    others = [f"evaluation.{task}=null" for task in ("pope", "gqa", "samples")]
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+def test_a_run_is_evaluated_at_its_end(strategy: str, trainings: Trainings, tmp_path: Path) -> None:
+    """In deterministic mode, which refuses operations whose order of sums is not fixed."""
     words = [
-        *others,
-        "evaluation.speed={batch: 2, warmup: 1, batches: 3}",
-        "evaluation.fid.n=4",
-        "model.image_tokens=64",
+        *(*COMMON, trainings.data, f"hardware.strategy={strategy}", "trainer.max_steps=1", f"run.dir={tmp_path}"),
+        *("evaluation.speed={batch: 2, warmup: 1, batches: 3}", "evaluation.fail_fast=true"),
+        *("evaluation.pope.limit=4", "evaluation.gqa.limit=4", "evaluation.fid.n=4", "evaluation.samples.n=2"),
     ]
-    words += [
-        "hardware.accelerator=gpu",
-        "trainer.max_steps=1",
-        "trainer.deterministic=true",  # which refuses operations whose order of sums is not fixed
-        "tracking.wandb=disabled",
-        f"run.dir={tmp_path / 'run'}",
-    ]
-    done = subprocess.run(
-        command(UNIFIED, *data, *words), cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(command(UNIFIED, *words), cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    results = json.loads((tmp_path / "run" / "records" / "step-000000001" / "results.json").read_text())
-    metrics = results["speed_mini"]["metrics"]
-    assert min(metrics[key] for key in ("img_per_s", "prefill_s", "tokens_s", "vq_s", "peak_mem")) > 0
-    assert metrics["peak_mem/reserved"] >= metrics["peak_mem"]
-    assert results["speed_mini"]["protocol"]["device"] == torch.cuda.get_device_name()
+    results = json.loads((tmp_path / "records" / "step-000000001" / "results.json").read_text())
+    speed = results["speed_mini"]
+    assert min(speed["metrics"][key] for key in ("img_per_s", "prefill_s", "tokens_s", "vq_s", "peak_mem")) > 0
+    assert speed["metrics"]["peak_mem/reserved"] >= speed["metrics"]["peak_mem"]
+    assert speed["protocol"]["device"] == torch.cuda.get_device_name()
     assert "fd_4" in results["fd_pool"]["metrics"]
+    assert len(results) == 5, sorted(results)

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -32,6 +33,7 @@ from callbacks.evaluation import (
 )
 from callbacks.measure import Measure, Result
 from callbacks.records import Record
+from callbacks.tracking import Tracker
 from modules import signals
 
 Make = Callable[..., EvaluationContext]
@@ -234,6 +236,21 @@ def test_the_end_of_a_run_cut_short_is_not_the_end(tmp_path: Path, make_context:
     probe = Probe()
     train(tmp_path, make_context, [(probe, EvaluationConfig())], extra=[StopAt()])
     assert probe.steps == []
+
+
+def test_the_end_is_evaluated_on_the_device_of_training(tmp_path: Path, make_context: Make) -> None:
+    """A device without storage stands in for a GPU; Lightning has moved the module away from it."""
+    found = list[str]()
+
+    def context(trainer: pl.Trainer, module: pl.LightningModule) -> EvaluationContext:
+        found.append(next(module.parameters()).device.type)
+        return make_context(folder=tmp_path)
+
+    callback = EvaluationCallback(Probe(), cast(Tracker, Log()), EvaluationConfig(), context)
+    strategy = SimpleNamespace(root_device=torch.device("meta"))
+    trainer = SimpleNamespace(global_step=6, max_steps=6, should_stop=False, strategy=strategy)
+    callback.on_fit_end(cast(pl.Trainer, trainer), Dropped())
+    assert found == ["meta"]
 
 
 class Interrupted(Probe):

@@ -11,6 +11,7 @@ from typing import IO
 import pytest
 import torch
 
+from modules.omnimamba.kernels import choose_deterministic
 from pipelines import warmup
 from pipelines.config import HardwareConfig
 from pipelines.warmup import one_first, run_block, use_kernel_cache
@@ -68,6 +69,17 @@ def test_the_cache_is_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.
     assert use_kernel_cache(HardwareConfig(kernel_cache=str(tmp_path / "ours"))) == tmp_path / "ours"
     assert (os.environ["TRITON_CACHE_DIR"], os.environ["TRITON_CACHE_AUTOTUNING"]) == (str(tmp_path / "ours"), "1")
     assert (tmp_path / "ours").is_dir()
+
+
+def test_deterministic_kernels_do_not_come_from_timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment says: where timings are kept, mamba_ssm chooses by them in deterministic mode too."""
+    for name in ("TRITON_CACHE_DIR", "CAUSAL_CONV1D_DETERMINISTIC", "MAMBA_DETERMINISTIC"):
+        monkeypatch.setenv(name, "0")
+    for name in ("TRITON_CACHE_AUTOTUNING", "TRITON_AUTOTUNE_BLOCK_SIZE_M", "TRITON_AUTOTUNE_BLOCK_SIZE_N"):
+        monkeypatch.setenv(name, "1")
+    choose_deterministic()
+    use_kernel_cache(HardwareConfig(kernel_cache=str(tmp_path)))
+    assert (os.environ["MAMBA_DETERMINISTIC"], os.environ["TRITON_CACHE_AUTOTUNING"]) == ("1", "0")
 
 
 def test_a_block_runs_without_touching_the_random_numbers() -> None:
