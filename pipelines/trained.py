@@ -79,7 +79,8 @@ def load_trained(path: Path, overrides: Sequence[str] = ()) -> Trained:
         ValueError: they do not fit the configuration.
     """
     config = trained_config(path, overrides)
-    check_hardware(replace(config.hardware, devices=1, threads=0))  # nor has it the cores of the run's machine
+    here = replace(config.hardware, devices=1, threads=0)  # nor has it the cores of the run's machine
+    check_hardware(here, deterministic=config.trainer.deterministic)
     model = OmniMamba(config.model)
     model.compute = COMPUTE[config.trainer.precision]
     step, origin = _fill(model, path, config)
