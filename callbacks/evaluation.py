@@ -30,6 +30,7 @@ from callbacks.samples import Samples, SamplesConfig
 from callbacks.speed import Speed, SpeedConfig
 from callbacks.tracking import Tracker
 from callbacks.vqav2 import VqaV2, VqaV2Config
+from modules.checkpoints import CheckpointError
 from modules.files import step_name
 
 __all__ = [
@@ -222,12 +223,15 @@ class EvaluationCallback(pl.Callback):
             return
         self._evaluated.add((step, name))
         try:
-            self._run(measure, self.make_context(trainer, module))
+            context = on_all_ranks(lambda: self.make_context(trainer, module))
+            self._run(measure, context)
         except EvaluationStoppedError:  # on all ranks: what is there is kept, and the resumed run makes the rest
             trainer.should_stop = True
         except OutOfTimeError as late:
             log.warning("%s at step %d is left unfinished: %s", name, step, late)
             self.tracker.log(step, {f"{self._prefix(measure)}/unfinished": 1})
+        except CheckpointError:  # a save's: whether training goes on beside it is checkpoint.on_error's to say
+            raise
         except Exception:  # whatever went wrong in a measure, a run of days is worth more than it
             if self.config.fail_fast:
                 raise

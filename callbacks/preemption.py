@@ -1,5 +1,6 @@
 """Stops a run in order when a signal asks for it: all ranks after the same step, which is then saved."""
 
+from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,7 +22,9 @@ class Preemption(pl.Callback):
     place to stop at, and all ranks read the same answer. The price is one step more after a signal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: timedelta) -> None:
+        """``timeout`` is the longest that one rank waits for another."""
+        self._timeout = timeout
         self._group: dist.ProcessGroup | None = None
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._pending: dist.Work | None = None
@@ -33,7 +36,7 @@ class Preemption(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Stop before the first step if a signal came while the run was loading."""
         if trainer.world_size > 1:
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(backend="gloo", timeout=self._timeout)
             self._hand_in()
         if self._asked():
             trainer.should_stop = True

@@ -194,7 +194,7 @@ class MixedDataModule(pl.LightningDataModule):
             sampler=_PlanSampler(self),
             num_workers=workers,
             collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             prefetch_factor=2 if workers else None,
             worker_init_fn=_start_worker if workers else None,
         )

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.nn import functional as F
 
 from modules.omnimamba.model import OmniMamba
@@ -86,6 +87,14 @@ class ZeroStrategy(DeepSpeedStrategy):
         # as Lightning does for DDP: without it gloo's threads abort the process at its end
         atexit.register(_leave_process_group)
 
+    def init_deepspeed(self) -> None:
+        """DeepSpeed's engine, whose own process group waits no shorter than the one that it is made from."""
+        super().init_deepspeed()
+        from deepspeed.utils import groups
+
+        assert self._timeout is not None
+        _set_pg_timeout(self._timeout, groups._get_data_parallel_group())
+
     def gradient_norm(self) -> float:
         """Norm of the whole gradient of the last step, before clipping."""
         norm = self.deepspeed_engine.get_global_grad_norm()
@@ -105,15 +114,16 @@ class ZeroStrategy(DeepSpeedStrategy):
         return copy.to(self.root_device).train(model.training)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """All weights, whole, on the CPU; ZeRO 3 gathers them (a collective call)."""
+        """All weights, whole; ZeRO 3 gathers them (a collective call) on rank 0's CPU, other ranks have none."""
         assert self.lightning_module is not None
         if self.stage < 3:
             return self.lightning_module.state_dict()
         with self._gathered(list(self.lightning_module.parameters()), modify=False):
-            return {name: value.cpu().clone() for name, value in self.lightning_module.state_dict().items()}
+            weights = self.lightning_module.state_dict() if self.is_global_zero else {}
+            return {name: value.to("cpu", copy=True) for name, value in weights.items()}
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The state as plain AdamW would have it, whole, on the CPU (a collective call)."""
+        """The state as plain AdamW would have it (a collective call): moments are whole, and on rank 0's CPU alone."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         if self.stage < 3:
@@ -122,9 +132,11 @@ class ZeroStrategy(DeepSpeedStrategy):
         step = next(iter(inner.state.values()))["step"]
         state: dict[int, dict[str, Tensor]] = {}
         for number, parameter in enumerate(self._trained()):
-            moments = {key: safe_get_full_optimizer_state(parameter, key).cpu() for key in MOMENTS}
-            # one tensor each: plain AdamW counts every one of them up
-            state[number] = {"step": torch.tensor(float(step)), **moments}
+            whole = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+            if self.is_global_zero:  # a node has memory for one copy, not for one of each rank
+                moments = {key: value.cpu() for key, value in whole.items()}
+                # one tensor each: plain AdamW counts every one of them up
+                state[number] = {"step": torch.tensor(float(step)), **moments}
         return {"state": state, "param_groups": self._plain_groups()}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:

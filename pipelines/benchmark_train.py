@@ -28,6 +28,7 @@ from modules.optim import OptimConfig
 from modules.stages import STAGES, StageConfig
 from pipelines.compose import COMPUTE, build_strategy, check_hardware
 from pipelines.config import HardwareConfig
+from pipelines.warmup import take_gpu
 
 PUBLISHED_VISION = VisionConfig(kind="features", given_patches=729, given_width=2176)
 
@@ -161,7 +162,7 @@ def _ours(config: TrainBenchmarkConfig) -> Measured:
         torch.cuda.reset_peak_memory_stats()
     stage_class = STAGES[config.stage]
     counts, tasks = config.micro_batch, stage_class.tasks
-    with torch.device("cuda" if config.hardware.accelerator == "gpu" else "cpu"):
+    with take_gpu() if config.hardware.accelerator == "gpu" else torch.device("cpu"):
         model = OmniMamba(config.model)
     initialise(model, 0)
     model.compute = COMPUTE[config.precision]

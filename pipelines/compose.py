@@ -241,7 +241,7 @@ def build_callbacks(
     if config.data.log_samples:
         callbacks.append(SampleLog(config.folder, tracker.attempt))
     callbacks.append(saving)
-    callbacks.append(Preemption())
+    callbacks.append(Preemption(timedelta(minutes=config.hardware.timeout_minutes)))
     context = _evaluation_context(config, tokenizer, vq, saving)
     callbacks += [
         EvaluationCallback(measure, tracker, config.evaluation, context, mini=mini)

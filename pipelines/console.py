@@ -47,18 +47,41 @@ def run_verb(main: Callable[[], None]) -> NoReturn:
     sys.excepthook = _show_fault
     try:
         main()
+    except SystemExit as stop:
+        _leave(stop.code)
     except USER_ERRORS as error:
         print(f"error: {redact(str(error))}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        _leave(2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(f"error: {error}: make room, and start the same command again", file=sys.stderr, flush=True)
-        sys.exit(2)
+        _leave(2)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED)
-    sys.exit(0)
+        _leave(INTERRUPTED)
+    _leave(0)
+
+
+def _leave(code: str | int | None) -> NoReturn:
+    """End the process as Python would, by a number or a message; see `_leave_others`."""
+    if isinstance(code, int) and code not in (0, PREEMPTED):
+        _leave_others(code)
+    sys.exit(code)
+
+
+def _leave_others(code: int) -> None:
+    """Let a rank that fails end at once.
+
+    In an orderly end NCCL waits for the other ranks, who wait for this one: none would end before a timeout, and
+    neither srun nor torchrun would see that one has failed.
+    """
+    distributed = sys.modules.get("torch.distributed")  # not loaded for its own sake
+    if distributed is not None and distributed.is_initialized():
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 class _Redacted(logging.Formatter):
@@ -68,3 +91,4 @@ class _Redacted(logging.Formatter):
 
 def _show_fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="", flush=True)
+    _leave_others(1)

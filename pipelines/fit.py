@@ -1,6 +1,8 @@
 """Training as a few builds and a fit."""
 
 import logging
+import subprocess
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -9,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.tracking import Tracker
@@ -40,6 +43,8 @@ from pipelines.progress import TrainingProgress
 from pipelines.ranks import join
 from pipelines.runfolder import COMPLETE, PROVENANCE, RunFolder, open_run
 from pipelines.warmup import use_kernel_cache, warm_up
+
+GRACE_SECONDS = 10.0
 
 
 def fit(config: RunConfig) -> Path:
@@ -120,6 +125,9 @@ def _train(
                 f"stopped at step {trainer.global_step}; start the same command again to go on from the last checkpoint"
             )
         raise SystemExit(INTERRUPTED) from stop
+    except Exception:
+        end_children(trainer, GRACE_SECONDS)
+        raise
     finally:
         progress.close()
         tracker.close(code, preempted=code == PREEMPTED)
@@ -164,6 +172,21 @@ def _run(run: RunFolder, leader: bool, trainer: pl.Trainer, stage: StageModule, 
     if leader:
         run.finish(trainer.global_step)
     return 0
+
+
+def end_children(trainer: pl.Trainer, grace: float) -> None:
+    """End the ranks that Lightning started from this process, which fails; they would wait for it until a timeout.
+
+    Those that fail for the same reason have ``grace`` seconds to say so.
+    """
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        deadline = time.monotonic() + grace
+        for process in launcher.procs:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _prepare_gpu(config: RunConfig, report: Callable[[str], None]) -> None:

@@ -10,11 +10,12 @@ import fcntl
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from modules.omnimamba.backbone import Block
+from modules.omnimamba.backbone import Backbone
 from modules.omnimamba.config import ModelConfig
 from pipelines.config import HardwareConfig
 
@@ -30,13 +31,20 @@ def use_kernel_cache(config: HardwareConfig) -> Path:
     return folder
 
 
+def take_gpu() -> torch.device:
+    """This process's GPU, from now on the current one: where Triton's tuning works, and whatever says just "cuda"."""
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
+    torch.cuda.set_device(device)
+    return device
+
+
 def warm_up(
     model: ModelConfig, positions: int, compute: torch.dtype, cache: Path, report: Callable[[str], None]
 ) -> None:
-    """Run one block of ``model`` forwards and backwards over a row of ``positions`` on this process's GPU."""
+    """Run a few blocks of ``model`` forwards and backwards over a row of ``positions`` on this process's GPU."""
     start = time.perf_counter()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
-    one_first(cache / LOCK, lambda: run_block(model, positions, compute, device))
+    device = take_gpu()
+    one_first(cache / LOCK, lambda: run_blocks(model, positions, compute, device))
     torch.cuda.empty_cache()
     report(f"kernels are ready after {time.perf_counter() - start:.0f} s; compiled ones are kept in {cache}")
 
@@ -52,16 +60,19 @@ def one_first(lock: Path, work: Callable[[], None]) -> None:
         work()
 
 
-def run_block(model: ModelConfig, positions: int, compute: torch.dtype, device: torch.device) -> None:
-    """One block's forward and backward pass over one row of random numbers, both tasks in it."""
+def run_blocks(model: ModelConfig, positions: int, compute: torch.dtype, device: torch.device) -> None:
+    """A forward and backward pass of blocks and final norm over one row of random numbers, both tasks in it.
+
+    Two blocks: the first one has no residual stream before it, the others do, and Triton tunes for each.
+    """
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.device(device):
-        block = Block(model)
-        for parameter in block.parameters():
+        backbone = Backbone(replace(model, n_layer=2))
+        for parameter in backbone.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
         x = torch.randn(1, positions, model.d_model, requires_grad=True)
         seq_idx = (torch.arange(positions, dtype=torch.int32) > positions // 2).int()[None]
         with torch.autocast(device.type, compute, enabled=compute != torch.float32):
-            added, residual = block(x.to(compute), None, (positions // 2, positions - positions // 2), seq_idx)
-            (added.float().sum() + residual.sum()).backward()
+            hidden = backbone(x.to(compute), (positions // 2, positions - positions // 2), seq_idx)
+            hidden.float().sum().backward()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -6,6 +6,7 @@ DeepSpeed compiles a small extension when it first runs on a CPU, which needs a 
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,35 @@ def test_evaluation_is_that_of_ddp_even_where_parameters_are_sharded(small: list
         found[strategy] = results["pope_style"]["metrics"]
         assert list((folder / "samples").rglob("*.png"))
     assert found["zero3"] == found["ddp"]
+
+
+PATIENT = """
+from datetime import timedelta
+import lightning.pytorch as pl, torch
+from deepspeed.utils import groups
+from torch.utils.data import DataLoader
+from modules.zero import ZeroStrategy
+
+class Module(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(4, 4)
+    def training_step(self, batch, i):
+        return self.net(batch).square().mean()
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters())
+
+strategy = ZeroStrategy(2, timeout=timedelta(minutes=7))
+trainer = pl.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, strategy=strategy)
+trainer.fit(Module(), DataLoader(torch.ones(4, 4)))
+group = groups._get_data_parallel_group()
+print(group._get_backend(torch.device("cpu")).options._timeout)
+"""
+
+
+def test_deepspeeds_own_group_waits_as_long_as_the_user_says() -> None:
+    """Not as long as torch gives a group without a word: over NCCL ten minutes."""
+    words = [sys.executable, "-c", PATIENT]
+    done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "0:07:00"

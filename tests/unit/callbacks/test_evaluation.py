@@ -3,6 +3,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +36,7 @@ from callbacks.measure import Measure, Result
 from callbacks.records import Record
 from callbacks.tracking import Tracker
 from modules import signals
+from modules.checkpoints import CheckpointError
 
 Make = Callable[..., EvaluationContext]
 
@@ -251,6 +253,24 @@ def test_the_end_is_evaluated_on_the_device_of_training(tmp_path: Path, make_con
     trainer = SimpleNamespace(global_step=6, max_steps=6, should_stop=False, strategy=strategy)
     callback.on_fit_end(cast(pl.Trainer, trainer), Dropped())
     assert found == ["meta"]
+
+
+@pytest.mark.parametrize(("error", "stops"), [(CheckpointError("no room"), True), (RuntimeError("no memory"), False)])
+def test_a_save_that_failed_says_for_itself_whether_training_goes_on(
+    tmp_path: Path, make_context: Make, error: Exception, stops: bool
+) -> None:
+    """Before an evaluation the checkpoint of its step is waited for."""
+
+    def context(trainer: pl.Trainer, module: pl.LightningModule) -> EvaluationContext:
+        raise error
+
+    log = Log()
+    callback = EvaluationCallback(Probe(), cast(Tracker, log), EvaluationConfig(), context)
+    trainer = SimpleNamespace(global_step=6, max_steps=6, should_stop=False)
+    trainer.strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    with pytest.raises(CheckpointError) if stops else nullcontext():
+        callback.on_fit_end(cast(pl.Trainer, trainer), Dropped())
+    assert log.rows == ([] if stops else [(6, {"eval/probe_style/error": 1})])
 
 
 class Interrupted(Probe):

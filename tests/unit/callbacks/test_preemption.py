@@ -1,6 +1,7 @@
 """One process; what several agree on is tested in tests/integration/test_preemption.py and tests/slurm."""
 
 import signal
+from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
@@ -46,7 +47,7 @@ def train(watcher: Signalled, accumulate: int = 1) -> pl.Trainer:
         accelerator="cpu",
         max_steps=6,
         accumulate_grad_batches=accumulate,
-        callbacks=[watcher, Preemption()],
+        callbacks=[watcher, Preemption(timedelta(minutes=1))],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

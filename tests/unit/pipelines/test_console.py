@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -25,6 +27,43 @@ def test_a_full_disk_is_a_message(number: int, capsys: pytest.CaptureFixture[str
 def test_another_failure_of_the_system_keeps_its_traceback() -> None:
     with pytest.raises(OSError, match="Input/output error"):
         run_verb(lambda: failing(OSError(errno.EIO, os.strerror(errno.EIO))))
+
+
+RANK = """
+import atexit, sys, time
+import torch.distributed as dist
+from pipelines.console import run_verb
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+atexit.register(lambda: (print("waits for the others", flush=True), time.sleep(float(sys.argv[2]))))
+
+def main():
+    print("trains")
+    exec(sys.argv[1])
+
+run_verb(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "message"),
+    [
+        ("raise ValueError('the shard is damaged')", 2, "error: the shard is damaged"),
+        ("raise RuntimeError('out of memory')", 1, "RuntimeError: out of memory"),
+        ("raise SystemExit(130)", 130, ""),
+    ],
+)
+def test_a_rank_that_fails_does_not_wait_for_the_others(end: str, code: int, message: str) -> None:
+    words = [sys.executable, "-c", RANK, end, "1000"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, "trains\n")
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(("end", "code"), [("pass", 0), ("raise SystemExit(75)", 75)])
+def test_a_rank_that_does_well_leaves_with_the_others(end: str, code: int) -> None:
+    words = [sys.executable, "-c", RANK, end, "0"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, "trains\nwaits for the others\n")
 
 
 @pytest.mark.parametrize(("rank", "said"), [(None, 1), ("0", 1), ("1", 0)])

@@ -14,7 +14,7 @@ import torch
 from modules.omnimamba.kernels import choose_deterministic
 from pipelines import warmup
 from pipelines.config import HardwareConfig
-from pipelines.warmup import one_first, run_block, use_kernel_cache
+from pipelines.warmup import one_first, run_blocks, use_kernel_cache
 from tests.unit.modules.omnimamba.conftest import TINY
 
 
@@ -82,7 +82,7 @@ def test_deterministic_kernels_do_not_come_from_timings(tmp_path: Path, monkeypa
     assert (os.environ["MAMBA_DETERMINISTIC"], os.environ["TRITON_CACHE_AUTOTUNING"]) == ("1", "0")
 
 
-def test_a_block_runs_without_touching_the_random_numbers() -> None:
+def test_blocks_run_without_touching_the_random_numbers() -> None:
     before = torch.get_rng_state()
-    run_block(TINY, 30, torch.float32, torch.device("cpu"))
+    run_blocks(TINY, 30, torch.float32, torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), before)
