@@ -1,8 +1,6 @@
 """Training as a few builds and a fit."""
 
 import logging
-import subprocess
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,9 +9,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
+from callbacks.launched import LaunchedRanks
 from callbacks.tracking import Tracker
 from datamodules.mixed import MixedDataModule
 from modules import signals
@@ -114,7 +112,9 @@ def _train(
         tracker.use_checkpoint(origin.run_id, origin.manifest)
     tracker.log_files("provenance", "provenance", run.path / PROVENANCE)
     facts = {"config": settings, "code": code_version(), "wandb_run_id": run_id, "attempt": attempt}
-    trainer = build_trainer(config, build_callbacks(config, tracker, tokenizer, vq, progress.show, facts, origins))
+    launched = LaunchedRanks()
+    callbacks = build_callbacks(config, tracker, tokenizer, vq, progress.show, facts, origins)
+    trainer = build_trainer(config, [launched, *callbacks])
     code = 1  # unless it comes to an end
     try:
         code = _run(run, leader, trainer, stage, data)
@@ -126,7 +126,7 @@ def _train(
             )
         raise SystemExit(INTERRUPTED) from stop
     except Exception:
-        end_children(trainer, GRACE_SECONDS)
+        launched.end(GRACE_SECONDS)
         raise
     finally:
         progress.close()
@@ -172,21 +172,6 @@ def _run(run: RunFolder, leader: bool, trainer: pl.Trainer, stage: StageModule, 
     if leader:
         run.finish(trainer.global_step)
     return 0
-
-
-def end_children(trainer: pl.Trainer, grace: float) -> None:
-    """End the ranks that Lightning started from this process, which fails; they would wait for it until a timeout.
-
-    Those that fail for the same reason have ``grace`` seconds to say so.
-    """
-    launcher = trainer.strategy.launcher
-    if isinstance(launcher, _SubprocessScriptLauncher):
-        deadline = time.monotonic() + grace
-        for process in launcher.procs:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
 
 
 def _prepare_gpu(config: RunConfig, report: Callable[[str], None]) -> None:

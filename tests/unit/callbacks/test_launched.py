@@ -1,0 +1,56 @@
+"""What becomes of the ranks that Lightning started when rank 0 fails."""
+
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import cast
+
+import lightning.pytorch as pl
+import pytest
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from callbacks.launched import LaunchedRanks
+
+
+def start(code: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-c", f"import time; {code}"])
+
+
+def fail(launcher: object, error: BaseException) -> LaunchedRanks:
+    callback = LaunchedRanks()
+    trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
+    callback.on_exception(cast(pl.Trainer, trainer), pl.LightningModule(), error)
+    return callback
+
+
+def launcher_of(*processes: "subprocess.Popen[bytes]") -> _SubprocessScriptLauncher:
+    launcher = object.__new__(_SubprocessScriptLauncher)
+    launcher.procs = list(processes)
+    return launcher
+
+
+def test_ranks_that_wait_for_a_failed_one_are_ended_and_the_others_left_to_end_themselves() -> None:
+    waiting, failing = start("time.sleep(1000)"), start("time.sleep(0.2); raise SystemExit(2)")
+    fail(launcher_of(failing, waiting), RuntimeError("out of memory")).end(grace=5)
+    assert (failing.wait(10), waiting.wait(10)) == (2, -signal.SIGKILL)
+
+
+def test_rank_0_is_not_killed_for_the_exit_code_of_a_rank_that_fails_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = list[int]()
+    monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+    failed = start("raise SystemExit(2)")
+    failed.wait(10)
+    for error, expected in ((KeyboardInterrupt(), [1]), (RuntimeError("out of memory"), [])):
+        launcher = launcher_of(failed)
+        observer = _ChildProcessObserver(main_pid=1, child_processes=launcher.procs)
+        fail(launcher, error)
+        killed.clear()
+        assert observer._run()
+        assert killed == expected
+
+
+def test_without_such_ranks_there_is_nothing_to_end() -> None:
+    fail(None, RuntimeError("out of memory")).end(grace=0)
