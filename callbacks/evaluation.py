@@ -205,7 +205,6 @@ class EvaluationCallback(pl.Callback):
         """
         if trainer.global_step < trainer.max_steps:
             return
-        module.to(trainer.strategy.root_device)  # by now Lightning has moved it to the CPU
         if self.config.at_end:
             self._evaluate(self.measure, trainer, module)
         self._step = trainer.global_step
@@ -223,7 +222,7 @@ class EvaluationCallback(pl.Callback):
             return
         self._evaluated.add((step, name))
         try:
-            context = on_all_ranks(lambda: self.make_context(trainer, module))
+            context = on_all_ranks(lambda: self._context(trainer, module))
             self._run(measure, context)
         except EvaluationStoppedError:  # on all ranks: what is there is kept, and the resumed run makes the rest
             trainer.should_stop = True
@@ -237,6 +236,10 @@ class EvaluationCallback(pl.Callback):
                 raise
             log.exception("EVALUATION FAILED: %s at step %d is left out, training goes on", name, step)
             self.tracker.log(step, {f"{self._prefix(measure)}/error": 1})
+
+    def _context(self, trainer: pl.Trainer, module: pl.LightningModule) -> EvaluationContext:
+        module.to(trainer.strategy.root_device)  # at the end Lightning has moved it to the CPU
+        return self.make_context(trainer, module)
 
     def _prefix(self, measure: Measure) -> str:
         """What stands before a measure's keys: what few samples say never shares a key with the full measure."""

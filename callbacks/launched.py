@@ -14,20 +14,21 @@ class LaunchedRanks(pl.Callback):
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        """Take them from Lightning's observer, who would kill this process for their exit codes before it has spoken.
-
-        After Ctrl-C Lightning ends them itself.
-        """
+        """Take them from Lightning's observer, which would kill this process for their exit codes before it spoke."""
         launcher = trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher) and isinstance(exception, Exception):
+        if isinstance(launcher, _SubprocessScriptLauncher):
             self._processes = list(launcher.procs)
-            launcher.procs.clear()
+            launcher.procs.clear()  # the observer looks at this very list
 
-    def end(self, grace: float) -> None:
-        """Kill those that are still there after ``grace`` seconds, in which they may say why they fail as well."""
+    def end(self, grace: float) -> list[int]:
+        """Their exit codes; those that are still there after ``grace`` seconds are killed.
+
+        Meanwhile one that fails as well, or did first, says why.
+        """
         deadline = time.monotonic() + grace
         for process in self._processes:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
+        return [process.wait() for process in self._processes]

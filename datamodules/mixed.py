@@ -194,10 +194,16 @@ class MixedDataModule(pl.LightningDataModule):
             sampler=_PlanSampler(self),
             num_workers=workers,
             collate_fn=_as_it_is,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=self._for_gpu(),
             prefetch_factor=2 if workers else None,
             worker_init_fn=_start_worker if workers else None,
         )
+
+    def _for_gpu(self) -> bool:
+        """Whether batches go to a GPU; without a trainer, whether they could. A pinned one takes a place on a GPU."""
+        if self.trainer is None:
+            return torch.cuda.is_available()
+        return self.trainer.strategy.root_device.type == "cuda"
 
     def commit(self) -> None:
         """One optimizer step has been taken: what it consumed will not come again."""

@@ -49,7 +49,7 @@ class TrainerConfig:
     precision: Literal["float32", "bf16"] = "float32"
     """Type of matrix products; parameters, norms, residual and the scan's own parameters are float32 in either."""
     deterministic: bool = False
-    """On a GPU, kernels that sum in a fixed order: a run and its resume are equal to the bit, for a tenth more time
+    """On a GPU, kernels that sum in a fixed order: a run and its resume are equal to the bit, for a fifth more time
     (docs/experiments.md). A CPU is always like this."""
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from types import TracebackType
+from contextlib import suppress
 from typing import NoReturn
 
 from modules.redaction import redact
@@ -44,7 +44,6 @@ def run_verb(main: Callable[[], None]) -> NoReturn:
     handler = logging.StreamHandler()
     handler.setFormatter(_Redacted("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    sys.excepthook = _show_fault
     try:
         main()
     except SystemExit as stop:
@@ -52,43 +51,35 @@ def run_verb(main: Callable[[], None]) -> NoReturn:
     except USER_ERRORS as error:
         print(f"error: {redact(str(error))}", file=sys.stderr, flush=True)
         _leave(2)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: {error}: make room, and start the same command again", file=sys.stderr, flush=True)
-        _leave(2)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr, flush=True)
         _leave(INTERRUPTED)
+    except Exception as error:  # noqa: BLE001  # the last one to hear of it
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"error: {error}: make room, and start the same command again", file=sys.stderr, flush=True)
+            _leave(2)
+        # not by sys.excepthook, which torch.distributed makes hold back what is printed
+        print(redact("".join(traceback.format_exception(error))), file=sys.stderr, end="", flush=True)
+        _leave(1)
     _leave(0)
 
 
 def _leave(code: str | int | None) -> NoReturn:
-    """End the process as Python would, by a number or a message; see `_leave_others`."""
-    if isinstance(code, int) and code not in (0, PREEMPTED):
-        _leave_others(code)
-    sys.exit(code)
-
-
-def _leave_others(code: int) -> None:
-    """Let a rank that fails end at once.
+    """End the process; a rank that fails, at once.
 
     In an orderly end NCCL waits for the other ranks, who wait for this one: none would end before a timeout, and
     neither srun nor torchrun would see that one has failed.
     """
     distributed = sys.modules.get("torch.distributed")  # not loaded for its own sake
-    if distributed is not None and distributed.is_initialized():
+    if code not in (0, None, PREEMPTED) and distributed is not None and distributed.is_initialized():
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # a full disk, a closed pipe
+                stream.flush()
+        os._exit(code if isinstance(code, int) else 1)
+    sys.exit(code)
 
 
 class _Redacted(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
-
-
-def _show_fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="", flush=True)
-    _leave_others(1)

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from pipelines.compose import (
     weight_fingerprints,
 )
 from pipelines.config import RunConfig, as_dict
-from pipelines.console import INTERRUPTED, PREEMPTED, say, warn
+from pipelines.console import INTERRUPTED, PREEMPTED, USER_ERRORS, say, warn
 from pipelines.memory import GIB, estimate_memory
 from pipelines.progress import TrainingProgress
 from pipelines.ranks import join
@@ -55,7 +56,7 @@ def fit(config: RunConfig) -> Path:
     for name in ("lightning.pytorch", "lightning.fabric"):  # the run speaks for itself
         logging.getLogger(name).setLevel(logging.WARNING)
     leader = getattr(rank_zero_only, "rank", 0) == 0
-    ranks = join()
+    ranks = join(timedelta(minutes=config.hardware.timeout_minutes))
     report = say if leader else _silent
     check_hardware(config.hardware, deterministic=config.trainer.deterministic)
     run = ranks.share(lambda: _open(config))
@@ -124,9 +125,11 @@ def _train(
             warn(
                 f"stopped at step {trainer.global_step}; start the same command again to go on from the last checkpoint"
             )
-        raise SystemExit(INTERRUPTED) from stop
-    except Exception:
         launched.end(GRACE_SECONDS)
+        raise SystemExit(INTERRUPTED) from stop
+    except Exception as error:
+        if 2 in launched.end(GRACE_SECONDS) and not isinstance(error, USER_ERRORS):
+            raise SystemExit(2) from error  # a rank has told what the user can mend; that it has ended is no fault
         raise
     finally:
         progress.close()

@@ -13,7 +13,6 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
-_WAIT = timedelta(minutes=30)
 
 
 def cluster() -> ClusterEnvironment | None:
@@ -33,6 +32,7 @@ class Ranks:
     rank: int = 0
     size: int = 1
     store: Store | None = None
+    timeout: timedelta = timedelta(minutes=30)
 
     def share(self, make: Callable[[], T]) -> T:
         """What ``make`` returns on rank 0, on all ranks: they wait, and see what rank 0 saw and not a stale directory.
@@ -54,16 +54,19 @@ class Ranks:
         finally:
             self.store.set("shared", pickle.dumps(answer))  # type: ignore[arg-type]  # bytes are taken too
             # the store lives in this process, which may end as soon as it has its answer
-            self.store.wait([f"shared/{rank}" for rank in range(1, self.size)], _WAIT)
+            self.store.wait([f"shared/{rank}" for rank in range(1, self.size)], self.timeout)
         return answer[0]
 
 
-def join() -> Ranks:
-    """Find the others. Keep what this returns: the process group finds its store in the same place."""
+def join(timeout: timedelta) -> Ranks:
+    """Find the others; ``timeout`` is the longest that one waits for another.
+
+    Keep what this returns: the process group finds its store in the same place.
+    """
     environment = cluster()
     if environment is None or environment.world_size() == 1:
         return Ranks()
     _ = environment.main_address, environment.main_port  # sets MASTER_ADDR and MASTER_PORT where nobody has
     rank, size = environment.global_rank(), environment.world_size()
-    store, _, _ = next(rendezvous("env://", rank, size, timeout=_WAIT))
-    return Ranks(rank, size, store)
+    store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
+    return Ranks(rank, size, store, timeout)

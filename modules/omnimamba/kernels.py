@@ -8,6 +8,7 @@ C = E + 2N channels of the convolution, Z = 2E + 2N + H columns of the input pro
 """
 
 import os
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -42,10 +43,12 @@ def choose_deterministic() -> None:
 
     Where Triton keeps its timings, mamba_ssm takes the fastest configurations even so: others on another machine, or
     after two processes that timed at once, and with them another order of sums. Without timings it takes the smallest
-    blocks, or those of the sizes that it is told: 64 x 64 are the faster ones (docs/experiments.md).
+    blocks, or those of the sizes that it is told: 64 x 64 are the faster ones (docs/experiments.md). Where a GPU has
+    too little shared memory for them, the user may tell others.
     """
     os.environ.update(MAMBA_DETERMINISTIC="1", CAUSAL_CONV1D_DETERMINISTIC="1", TRITON_CACHE_AUTOTUNING="0")
-    os.environ.update(TRITON_AUTOTUNE_BLOCK_SIZE_M="64", TRITON_AUTOTUNE_BLOCK_SIZE_N="64")
+    for side in ("M", "N"):
+        os.environ.setdefault(f"TRITON_AUTOTUNE_BLOCK_SIZE_{side}", "64")
 
 
 @cache
@@ -56,11 +59,14 @@ def load() -> Kernels:
         KernelsMissingError: a package is missing or too old; the message has the install line.
     """
     try:
-        from causal_conv1d import causal_conv1d_update
-        from mamba_ssm.ops.triton.layer_norm import layer_norm_fn
-        from mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
-        from mamba_ssm.ops.triton.selective_state_update import selective_state_update
-        from mamba_ssm.ops.triton.ssd_combined import mamba_split_conv1d_scan_combined
+        with warnings.catch_warnings():
+            # its advice is what `choose_deterministic` decides against
+            warnings.filterwarnings("ignore", message="Deterministic mode: set TRITON_CACHE_AUTOTUNING=1")
+            from causal_conv1d import causal_conv1d_update
+            from mamba_ssm.ops.triton.layer_norm import layer_norm_fn
+            from mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
+            from mamba_ssm.ops.triton.selective_state_update import selective_state_update
+            from mamba_ssm.ops.triton.ssd_combined import mamba_split_conv1d_scan_combined
     except ImportError as error:
         raise KernelsMissingError(
             f"a GPU needs mamba-ssm and causal-conv1d ({error}); install them with {INSTALL}, "

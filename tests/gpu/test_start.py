@@ -47,6 +47,7 @@ def test_deterministic_kernels_have_nothing_to_choose_from() -> None:
     found = {name: n for name, n in json.loads(done.stdout.splitlines()[-1]).items() if "mamba3" not in name}
     assert len(found) > 20
     assert {name: n for name, n in found.items() if n > 1} == {}
+    assert "AUTOTUNING" not in done.stderr  # no advice to undo it
 
 
 def test_two_processes_share_one_cache_and_the_next_finds_it(tmp_path: Path) -> None:

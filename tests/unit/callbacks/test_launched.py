@@ -34,23 +34,27 @@ def launcher_of(*processes: "subprocess.Popen[bytes]") -> _SubprocessScriptLaunc
 
 def test_ranks_that_wait_for_a_failed_one_are_ended_and_the_others_left_to_end_themselves() -> None:
     waiting, failing = start("time.sleep(1000)"), start("time.sleep(0.2); raise SystemExit(2)")
-    fail(launcher_of(failing, waiting), RuntimeError("out of memory")).end(grace=5)
-    assert (failing.wait(10), waiting.wait(10)) == (2, -signal.SIGKILL)
+    found = fail(launcher_of(failing, waiting), RuntimeError("out of memory")).end(grace=5)
+    assert found == [2, -signal.SIGKILL]
 
 
-def test_rank_0_is_not_killed_for_the_exit_code_of_a_rank_that_fails_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_rank_0_is_not_killed_for_the_exit_code_of_a_rank_that_ends_with_it(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
     killed = list[int]()
     monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
     failed = start("raise SystemExit(2)")
     failed.wait(10)
-    for error, expected in ((KeyboardInterrupt(), [1]), (RuntimeError("out of memory"), [])):
-        launcher = launcher_of(failed)
-        observer = _ChildProcessObserver(main_pid=1, child_processes=launcher.procs)
-        fail(launcher, error)
-        killed.clear()
-        assert observer._run()
-        assert killed == expected
+    launcher = launcher_of(failed)
+    observer = _ChildProcessObserver(main_pid=1, child_processes=launcher.procs)
+    fail(launcher, error)
+    assert observer._run()
+    assert killed == []
+    observer = _ChildProcessObserver(main_pid=1, child_processes=[failed])
+    assert observer._run()
+    assert killed == [1]
 
 
 def test_without_such_ranks_there_is_nothing_to_end() -> None:
-    fail(None, RuntimeError("out of memory")).end(grace=0)
+    assert fail(None, RuntimeError("out of memory")).end(grace=0) == []

@@ -24,19 +24,24 @@ def test_a_full_disk_is_a_message(number: int, capsys: pytest.CaptureFixture[str
     )
 
 
-def test_another_failure_of_the_system_keeps_its_traceback() -> None:
-    with pytest.raises(OSError, match="Input/output error"):
+def test_another_failure_of_the_system_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
         run_verb(lambda: failing(OSError(errno.EIO, os.strerror(errno.EIO))))
+    assert end.value.code == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):\n")
+    assert "in failing\n" in shown
+    assert shown.endswith("OSError: [Errno 5] Input/output error\n")
 
 
 RANK = """
 import atexit, sys, time
 import torch.distributed as dist
 from pipelines.console import run_verb
-dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-atexit.register(lambda: (print("waits for the others", flush=True), time.sleep(float(sys.argv[2]))))
 
 def main():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    atexit.register(lambda: (print("waits for the others", flush=True), time.sleep(float(sys.argv[2]))))
     print("trains")
     exec(sys.argv[1])
 
@@ -50,6 +55,7 @@ run_verb(main)
         ("raise ValueError('the shard is damaged')", 2, "error: the shard is damaged"),
         ("raise RuntimeError('out of memory')", 1, "RuntimeError: out of memory"),
         ("raise SystemExit(130)", 130, ""),
+        ("raise SystemExit('no such run')", 1, ""),
     ],
 )
 def test_a_rank_that_fails_does_not_wait_for_the_others(end: str, code: int, message: str) -> None:
@@ -57,6 +63,15 @@ def test_a_rank_that_fails_does_not_wait_for_the_others(end: str, code: int, mes
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (code, "trains\n")
     assert message in done.stderr
+
+
+def test_nor_does_it_where_its_output_has_no_room() -> None:
+    words = [sys.executable, "-c", RANK, "raise ValueError('the shard is damaged')", "1000"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=buffered)
+    assert done.returncode == 2
+    assert "error: the shard is damaged" in done.stderr
 
 
 @pytest.mark.parametrize(("end", "code"), [("pass", 0), ("raise SystemExit(75)", 75)])

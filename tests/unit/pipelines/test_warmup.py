@@ -75,11 +75,15 @@ def test_deterministic_kernels_do_not_come_from_timings(tmp_path: Path, monkeypa
     """Whatever the environment says: where timings are kept, mamba_ssm chooses by them in deterministic mode too."""
     for name in ("TRITON_CACHE_DIR", "CAUSAL_CONV1D_DETERMINISTIC", "MAMBA_DETERMINISTIC"):
         monkeypatch.setenv(name, "0")
-    for name in ("TRITON_CACHE_AUTOTUNING", "TRITON_AUTOTUNE_BLOCK_SIZE_M", "TRITON_AUTOTUNE_BLOCK_SIZE_N"):
-        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("TRITON_CACHE_AUTOTUNING", "1")
+    monkeypatch.setenv("TRITON_AUTOTUNE_BLOCK_SIZE_M", "32")
+    monkeypatch.setenv("TRITON_AUTOTUNE_BLOCK_SIZE_N", "")
+    monkeypatch.delenv("TRITON_AUTOTUNE_BLOCK_SIZE_N")
     choose_deterministic()
     use_kernel_cache(HardwareConfig(kernel_cache=str(tmp_path)))
     assert (os.environ["MAMBA_DETERMINISTIC"], os.environ["TRITON_CACHE_AUTOTUNING"]) == ("1", "0")
+    sides = [os.environ[f"TRITON_AUTOTUNE_BLOCK_SIZE_{side}"] for side in ("M", "N")]
+    assert sides == ["32", "64"]  # the user's, ours
 
 
 def test_blocks_run_without_touching_the_random_numbers() -> None:
