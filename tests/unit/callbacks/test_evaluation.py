@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, multiprocessing, nn
 from torch.utils.data import DataLoader, Dataset
 
 from callbacks.evaluation import (
@@ -271,6 +271,31 @@ def test_a_save_that_failed_says_for_itself_whether_training_goes_on(
     with pytest.raises(CheckpointError) if stops else nullcontext():
         callback.on_fit_end(cast(pl.Trainer, trainer), Dropped())
     assert log.rows == ([] if stops else [(6, {"eval/probe_style/error": 1})])
+
+
+def evaluate_on_one_of_two(rank: int, store: str, rows: Any) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+
+    def context(trainer: pl.Trainer, module: pl.LightningModule) -> EvaluationContext:
+        if rank == 1:
+            raise RuntimeError("out of memory")
+        return cast(EvaluationContext, SimpleNamespace())
+
+    log = Log()
+    callback = EvaluationCallback(Probe(), cast(Tracker, log), EvaluationConfig(), context)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer = SimpleNamespace(global_step=6, max_steps=6, should_stop=False, strategy=strategy)
+    callback.on_fit_end(cast(pl.Trainer, trainer), Dropped())
+    rows[rank] = log.rows
+    distributed.destroy_process_group()
+
+
+def test_what_fails_on_one_rank_before_a_measure_fails_on_all(tmp_path: Path) -> None:
+    """The others would wait for it in the measure."""
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        rows = manager.dict()
+        multiprocessing.spawn(evaluate_on_one_of_two, (str(tmp_path / "store"), rows), nprocs=2)  # type: ignore[no-untyped-call]
+        assert dict(rows) == {rank: [(6, {"eval/probe_style/error": 1})] for rank in (0, 1)}
 
 
 class Interrupted(Probe):

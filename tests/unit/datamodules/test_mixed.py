@@ -4,7 +4,8 @@ import json
 from collections import Counter
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -112,6 +113,18 @@ def test_captions_are_dropped_at_the_rate_asked_for_and_by_place(
     assert abs(chosen.count(nothing) - 1000) < 140
     assert len(set(chosen)) == 6
     assert captions_of(module, sample=3, epochs=5000) == chosen
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", True), ("cpu", False), (None, True)])
+def test_batches_are_pinned_where_they_go_to_a_gpu(
+    module: MixedDataModule, device: str | None, pinned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that has one: a run on its CPU takes none of its memory."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    if device is not None:
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        module.trainer = cast(pl.Trainer, SimpleNamespace(strategy=strategy))
+    assert module.train_dataloader().pin_memory == pinned
 
 
 def test_a_position_is_committed_not_fetched(module: MixedDataModule) -> None:

@@ -9,17 +9,18 @@ from safetensors.torch import save_file
 
 from modules.checkpoints import CheckpointError, find_checkpoint, model_weights, read_state
 from modules.published import PublishedWeights, to_published
+from pipelines import trained
 from pipelines.config import ConfigError
 from pipelines.trained import load_trained, trained_config
 
 
 def test_a_trained_model_comes_back_as_it_was_saved(run_folder: Path) -> None:
-    trained = load_trained(run_folder)
-    assert (trained.step, trained.folder, trained.config.folder) == (20, run_folder, run_folder)
-    assert not trained.model.training
-    assert trained.vq is not None
+    found = load_trained(run_folder)
+    assert (found.step, found.folder, found.config.folder) == (20, run_folder, run_folder)
+    assert not found.model.training
+    assert found.vq is not None
     stored = torch.load(run_folder / "checkpoints" / "step-000000020" / "state.ckpt", weights_only=True)["state_dict"]
-    weights = trained.model.state_dict()
+    weights = found.model.state_dict()
     assert {f"model.{name}" for name in weights} == set(stored)
     assert all(torch.equal(value, stored[f"model.{name}"]) for name, value in weights.items())
 
@@ -28,6 +29,16 @@ def test_overrides_reach_a_trained_model(run_folder: Path) -> None:
     assert load_trained(run_folder, ["model.vq=''", "evaluation.batch_size=3"]).config.evaluation.batch_size == 3
     with pytest.raises(ConfigError, match="Did you mean: 'batch_size'"):
         load_trained(run_folder, ["evaluation.batchsize=3"])
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_trained_model_is_computed_by_the_kernels_of_its_training(
+    run_folder: Path, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[bool]()
+    monkeypatch.setattr(trained, "check_hardware", lambda _, *, deterministic: asked.append(deterministic))
+    load_trained(run_folder, [f"trainer.deterministic={deterministic}"])
+    assert asked == [deterministic]
 
 
 def test_overrides_that_change_the_model_are_refused(run_folder: Path) -> None:
