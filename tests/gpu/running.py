@@ -4,10 +4,11 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ import torch
 from callbacks.tracking import read_metrics
 from pipelines.config import load
 from pipelines.scenes import prepare_scenes
-from tests.integration.running import NO_EVALUATION, ROOT, UNIFIED, command
+from tests.integration.running import NO_EVALUATION, ROOT, UNIFIED
 
 COMMON = [
     *("scenes.images=80", "scenes.val_images=4", "scenes.patch_size=8", "model.image_tokens=64"),
@@ -27,9 +28,10 @@ LIMIT = 300
 
 @dataclass(frozen=True)
 class Trainings:
-    """Trains smoke_unified on prepared scenes, in deterministic mode and without evaluation."""
+    """Trains smoke_unified on prepared scenes by ``module``, in deterministic mode and without evaluation."""
 
     data: str
+    module: str = "pipelines.train"
 
     @classmethod
     def prepared(cls, folder: Path) -> "Trainings":
@@ -52,18 +54,28 @@ class Trainings:
         """Two ranks, killed once step ``after`` is logged."""
         self._run(self._two(folder, *more), until=lambda: any(row["step"] >= after for row in read_metrics(folder)))
 
+    def fail_on_two(self, folder: Path, *more: str) -> tuple[int, str]:
+        """Exit code and output of the process of rank 1, which fails, or of rank 0's, if that has started rank 1."""
+        failing = replace(self, module="tests.integration.failing_rank")
+        ranks = failing._two(folder, *more, FAILS="1 RuntimeError")
+        try:
+            return ranks[-1].process.wait(LIMIT), ranks[-1].log.read_text()
+        finally:
+            _end(ranks)
+
     def _one(self, folder: Path, *more: str) -> list["Rank"]:
         return [self._rank(folder, *more, "hardware.devices=1", "hardware.nodes=1")]
 
-    def _two(self, folder: Path, *more: str) -> list["Rank"]:
+    def _two(self, folder: Path, *more: str, **environment: str) -> list["Rank"]:
         if torch.cuda.device_count() >= 2:
-            return [self._rank(folder, *more, "hardware.devices=2", "hardware.nodes=1")]
+            return [self._rank(folder, *more, "hardware.devices=2", "hardware.nodes=1", **environment)]
         # two nodes share the GPU: NCCL, told that they are two hosts, does not refuse it and talks over sockets
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         started_by_torchrun = {
             **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"},
+            **environment,
             **{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "NCCL_SOCKET_IFNAME": "lo"},
         }
         words = [*more, "hardware.devices=1", "hardware.nodes=2"]
@@ -73,7 +85,8 @@ class Trainings:
         ]
 
     def _rank(self, folder: Path, *more: str, **environment: str) -> "Rank":
-        words = command(UNIFIED, *COMMON, self.data, *NO_EVALUATION, f"run.dir={folder}", *more)
+        overrides = [*COMMON, self.data, *NO_EVALUATION, f"run.dir={folder}", *more]
+        words = [sys.executable, "-m", self.module, UNIFIED, *overrides]
         log = folder.with_name(f"{folder.name}.rank{environment.get('RANK', '0')}.log")
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as file:
@@ -92,10 +105,7 @@ class Trainings:
                 assert time.monotonic() < deadline, _logs(ranks)
                 time.sleep(0.05)
         finally:
-            for rank in ranks:
-                with suppress(ProcessLookupError):
-                    os.killpg(rank.process.pid, signal.SIGKILL)
-                rank.process.wait()
+            _end(ranks)
         assert stopped or not any(rank.process.returncode for rank in ranks), _logs(ranks)
 
 
@@ -105,6 +115,14 @@ class Rank:
 
     process: "subprocess.Popen[bytes]"
     log: Path
+
+
+def _end(ranks: list[Rank]) -> None:
+    """Kills what is still there of them."""
+    for rank in ranks:
+        with suppress(ProcessLookupError):
+            os.killpg(rank.process.pid, signal.SIGKILL)
+        rank.process.wait()
 
 
 def _logs(ranks: list[Rank]) -> str:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.gpu.running import Trainings
+from tests.integration.failing_rank import MESSAGE
 from tests.integration.running import assert_same_weights, common_losses, lines, losses, weights
 
 if not torch.cuda.is_available():
@@ -61,3 +62,9 @@ def test_killed_ranks_go_on_to_the_same_bits_on_two_and_near_them_on_one(
     assert_same_weights(weights(tmp_path / "two"), weights(runs["zero2"]))
     trainings.on_one(tmp_path / "one", *words)
     assert_close(tmp_path / "one", runs["ddp"])
+
+
+def test_a_rank_that_fails_says_why_at_once(trainings: Trainings, tmp_path: Path) -> None:
+    """In an orderly end NCCL would wait for the other rank until a timeout: an hour."""
+    code, printed = trainings.fail_on_two(tmp_path / "run", *SAME, "hardware.timeout_minutes=60")
+    assert (code, f"RuntimeError: {MESSAGE}" in printed) == (1, True), printed

@@ -11,40 +11,17 @@ import pytest
 
 from callbacks.tracking import read_metrics
 
+from .failing_rank import MESSAGE
 from .running import ENVIRONMENT, NO_EVALUATION, ROOT, UNIFIED
-
-TRAIN = """
-import os, time
-from callbacks.launched import LaunchedRanks
-from pipelines.console import run_verb
-from pipelines.train import main
-
-rank, kind = os.environ.get("FAILS", " ").split(" ")
-take = LaunchedRanks.on_exception
-
-def fail(self, trainer, *_):
-    if str(trainer.global_rank) == rank and trainer.global_step == 2:
-        raise {"ValueError": ValueError, "RuntimeError": RuntimeError}[kind]("the shard is damaged")
-
-def linger(self, trainer, *arguments):
-    take(self, trainer, *arguments)
-    if trainer.global_rank == 0:
-        time.sleep(float(os.environ.get("LINGERS", "0")))
-
-LaunchedRanks.on_train_batch_end, LaunchedRanks.on_exception = fail, linger
-run_verb(main)
-"""
 
 
 def start(folder: Path, small: list[str], **environment: str) -> "subprocess.Popen[str]":
     """Two ranks that train and fail as ``environment`` says. What they print ends when both have."""
-    script = folder / "train.py"
-    script.write_text(TRAIN)
     words = [*small, *NO_EVALUATION, f"run.dir={folder / 'run'}", "trainer.max_steps=5000", "hardware.devices=2"]
     return subprocess.Popen(
-        [sys.executable, str(script), UNIFIED, *words],
+        [sys.executable, "-m", "tests.integration.failing_rank", UNIFIED, *words],
         cwd=ROOT,
-        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT), **environment},
+        env={**ENVIRONMENT, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -55,9 +32,9 @@ def start(folder: Path, small: list[str], **environment: str) -> "subprocess.Pop
 @pytest.mark.parametrize(
     ("fails", "code", "message"),
     [
-        ("0 RuntimeError", 1, "RuntimeError: the shard is damaged"),
-        ("1 RuntimeError", 1, "RuntimeError: the shard is damaged"),
-        ("1 ValueError", 2, "error: the shard is damaged"),
+        ("0 RuntimeError", 1, f"RuntimeError: {MESSAGE}"),
+        ("1 RuntimeError", 1, f"RuntimeError: {MESSAGE}"),
+        ("1 ValueError", 2, f"error: {MESSAGE}"),
     ],
 )
 def test_a_rank_that_fails_alone_says_why_and_ends_the_run(
