@@ -9,8 +9,9 @@ Examples:
 """
 
 import argparse
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.console import run_verb, say
 
@@ -53,9 +54,9 @@ def _data(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    import json
-
     from lightning.pytorch.utilities import rank_zero_only
+    from rich.console import Console
+    from rich.table import Table
 
     from pipelines.benchmark_train import TrainBenchmarkConfig, measure_train
     from pipelines.overrides import parse_overrides
@@ -63,22 +64,25 @@ def _train(arguments: argparse.Namespace) -> None:
     found = measure_train(parse_overrides(TrainBenchmarkConfig, arguments.overrides))
     if getattr(rank_zero_only, "rank", 0):
         return
-    for name in ("ours", "baseline"):
-        if figures := found.get(name):
-            say(
-                f"{name:<9} {figures['seconds_per_step']:.3f} s/step  {figures['tokens_per_second']:,.0f} tokens/s  "
-                f"{figures['peak_gib']:.1f} GiB  {figures['tflops']:.0f} TFLOP/s  "
-                f"loss {figures['first_loss']:.3f} -> {figures['last_loss']:.3f}"
+    columns = ("", "s/step", "tokens/s", "peak GiB", "model TFLOP/s", "MFU", "loss")
+    rate = _number(found["gemm_tflops"], ".0f")
+    table = Table(*columns, title=f"{found['gpu']}, torch {found['torch']}, GEMM {rate} TFLOP/s")
+    for name, title in (("ours", "ours"), ("baseline", "mamba_ssm")):
+        if row := found.get(name):
+            table.add_row(
+                title,
+                f"{row['seconds_per_step']:.3f}",
+                f"{row['tokens_per_second']:,.0f}",
+                _number(row["peak_gib"], ".1f"),
+                _number(row["tflops"], ".3g"),
+                _number(row["mfu"], ".1%"),
+                f"{row['first_loss']:.3f} -> {row['last_loss']:.3f}",
             )
-    say(f"on {found['gpu']}; GEMM rate {found['gemm_tflops'] or float('nan'):.0f} TFLOP/s")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        say(f"written to {arguments.json}")
+    Console().print(table)
+    _keep(found, arguments.json)
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    import json
-
     from rich.console import Console
     from rich.table import Table
 
@@ -90,11 +94,21 @@ def _generate(arguments: argparse.Namespace) -> None:
     table = Table(*columns, title=f"{found['gpu']}, torch {found['torch']}")
     for row in found["batches"]:
         keys = ("prefill_s", "loop_s", "decode_s", "floor_s", "baseline_s", "peak_gib")
-        table.add_row(str(row["batch"]), f"{row['images_per_s']:.2f}", *(f"{row[key]:.3f}" for key in keys))
+        table.add_row(str(row["batch"]), f"{row['images_per_s']:.2f}", *(_number(row[key], ".3f") for key in keys))
     Console().print(table)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        say(f"written to {arguments.json}")
+    _keep(found, arguments.json)
+
+
+def _number(value: float | None, form: str) -> str:
+    """As a table shows it; a dash where it was not measured."""
+    return "-" if value is None else format(value, form)
+
+
+def _keep(found: dict[str, Any], path: Path | None) -> None:
+    """Write ``found`` to ``path``, if there is one; JSON knows no NaN."""
+    if path is not None:
+        path.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        say(f"written to {path}")
 
 
 def _show(lines: "list[Line]") -> None:

@@ -61,11 +61,12 @@ class Drawn:
     decode_s: float
     images_per_s: float
     """Of all three together."""
-    floor_s: float
-    """Of the loop; nan on a CPU."""
-    peak_gib: float
-    baseline_s: float = float("nan")
-    """mamba_ssm's prefill and loop; nan where it is not measured."""
+    floor_s: float | None
+    """Of the loop; None on a CPU."""
+    peak_gib: float | None
+    """None on a CPU."""
+    baseline_s: float | None = None
+    """mamba_ssm's prefill and loop; None where it is not measured."""
 
 
 @torch.no_grad()
@@ -78,28 +79,28 @@ def measure_generate(config: GenerateBenchmarkConfig, say: Callable[[str], None]
     initialise(model, 0)
     model.eval().compute = COMPUTE[config.precision]
     vq = LlamaGenVQ(LlamaGenConfig()).to(device) if config.decode else None
-    bandwidth = copy_rate() if device.type == "cuda" else float("nan")
+    bandwidth = copy_rate() if device.type == "cuda" else None
     drawn = []
     for batch in config.batches:
         drawn.append(_draw(config, model, vq, batch, bandwidth))
         each = drawn[-1]
         say(
-            f"batch {batch}: {each.images_per_s:.2f} images/s; prefill {each.prefill_s:.3f} s, "
-            f"loop {each.loop_s:.3f} s (floor {each.floor_s:.3f}), VQ decode {each.decode_s:.3f} s, "
-            f"{each.peak_gib:.1f} GiB"
+            f"batch {batch}: {each.images_per_s:.2f} images/s; "
+            f"prefill {each.prefill_s:.3f} s, loop {each.loop_s:.3f} s, VQ decode {each.decode_s:.3f} s"
         )
     if config.baseline and device.type == "cuda":  # behind ours, whose memory it would count towards
         del model, vq
         torch.cuda.empty_cache()
         baseline = kernels.language_model(config.model).to(COMPUTE[config.precision]).eval()
         for number, each in enumerate(drawn):
-            drawn[number] = replace(each, baseline_s=_baseline(config, baseline, each.batch))
-            say(f"batch {each.batch}: mamba_ssm's own prefill and loop take {drawn[number].baseline_s:.3f} s")
+            seconds = _baseline(config, baseline, each.batch)
+            drawn[number] = replace(each, baseline_s=seconds)
+            say(f"batch {each.batch}: mamba_ssm's own prefill and loop take {seconds:.3f} s")
     found = {
         "gpu": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "torch": torch.__version__,
         "config": asdict(config),
-        "copy_gb_per_s": bandwidth / 1e9,
+        "copy_gb_per_s": None if bandwidth is None else bandwidth / 1e9,
         "batches": [asdict(each) for each in drawn],
     }
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # plain data
@@ -125,7 +126,7 @@ def _draw(
     model: OmniMamba,
     vq: LlamaGenVQ | None,
     batch: int,
-    bandwidth: float,
+    bandwidth: float | None,
 ) -> Drawn:
     device, sizes = model.device, config.model
     generator = torch.Generator().manual_seed(0)
@@ -136,15 +137,15 @@ def _draw(
     time_drawing(model, vq, captions, uniforms)  # kernels are compiled and tuned here
     times = [time_drawing(model, vq, captions, uniforms) for _ in range(config.repeats)]
     prefill, loop, *decode = (statistics.median(part) for part in zip(*times, strict=True))
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
+    precision = COMPUTE[config.precision]
     return Drawn(
         batch=batch,
         prefill_s=prefill,
         loop_s=loop,
         decode_s=sum(decode),
         images_per_s=batch / (prefill + loop + sum(decode)),
-        floor_s=floor_seconds(model, batch, COMPUTE[config.precision], bandwidth),
-        peak_gib=peak,
+        floor_s=None if bandwidth is None else floor_seconds(model, batch, precision, bandwidth),
+        peak_gib=torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
     )
 
 

@@ -6,9 +6,10 @@ steps after a warm-up, and the GEMM rate that utilisation refers to is measured 
 
 import gc
 import json
+import math
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -68,23 +69,29 @@ class Measured:
 
     seconds_per_step: float
     tokens_per_second: float
-    peak_gib: float
-    tflops: float
-    """Model FLOPs a second, 1e12: matrix products of projections and heads, forward and backward, nothing computed
-    twice."""
+    peak_gib: float | None
+    """None on a CPU."""
     first_loss: float
     last_loss: float
+    tflops: float | None = None
+    """Model FLOPs a second of one device, 1e12: matrix products of projections and heads, forward and backward, nothing
+    computed twice. None for the baseline, whose products are others."""
+    mfu: float | None = None
+    """Model FLOP utilisation: ``tflops`` as a part of the GEMM rate of the same run."""
 
 
 def measure_train(config: TrainBenchmarkConfig) -> dict[str, Any]:
     """Figures of ours and of the baseline, the GEMM rate, and the machine."""
     check_hardware(config.hardware, deterministic=config.deterministic)
     ours = _ours(config)
+    gemm = gemm_tflops() if config.hardware.accelerator == "gpu" else None
+    if gemm is not None and ours.tflops is not None:
+        ours = replace(ours, mfu=ours.tflops / gemm)
     found: dict[str, Any] = {
         "gpu": _device_name(config.hardware),
         "torch": torch.__version__,
         "config": asdict(config),
-        "gemm_tflops": gemm_tflops() if config.hardware.accelerator == "gpu" else None,
+        "gemm_tflops": gemm,
         "ours": asdict(ours),
     }
     if config.baseline and config.hardware.accelerator == "gpu":
@@ -189,13 +196,16 @@ def _ours(config: TrainBenchmarkConfig) -> Measured:
     trainer.fit(stage, DataLoader(_Repeated(batch, count * trainer.world_size), batch_size=None))
     seconds = statistics.median(_seconds(clock.marks[config.warmup :]))
     tokens = positions(config.model, counts, tasks)
+    first_loss, last_loss = float(clock.losses[0]), float(clock.losses[-1])
+    if not math.isfinite(last_loss):
+        raise ValueError(f"the loss is {last_loss} after {count} steps with lr={config.lr:g}; choose a smaller lr")
     return Measured(
         seconds_per_step=seconds,
         tokens_per_second=tokens * trainer.world_size / seconds,
         peak_gib=_peak_gib(),
         tflops=model_flops(stage, batch, tokens) / seconds / 1e12,
-        first_loss=float(clock.losses[0]),
-        last_loss=float(clock.losses[-1]),
+        first_loss=first_loss,
+        last_loss=last_loss,
     )
 
 
@@ -230,7 +240,6 @@ def _baseline(config: TrainBenchmarkConfig) -> Measured:
         seconds_per_step=seconds,
         tokens_per_second=tokens / seconds,
         peak_gib=_peak_gib(),
-        tflops=float("nan"),
         first_loss=float(losses[0]),
         last_loss=float(losses[-1]),
     )
@@ -269,8 +278,8 @@ def _seconds(marks: list[Any]) -> list[float]:
     return [a.elapsed_time(b) / 1000 for a, b in pairwise(marks)]
 
 
-def _peak_gib() -> float:
-    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else float("nan")
+def _peak_gib() -> float | None:
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
 
 
 def _device_name(config: HardwareConfig) -> str:

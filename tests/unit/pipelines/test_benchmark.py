@@ -1,7 +1,6 @@
 """The benchmarks run and say what they measured; how fast anything is, is no matter of tests."""
 
 import json
-import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +12,7 @@ import torch
 from datamodules.mixed import Counts
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.model import OmniMamba
+from pipelines import benchmark
 from pipelines.benchmark_data import DataBenchmarkConfig
 from pipelines.benchmark_generate import GenerateBenchmarkConfig, floor_seconds, measure_generate
 from pipelines.benchmark_train import TrainBenchmarkConfig, measure_train, positions
@@ -71,6 +71,42 @@ def test_model_flops_are_those_of_a_count_by_hand() -> None:
     assert found["tflops"] * found["seconds_per_step"] * 1e12 == pytest.approx(6 * (tokens * blocks + heads))
 
 
+SIZES = [
+    *("model.d_model=16", "model.n_layer=1", "model.d_state=4", "model.headdim=8", "model.chunk_size=8"),
+    *("model.vocab_size=32", "model.image_vocab=24", "model.image_tokens=6", "model.caption_length=5"),
+    *("model.mmu_text_length=7", "model.mmu_positions=40", "model.t2i_positions=20", "model.projector_hidden=12"),
+    *("model.image_mlp_hidden=12", "model.vision.given_patches=3", "model.vision.given_width=5"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["train", *SIZES, "hardware.accelerator=cpu", "precision=float32", "steps=2"], "MFU"),
+        (["generate", *SIZES, "accelerator=cpu", "precision=float32", "batches=[1]", "decode=false"], "floor s"),
+    ],
+    ids=["train", "generate"],
+)
+def test_what_a_cpu_has_not_is_a_dash_and_null(
+    words: list[str], shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *words, "--json", str(tmp_path / "found.json")])
+    monkeypatch.setenv("COLUMNS", "160")
+    benchmark.main()
+    printed = capsys.readouterr().out
+    assert shown in printed
+    assert "nan" not in printed
+    found = json.loads((tmp_path / "found.json").read_text(), parse_constant=pytest.fail)
+    row = found["ours"] if "ours" in found else found["batches"][0]
+    assert row["peak_gib"] is None
+    assert found["gpu"] == "CPU"
+
+
+def test_a_training_that_diverges_is_not_measured() -> None:
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) after 10 steps with lr=1e\+38; choose a smaller lr"):
+        measure_train(config(lr=1e38))
+
+
 def test_broken_rules_of_the_training_benchmark() -> None:
     problems = config(micro_batch=Counts(mmu=0, t2i=3), steps=0).problems()
     assert problems == [
@@ -89,7 +125,7 @@ def test_drawing_is_measured_apart(capsys: pytest.CaptureFixture[str]) -> None:
         assert row["prefill_s"] > 0
         assert row["loop_s"] > 0
         assert row["images_per_s"] == pytest.approx(row["batch"] / (row["prefill_s"] + row["loop_s"]))
-        assert math.isnan(row["baseline_s"])
+        assert (row["baseline_s"], row["floor_s"], row["peak_gib"]) == (None, None, None)
     assert "batch 3: " in capsys.readouterr().out
 
 
