@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from callbacks.steps import step_taken
 from callbacks.tracking import read_metrics
 from modules.checkpoint_writing import snapshot, write_checkpoint
-from modules.checkpoints import STATE, CheckpointError, remove_old
+from modules.checkpoints import STATE, CheckpointError, read_state, remove_old
 from modules.files import step_name
 
 log = logging.getLogger(__name__)
@@ -65,12 +66,20 @@ def best_step(rows: Sequence[Mapping[str, Any]], checkpoints: Path, config: Chec
 
 
 class _Receiver(TorchCheckpointIO):
-    """Takes the state that Lightning puts together, on rank 0; `Checkpointing` writes it."""
+    """Takes the state that Lightning puts together, on rank 0, for `Checkpointing` to write; reads what was written."""
 
     state: dict[str, Any] | None = None
 
+    def __init__(self, device: torch.device) -> None:
+        """``device`` is where the state is used."""
+        self.device = device
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         self.state = checkpoint
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """As `read_state`. A GPU takes copies; an optimizer on the CPU keeps the very moments that it is given."""
+        return read_state(Path(path).parent, mapped=self.device.type != "cpu")
 
     def take(self) -> dict[str, Any]:
         assert self.state is not None
@@ -102,7 +111,6 @@ class Checkpointing(pl.Callback):
         self.saved = saved
         self._saved = -1
         self._errors = 0
-        self._receiver = _Receiver()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: int | None = None
         self._outcome: Callable[[], None] | None = None
@@ -110,7 +118,7 @@ class Checkpointing(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         """Stand between Lightning and the disk."""
-        trainer.strategy.checkpoint_io = self._receiver
+        self._receiver = trainer.strategy.checkpoint_io = _Receiver(trainer.strategy.root_device)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write down whose checkpoint it is: configuration, code version, W&B run."""

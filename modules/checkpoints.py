@@ -121,16 +121,19 @@ def checkpoint_id(folder: Path) -> str:
     return f"{folder.name} {json.loads((folder / MANIFEST).read_text())['files'][STATE]['sha256']}"
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """The state of a checkpoint, on the CPU; nothing but plain tensors and data is unpickled."""
-    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+def read_state(folder: Path, *, mapped: bool = True) -> dict[str, Any]:
+    """The state of a checkpoint, on the CPU; nothing but plain tensors and data is unpickled.
+
+    With ``mapped`` its tensors stay in the file until they are used, and a node's ranks share the memory that they then
+    take: to be copied to their place, not to be kept, for the file may be removed.
+    """
+    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=mapped)
     return state
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """Whose checkpoint it is: configuration, code version, W&B run and attempt. Its tensors stay on the disk."""
-    state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
-    facts: dict[str, Any] = state.get("run", {})
+    """Whose checkpoint it is: configuration, code version, W&B run and attempt."""
+    facts: dict[str, Any] = read_state(folder).get("run", {})
     return facts
 
 

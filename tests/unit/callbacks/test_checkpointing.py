@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from callbacks import checkpointing
 from callbacks.checkpointing import CheckpointConfig, Checkpointing, best_step
-from modules.checkpoints import CheckpointError, latest_valid, problem, read_state
+from modules.checkpoints import STATE, CheckpointError, latest_valid, problem, read_state
 from modules.files import step_name
 
 KEY = "eval/pope/f1_macro"
@@ -207,6 +208,19 @@ def test_a_run_that_fails_finishes_what_it_is_writing(tmp_path: Path) -> None:
         train(tmp_path, extra=Fail(), background=True)
     assert steps(tmp_path) == [1, 2]
     assert problem(tmp_path / step_name(2)) is None
+
+
+@pytest.mark.parametrize(("device", "mapped"), [("cuda", True), ("cpu", False)])
+def test_a_gpu_takes_its_state_out_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, mapped: bool
+) -> None:
+    train(tmp_path, steps=1)
+    seen = []
+    monkeypatch.setattr(checkpointing, "read_state", lambda folder, mapped: seen.append((folder, mapped)))
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
+    Checkpointing(CheckpointConfig(), tmp_path, {}).setup(trainer, Small(), "fit")  # type: ignore[arg-type]
+    trainer.strategy.checkpoint_io.load_checkpoint(tmp_path / step_name(1) / STATE, weights_only=True)
+    assert seen == [(tmp_path / step_name(1), mapped)]
 
 
 def test_a_full_tmp_is_no_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -257,6 +257,22 @@ def test_reading_a_state_runs_no_code(tmp_path: Path) -> None:
         read_state(save(tmp_path, 4, {"path": Path("/")}))
 
 
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_mapped_state_takes_no_memory_of_its_own(tmp_path: Path, mapped: bool) -> None:
+    folder = save(tmp_path, 3, {"weights": torch.arange(1000.0)})
+    weights = read_state(folder, mapped=mapped)["weights"]
+    assert lies_in(folder / STATE, weights) == mapped
+    weights += 1  # what is written there stays with the process
+    assert problem(folder) is None
+
+
+def lies_in(file: Path, tensor: torch.Tensor) -> bool:
+    """By the kernel's own table of this process's memory."""
+    parts = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    spans = [part[0].split("-") for part in parts if part[5:] == [str(file)]]
+    return any(int(first, 16) <= tensor.data_ptr() < int(last, 16) for first, last in spans)
+
+
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
