@@ -79,6 +79,8 @@ class _Receiver(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """As `read_state`. A GPU takes copies; an optimizer on the CPU keeps the very moments that it is given."""
+        assert Path(path).name == STATE
+        # nothing mapped is kept: a fused AdamW, as in modules/optim.py, takes its step counts to the GPU too
         return read_state(Path(path).parent, mapped=self.device.type != "cpu")
 
     def take(self) -> dict[str, Any]:

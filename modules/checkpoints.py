@@ -125,7 +125,8 @@ def read_state(folder: Path, *, mapped: bool = True) -> dict[str, Any]:
     """The state of a checkpoint, on the CPU; nothing but plain tensors and data is unpickled.
 
     With ``mapped`` its tensors stay in the file until they are used, and a node's ranks share the memory that they then
-    take: to be copied to their place, not to be kept, for the file may be removed.
+    take: to be copied to their place at once, not to be kept. When a file that is being copied can no longer be read,
+    the system ends the process (SIGBUS).
     """
     state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=mapped)
     return state

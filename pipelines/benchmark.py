@@ -64,9 +64,10 @@ def _train(arguments: argparse.Namespace) -> None:
     found = measure_train(parse_overrides(TrainBenchmarkConfig, arguments.overrides))
     if getattr(rank_zero_only, "rank", 0):
         return
-    columns = ("", "s/step", "tokens/s", "peak GiB", "model TFLOP/s", "MFU", "loss")
+    columns = ("", "s/step", "tokens/s", "peak GiB", "model TFLOP/s", "of GEMM")
     rate = _number(found["gemm_tflops"], ".0f")
-    table = Table(*columns, title=f"{found['gpu']}, torch {found['torch']}, GEMM {rate} TFLOP/s")
+    table = Table(*columns, title=f"{found['gpu']}, torch {found['torch']}, bf16 GEMM {rate} TFLOP/s")
+    table.add_column("loss", no_wrap=True)
     for name, title in (("ours", "ours"), ("baseline", "mamba_ssm")):
         if row := found.get(name):
             table.add_row(
@@ -75,7 +76,7 @@ def _train(arguments: argparse.Namespace) -> None:
                 f"{row['tokens_per_second']:,.0f}",
                 _number(row["peak_gib"], ".1f"),
                 _number(row["tflops"], ".3g"),
-                _number(row["mfu"], ".1%"),
+                _number(row["of_gemm"], ".1%"),
                 f"{row['first_loss']:.3f} -> {row['last_loss']:.3f}",
             )
     Console().print(table)

@@ -76,8 +76,8 @@ class Measured:
     tflops: float | None = None
     """Model FLOPs a second of one device, 1e12: matrix products of projections and heads, forward and backward, nothing
     computed twice. None for the baseline, whose products are others."""
-    mfu: float | None = None
-    """Model FLOP utilisation: ``tflops`` as a part of the GEMM rate of the same run."""
+    of_gemm: float | None = None
+    """``tflops`` as a part of the GEMM rate of the same run; bf16 alone. (``system/mfu`` refers to the GPU's peak.)"""
 
 
 def measure_train(config: TrainBenchmarkConfig) -> dict[str, Any]:
@@ -85,8 +85,8 @@ def measure_train(config: TrainBenchmarkConfig) -> dict[str, Any]:
     check_hardware(config.hardware, deterministic=config.deterministic)
     ours = _ours(config)
     gemm = gemm_tflops() if config.hardware.accelerator == "gpu" else None
-    if gemm is not None and ours.tflops is not None:
-        ours = replace(ours, mfu=ours.tflops / gemm)
+    if gemm is not None and ours.tflops is not None and config.precision == "bf16":
+        ours = replace(ours, of_gemm=ours.tflops / gemm)
     found: dict[str, Any] = {
         "gpu": _device_name(config.hardware),
         "torch": torch.__version__,
@@ -196,16 +196,12 @@ def _ours(config: TrainBenchmarkConfig) -> Measured:
     trainer.fit(stage, DataLoader(_Repeated(batch, count * trainer.world_size), batch_size=None))
     seconds = statistics.median(_seconds(clock.marks[config.warmup :]))
     tokens = positions(config.model, counts, tasks)
-    first_loss, last_loss = float(clock.losses[0]), float(clock.losses[-1])
-    if not math.isfinite(last_loss):
-        raise ValueError(f"the loss is {last_loss} after {count} steps with lr={config.lr:g}; choose a smaller lr")
     return Measured(
         seconds_per_step=seconds,
         tokens_per_second=tokens * trainer.world_size / seconds,
-        peak_gib=_peak_gib(),
+        peak_gib=_peak_gib(config.hardware),
         tflops=model_flops(stage, batch, tokens) / seconds / 1e12,
-        first_loss=first_loss,
-        last_loss=last_loss,
+        **_first_and_last(clock.losses, config.lr),
     )
 
 
@@ -239,9 +235,8 @@ def _baseline(config: TrainBenchmarkConfig) -> Measured:
     return Measured(
         seconds_per_step=seconds,
         tokens_per_second=tokens / seconds,
-        peak_gib=_peak_gib(),
-        first_loss=float(losses[0]),
-        last_loss=float(losses[-1]),
+        peak_gib=_peak_gib(config.hardware),
+        **_first_and_last(losses, config.lr),
     )
 
 
@@ -278,8 +273,15 @@ def _seconds(marks: list[Any]) -> list[float]:
     return [a.elapsed_time(b) / 1000 for a, b in pairwise(marks)]
 
 
-def _peak_gib() -> float | None:
-    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+def _peak_gib(config: HardwareConfig) -> float | None:
+    return torch.cuda.max_memory_allocated() / 2**30 if config.accelerator == "gpu" else None
+
+
+def _first_and_last(losses: list[Tensor], lr: float) -> dict[str, float]:
+    first, last = float(losses[0]), float(losses[-1])
+    if not math.isfinite(last):
+        raise ValueError(f"the loss is {last} after {len(losses)} steps with lr={lr:g}; choose a smaller lr")
+    return {"first_loss": first, "last_loss": last}
 
 
 def _device_name(config: HardwareConfig) -> str:

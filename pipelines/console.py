@@ -1,6 +1,7 @@
 """How the verbs speak: results on standard output, warnings on standard error, errors with exit code 2."""
 
 import errno
+import faulthandler
 import logging
 import os
 import sys
@@ -27,6 +28,10 @@ INTERRUPTED, PREEMPTED = 130, 75
 and will go on from there (EX_TEMPFAIL of sysexits.h)."""
 
 
+STDERR = 2
+"""The file itself: what stands in for `sys.stderr` has none."""
+
+
 def say(text: str = "") -> None:
     """A line for the user."""
     print(redact(text), flush=True)
@@ -44,6 +49,7 @@ def run_verb(main: Callable[[], None]) -> NoReturn:
     handler = logging.StreamHandler()
     handler.setFormatter(_Redacted("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    faulthandler.enable(STDERR)  # a crash in native code shows at least where it was
     try:
         main()
     except SystemExit as stop:

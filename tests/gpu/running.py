@@ -59,9 +59,12 @@ class Trainings:
         failing = replace(self, module="tests.integration.failing_rank")
         ranks = failing._two(folder, *more, FAILS="1 RuntimeError")
         try:
-            return ranks[-1].process.wait(LIMIT), ranks[-1].log.read_text()
+            code = ranks[-1].process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(_logs(ranks)) from None
         finally:
             _end(ranks)
+        return code, ranks[-1].log.read_text()
 
     def _one(self, folder: Path, *more: str) -> list["Rank"]:
         return [self._rank(folder, *more, "hardware.devices=1", "hardware.nodes=1")]

@@ -1,6 +1,7 @@
 """Two ranks on two GPUs, or on one that they share: strategies agree, and killed runs go on, on two ranks or on one."""
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -67,4 +68,6 @@ def test_killed_ranks_go_on_to_the_same_bits_on_two_and_near_them_on_one(
 def test_a_rank_that_fails_says_why_at_once(trainings: Trainings, tmp_path: Path) -> None:
     """In an orderly end NCCL would wait for the other rank until a timeout: an hour."""
     code, printed = trainings.fail_on_two(tmp_path / "run", *SAME, "hardware.timeout_minutes=60")
-    assert (code, f"RuntimeError: {MESSAGE}" in printed) == (1, True), printed
+    assert f"RuntimeError: {MESSAGE}" in printed
+    # rank 1's own, or that of a rank 0 that has started it and waits in NCCL: Lightning kills that one
+    assert code in ((1,) if torch.cuda.device_count() == 1 else (1, -signal.SIGKILL)), printed

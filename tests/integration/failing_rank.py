@@ -1,4 +1,7 @@
-"""Trains as ``pipelines.train`` does, but a rank may fail on its way: ``FAILS="1 ValueError"``. Tests run it by -m."""
+"""Trains as ``pipelines.train`` does, but a rank may fail on its way: ``FAILS="1 ValueError"``.
+
+Tests run it by -m. ``LINGERS`` is how many seconds rank 0 has still to do when it is told of an error.
+"""
 
 import os
 import time
@@ -12,7 +15,7 @@ from pipelines.train import main
 
 MESSAGE = "the shard is damaged"
 ERRORS = {"ValueError": ValueError, "RuntimeError": RuntimeError}
-take = LaunchedRanks.on_exception
+on_exception = LaunchedRanks.on_exception
 
 
 def fail(_self: LaunchedRanks, trainer: pl.Trainer, *_: Any) -> None:
@@ -23,8 +26,8 @@ def fail(_self: LaunchedRanks, trainer: pl.Trainer, *_: Any) -> None:
 
 
 def linger(self: LaunchedRanks, trainer: pl.Trainer, *arguments: Any) -> None:
-    """Rank 0 has still to do for ``LINGERS`` seconds when it is told of an error."""
-    take(self, trainer, *arguments)
+    """Rank 0 is told of an error, and stays busy."""
+    on_exception(self, trainer, *arguments)
     if trainer.global_rank == 0:
         time.sleep(float(os.environ.get("LINGERS", "0")))
 

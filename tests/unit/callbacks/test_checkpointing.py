@@ -214,7 +214,6 @@ def test_a_run_that_fails_finishes_what_it_is_writing(tmp_path: Path) -> None:
 def test_a_gpu_takes_its_state_out_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, mapped: bool
 ) -> None:
-    train(tmp_path, steps=1)
     seen = []
     monkeypatch.setattr(checkpointing, "read_state", lambda folder, mapped: seen.append((folder, mapped)))
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))

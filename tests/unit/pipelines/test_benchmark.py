@@ -80,22 +80,21 @@ SIZES = [
 
 
 @pytest.mark.parametrize(
-    ("words", "shown"),
+    ("words", "dashes"),
     [
-        (["train", *SIZES, "hardware.accelerator=cpu", "precision=float32", "steps=2"], "MFU"),
-        (["generate", *SIZES, "accelerator=cpu", "precision=float32", "batches=[1]", "decode=false"], "floor s"),
+        (["train", *SIZES, "hardware.accelerator=cpu", "precision=float32", "steps=2"], 2),  # peak, of GEMM
+        (["generate", *SIZES, "accelerator=cpu", "precision=float32", "batches=[1]", "decode=false"], 3),
     ],
     ids=["train", "generate"],
 )
 def test_what_a_cpu_has_not_is_a_dash_and_null(
-    words: list[str], shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], dashes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmark", *words, "--json", str(tmp_path / "found.json")])
     monkeypatch.setenv("COLUMNS", "160")
     benchmark.main()
-    printed = capsys.readouterr().out
-    assert shown in printed
-    assert "nan" not in printed
+    cells = [cell.strip() for cell in capsys.readouterr().out.split("│")]
+    assert cells.count("-") == dashes
     found = json.loads((tmp_path / "found.json").read_text(), parse_constant=pytest.fail)
     row = found["ours"] if "ours" in found else found["batches"][0]
     assert row["peak_gib"] is None

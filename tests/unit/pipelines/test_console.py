@@ -2,8 +2,10 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,30 @@ from pipelines.console import run_verb, warn
 
 def failing(error: Exception) -> None:
     raise error
+
+
+CRASH = """
+import mmap, sys
+from pipelines.console import run_verb
+
+def read_what_is_gone():
+    with open(sys.argv[1], "w+b") as file:
+        file.write(bytes(3 * mmap.PAGESIZE))
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), 0)
+        file.truncate(1)
+        mapped[2 * mmap.PAGESIZE]
+
+run_verb(read_what_is_gone)
+"""
+
+
+def test_a_crash_in_native_code_shows_where_it_was(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", CRASH, str(tmp_path / "state.ckpt")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGBUS
+    assert "Fatal Python error: Bus error" in done.stderr
+    assert "in read_what_is_gone" in done.stderr
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
