@@ -1,10 +1,12 @@
 """How the verbs speak: results on standard output, warnings on standard error, errors with exit code 2."""
 
+import atexit
 import errno
 import faulthandler
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -71,19 +73,29 @@ def run_verb(main: Callable[[], None]) -> NoReturn:
 
 
 def _leave(code: str | int | None) -> NoReturn:
-    """End the process; a rank that fails, at once.
+    """End the process; one that has a process group, without dismantling the interpreter.
 
-    In an orderly end NCCL waits for the other ranks, who wait for this one: none would end before a timeout, and
-    neither srun nor torchrun would see that one has failed.
+    gloo's threads let go of tensors when it suits them. One that does so while the interpreter is dismantled aborts the
+    process (-6), though its run is complete. A rank that fails leaves at once: in an orderly end NCCL waits for the
+    other ranks, who wait for this one: none would end before a timeout, and neither srun nor torchrun would see that
+    one has failed.
     """
     distributed = sys.modules.get("torch.distributed")  # not loaded for its own sake
-    if code not in (0, None, PREEMPTED) and distributed is not None and distributed.is_initialized():
-        logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # a full disk, a closed pipe
-                stream.flush()
-        os._exit(code if isinstance(code, int) else 1)
-    sys.exit(code)
+    if distributed is None or not distributed.is_initialized():
+        sys.exit(code)
+    if isinstance(code, str):
+        print(redact(code), file=sys.stderr)
+        code = 1
+    if code in (0, None, PREEMPTED):
+        distributed.destroy_process_group()
+        # what Python does before it dismantles itself
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a full disk, a closed pipe
+            stream.flush()
+    os._exit(code or 0)
 
 
 class _Redacted(logging.Formatter):

@@ -117,6 +117,7 @@ import lightning.pytorch as pl, torch
 from deepspeed.utils import groups
 from torch.utils.data import DataLoader
 from modules.zero import ZeroStrategy
+from pipelines.console import run_verb
 
 class Module(pl.LightningModule):
     def __init__(self):
@@ -127,15 +128,18 @@ class Module(pl.LightningModule):
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters())
 
-strategy = ZeroStrategy(3, timeout=timedelta(minutes=7))
-trainer = pl.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, strategy=strategy)
-trainer.fit(Module(), DataLoader(torch.ones(4, 4)))
-group = groups._get_data_parallel_group()
-kept = []
-for leads in (True, False):
-    ZeroStrategy.is_global_zero = leads
-    kept += [len(strategy.optimizer_state(None)["state"]), len(strategy.lightning_module_state_dict())]
-print(json.dumps([str(group._get_backend(torch.device("cpu")).options._timeout), kept]))
+def main():
+    strategy = ZeroStrategy(3, timeout=timedelta(minutes=7))
+    trainer = pl.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, strategy=strategy)
+    trainer.fit(Module(), DataLoader(torch.ones(4, 4)))
+    group = groups._get_data_parallel_group()
+    kept = []
+    for leads in (True, False):
+        ZeroStrategy.is_global_zero = leads
+        kept += [len(strategy.optimizer_state(None)["state"]), len(strategy.lightning_module_state_dict())]
+    print(json.dumps([str(group._get_backend(torch.device("cpu")).options._timeout), kept]))
+
+run_verb(main)
 """
 
 

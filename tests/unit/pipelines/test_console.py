@@ -81,7 +81,7 @@ run_verb(main)
         ("raise ValueError('the shard is damaged')", 2, "error: the shard is damaged"),
         ("raise RuntimeError('out of memory')", 1, "RuntimeError: out of memory"),
         ("raise SystemExit(130)", 130, ""),
-        ("raise SystemExit('no such run')", 1, ""),
+        ("raise SystemExit('no such run')", 1, "no such run\n"),
     ],
 )
 def test_a_rank_that_fails_does_not_wait_for_the_others(end: str, code: int, message: str) -> None:
@@ -105,6 +105,53 @@ def test_a_rank_that_does_well_leaves_with_the_others(end: str, code: int) -> No
     words = [sys.executable, "-c", RANK, end, "0"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (code, "trains\nwaits for the others\n")
+
+
+LATE = """
+import threading, time
+import torch, torch.distributed as dist
+from pipelines.console import run_verb
+
+dropped = threading.Event()
+
+class Sent(torch.Tensor):
+    def __del__(self):
+        if threading.current_thread() is not threading.main_thread() and not dropped.is_set():
+            dropped.set()
+            time.sleep(2)  # meanwhile the main thread goes on to its end
+
+def main():
+    global kept
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    kept = dist.group.WORLD
+    while not dropped.is_set():
+        dist.all_reduce(torch.ones(1000).as_subclass(Sent), async_op=True)
+
+run_verb(main)
+"""
+
+
+def test_a_rank_ends_well_though_a_thread_of_gloo_still_has_a_tensor_to_drop() -> None:
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+THREAD = """
+import threading, time
+import torch.distributed as dist
+from pipelines.console import run_verb
+
+def main():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    threading.Thread(target=lambda: (time.sleep(1), print("written"))).start()
+
+run_verb(main)
+"""
+
+
+def test_a_rank_that_does_well_waits_for_its_threads() -> None:
+    done = subprocess.run([sys.executable, "-c", THREAD], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "written\n")
 
 
 @pytest.mark.parametrize(("rank", "said"), [(None, 1), ("0", 1), ("1", 0)])
