@@ -6,6 +6,7 @@ autocast, and a checkpoint holds whole tensors by name: any strategy on any numb
 (docs/decisions/0007-one-checkpoint-format.md).
 """
 
+import atexit
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
@@ -82,6 +84,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         else:
             self.set_world_ranks()
             self._init_deepspeed_distributed()
+        # as Lightning does for DDP over NCCL; DeepSpeed leaves it to whoever uses it
+        atexit.register(_leave_process_group)
 
     def init_deepspeed(self) -> None:
         """DeepSpeed's engine, whose own process group waits no shorter than the one that it is made from."""
@@ -237,3 +241,8 @@ class ZeroStrategy(DeepSpeedStrategy):
 
         with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if modify else None):
             yield
+
+
+def _leave_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,18 +1,17 @@
 """How the verbs speak: results on standard output, warnings on standard error, errors with exit code 2."""
 
-import atexit
 import errno
 import faulthandler
 import logging
 import os
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from modules.redaction import redact
+from pipelines import ending
 
 USER_ERRORS = (
     ValueError,
@@ -57,45 +56,46 @@ def run_verb(main: Callable[[], None]) -> NoReturn:
     except SystemExit as stop:
         _leave(stop.code)
     except USER_ERRORS as error:
-        print(f"error: {redact(str(error))}", file=sys.stderr, flush=True)
+        _complain(f"error: {error}")
         _leave(2)
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr, flush=True)
+        _complain("stopped by Ctrl-C")
         _leave(INTERRUPTED)
     except Exception as error:  # noqa: BLE001  # the last one to hear of it
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(f"error: {error}: make room, and start the same command again", file=sys.stderr, flush=True)
+            _complain(f"error: {error}: make room, and start the same command again")
             _leave(2)
         # not by sys.excepthook, which torch.distributed makes hold back what is printed
-        print(redact("".join(traceback.format_exception(error))), file=sys.stderr, end="", flush=True)
+        _complain("".join(traceback.format_exception(error)).rstrip("\n"))
         _leave(1)
     _leave(0)
 
 
-def _leave(code: str | int | None) -> NoReturn:
-    """End the process; one that has a process group, without dismantling the interpreter.
+def _leave(code: Any) -> NoReturn:
+    """End the process; a rank that fails, at once.
 
-    gloo's threads let go of tensors when it suits them. One that does so while the interpreter is dismantled aborts the
-    process (-6), though its run is complete. A rank that fails leaves at once: in an orderly end NCCL waits for the
-    other ranks, who wait for this one: none would end before a timeout, and neither srun nor torchrun would see that
-    one has failed.
+    In an orderly end NCCL waits for the other ranks, who wait for this one: none would end before a timeout, and
+    neither srun nor torchrun would see that one has failed.
     """
     distributed = sys.modules.get("torch.distributed")  # not loaded for its own sake
-    if distributed is None or not distributed.is_initialized():
-        sys.exit(code)
-    if isinstance(code, str):
-        print(redact(code), file=sys.stderr)
-        code = 1
-    if code in (0, None, PREEMPTED):
-        distributed.destroy_process_group()
-        # what Python does before it dismantles itself
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # a full disk, a closed pipe
-            stream.flush()
-    os._exit(code or 0)
+    if distributed is not None and distributed.is_initialized():
+        if code not in (0, None, PREEMPTED):
+            if not isinstance(code, int):
+                _complain(str(code))
+                code = 1
+            logging.shutdown()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError, AttributeError):  # a full disk, a closed pipe, none
+                    stream.flush()
+            os._exit(code)
+        ending.exit_code = code or 0
+    sys.exit(code)
+
+
+def _complain(text: str) -> None:
+    """Say on standard error why the process ends, which it does even where there is no room for a word."""
+    with suppress(OSError, ValueError):
+        print(redact(text), file=sys.stderr, flush=True)
 
 
 class _Redacted(logging.Formatter):

@@ -75,6 +75,15 @@ run_verb(main)
 """
 
 
+def ended(script: str, *words: str, full: str = "") -> "subprocess.CompletedProcess[str]":
+    """``script`` in a process of its own, whose output is buffered; ``full`` is the stream that has no room."""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as no_room:
+        streams = {name: no_room if name == full else subprocess.PIPE for name in ("stdout", "stderr")}
+        command = [sys.executable, "-c", script, *words]
+        return subprocess.run(command, **streams, text=True, timeout=60, env=buffered)
+
+
 @pytest.mark.parametrize(
     ("end", "code", "message"),
     [
@@ -85,26 +94,29 @@ run_verb(main)
     ],
 )
 def test_a_rank_that_fails_does_not_wait_for_the_others(end: str, code: int, message: str) -> None:
-    words = [sys.executable, "-c", RANK, end, "1000"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    done = ended(RANK, end, "1000")
     assert (done.returncode, done.stdout) == (code, "trains\n")
     assert message in done.stderr
 
 
-def test_nor_does_it_where_its_output_has_no_room() -> None:
-    words = [sys.executable, "-c", RANK, "raise ValueError('the shard is damaged')", "1000"]
-    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=buffered)
-    assert done.returncode == 2
-    assert "error: the shard is damaged" in done.stderr
+@pytest.mark.parametrize("full", ["stdout", "stderr"])
+@pytest.mark.parametrize("end", ["raise ValueError('damaged')", "raise RuntimeError('damaged')", "sys.exit('damaged')"])
+def test_nor_does_it_where_its_output_has_no_room(end: str, full: str) -> None:
+    done = ended(RANK, end, "1000", full=full)
+    assert done.returncode == (2 if "ValueError" in end else 1)
+    assert full == "stderr" or "damaged" in done.stderr
 
 
 @pytest.mark.parametrize(("end", "code"), [("pass", 0), ("raise SystemExit(75)", 75)])
 def test_a_rank_that_does_well_leaves_with_the_others(end: str, code: int) -> None:
-    words = [sys.executable, "-c", RANK, end, "0"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (code, "trains\nwaits for the others\n")
+    done = ended(RANK, end, "0")
+    assert (done.returncode, done.stdout) == (code, "trains\nwaits for the others\n"), done.stderr
+
+
+def test_a_rank_that_does_well_but_could_not_say_it_does_not_end_with_0() -> None:
+    done = ended(RANK, "pass", "0", full="stdout")
+    assert done.returncode == 120  # Python's own code for it
+    assert "No space left on device" in done.stderr
 
 
 LATE = """
@@ -120,11 +132,15 @@ class Sent(torch.Tensor):
             dropped.set()
             time.sleep(2)  # meanwhile the main thread goes on to its end
 
+class Dismantled:
+    def __del__(self, sleep=time.sleep):
+        sleep(4)
+
 def main():
     global kept
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    kept = dist.group.WORLD
-    while not dropped.is_set():
+    kept = dist.group.WORLD, Dismantled()
+    while not dropped.wait(0.1):  # by gloo's thread; it may also have been done before the main thread let go
         dist.all_reduce(torch.ones(1000).as_subclass(Sent), async_op=True)
 
 run_verb(main)
@@ -132,8 +148,8 @@ run_verb(main)
 
 
 def test_a_rank_ends_well_though_a_thread_of_gloo_still_has_a_tensor_to_drop() -> None:
-    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = ended(LATE)
+    assert done.returncode == 0, done.stderr
 
 
 THREAD = """
@@ -150,8 +166,8 @@ run_verb(main)
 
 
 def test_a_rank_that_does_well_waits_for_its_threads() -> None:
-    done = subprocess.run([sys.executable, "-c", THREAD], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "written\n")
+    done = ended(THREAD)
+    assert (done.returncode, done.stdout) == (0, "written\n"), done.stderr
 
 
 @pytest.mark.parametrize(("rank", "said"), [(None, 1), ("0", 1), ("1", 0)])
