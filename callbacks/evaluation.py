@@ -8,10 +8,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from callbacks.answers import QuestionsConfig
-from callbacks.fid import Fid, FidConfig
-from callbacks.gqa import Gqa, GqaConfig
-from callbacks.measure import (
+from callbacks.measures.answers import QuestionsConfig
+from callbacks.measures.fid import Fid, FidConfig
+from callbacks.measures.gqa import Gqa, GqaConfig
+from callbacks.measures.measure import (
     EvaluationContext,
     EvaluationStoppedError,
     Measure,
@@ -22,14 +22,14 @@ from callbacks.measure import (
     on_all_ranks,
     run_measure,
 )
-from callbacks.mme import Mme, MmeConfig
-from callbacks.mmmu import Mmmu, MmmuConfig
-from callbacks.pope import Pope, PopeConfig
-from callbacks.records import Record
-from callbacks.samples import Samples, SamplesConfig
-from callbacks.speed import Speed, SpeedConfig
+from callbacks.measures.mme import Mme, MmeConfig
+from callbacks.measures.mmmu import Mmmu, MmmuConfig
+from callbacks.measures.pope import Pope, PopeConfig
+from callbacks.measures.records import Record
+from callbacks.measures.samples import Samples, SamplesConfig
+from callbacks.measures.speed import Speed, SpeedConfig
+from callbacks.measures.vqav2 import VqaV2, VqaV2Config
 from callbacks.tracking import Tracker
-from callbacks.vqav2 import VqaV2, VqaV2Config
 from modules.checkpoints import CheckpointError
 from modules.files import step_name
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from callbacks.speed import time_drawing
+from callbacks.measures.speed import time_drawing
 from modules.omnimamba import kernels
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.initialise import initialise

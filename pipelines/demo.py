@@ -77,7 +77,7 @@ def main() -> None:
 
 def _results(run: Path, *, first: bool = False) -> dict[str, Any]:
     """Results of the run's first or last evaluated step, by measure."""
-    from callbacks.records import read_results
+    from callbacks.measures.records import read_results
 
     return read_results(sorted((run / "records").glob("step-*"))[0 if first else -1])
 
@@ -132,7 +132,7 @@ def _sheet(run: Path) -> "Image.Image":
     """Captions over real pictures, their VQ reconstructions, and pictures generated from the captions."""
     from PIL import Image, ImageDraw
 
-    from callbacks.pictures import draw, require_vq
+    from callbacks.measures.pictures import draw, require_vq
     from datamodules.benchmarks.coco import CaptionSet
     from datamodules.images import centre_crop, read_image, to_image, to_tensor
     from pipelines.evaluate import context_of

@@ -30,7 +30,7 @@ from pipelines.console import run_verb, say
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from callbacks.measure import EvaluationContext, Measure, Result
+    from callbacks.measures.measure import EvaluationContext, Measure, Result
     from pipelines.processes import Place
     from pipelines.trained import Trained
 
@@ -42,7 +42,7 @@ def main() -> None:
     from rich.console import Console
 
     from callbacks.evaluation import build_measures, build_mini_measures, run_measure
-    from callbacks.measure import on_all_ranks
+    from callbacks.measures.measure import on_all_ranks
     from pipelines.processes import joined
     from pipelines.trained import load_trained, trained_config
 
@@ -77,7 +77,7 @@ def _check(measures: "Sequence[Measure]", context: "EvaluationContext", *, fresh
 
 def context_of(trained: "Trained", place: "Place | None" = None) -> "EvaluationContext":
     """A loaded model as measures take it, in one process or several."""
-    from callbacks.measure import EvaluationContext
+    from callbacks.measures.measure import EvaluationContext
     from modules.checkpoints import weights_fingerprint
 
     return EvaluationContext(

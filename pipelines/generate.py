@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from pipelines.console import run_verb, say, warn
 
 if TYPE_CHECKING:
-    from callbacks.pictures import SamplingConfig
+    from callbacks.measures.pictures import SamplingConfig
     from pipelines.config import RunConfig
 
 
@@ -46,8 +46,8 @@ def text2image(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         FileExistsError: the file is there and ``--force`` is not given.
         FileNotFoundError: the file's folder is missing.
     """
-    from callbacks.pictures import NO_VQ, draw, require_vq
-    from callbacks.samples import require_short
+    from callbacks.measures.pictures import NO_VQ, draw, require_vq
+    from callbacks.measures.samples import require_short
     from datamodules.images import to_image
     from pipelines.compose import build_tokenizer
     from pipelines.evaluate import context_of
@@ -77,7 +77,7 @@ def describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         ValueError: the question is empty, or the picture does not decode.
         FileNotFoundError: there is no such picture.
     """
-    from callbacks.answers import SHORT_ANSWER, answer
+    from callbacks.measures.answers import SHORT_ANSWER, answer
     from datamodules.encode import encode_question
     from datamodules.images import read_image
     from pipelines.evaluate import context_of
@@ -102,7 +102,7 @@ def describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _sampling(arguments: argparse.Namespace, config: "RunConfig") -> "SamplingConfig":
     """The run's way of drawing samples, with what the command line says otherwise."""
-    from callbacks.pictures import SamplingConfig
+    from callbacks.measures.pictures import SamplingConfig
 
     base = config.evaluation.samples or SamplingConfig()
     given = {field.name: getattr(arguments, field.name) for field in fields(SamplingConfig)}

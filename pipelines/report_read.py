@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from omegaconf import OmegaConf
 
-from callbacks.records import read_results
+from callbacks.measures.records import read_results
 from callbacks.tracking import METRICS
 from pipelines.overrides import read_yaml
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from callbacks.answers import QuestionMeasure, table_rows
 from callbacks.evaluation import build_measures
-from callbacks.records import Record, RecordBook
+from callbacks.measures.answers import QuestionMeasure, table_rows
+from callbacks.measures.records import Record, RecordBook
 from datamodules.images import ImageSource, read_image
 from modules.files import step_name
 from pipelines.config import load

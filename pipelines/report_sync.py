@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from callbacks.answers import COLUMNS, TABLE_ROWS
+from callbacks.measures.answers import COLUMNS, TABLE_ROWS
 from callbacks.tracking import METRICS, read_metrics
 from datamodules.images import read_image
 from modules.files import step_name

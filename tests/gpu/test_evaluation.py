@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from callbacks.speed import Clock
+from callbacks.measures.speed import Clock
 from modules.files import sha256
 from modules.metrics.networks import load_network
 from modules.metrics.protocols import PROTOCOLS

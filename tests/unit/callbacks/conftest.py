@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from callbacks.measure import EvaluationContext
+from callbacks.measures.measure import EvaluationContext
 from datamodules.encode import PromptTemplate
 from datamodules.scenes.vocabulary import train_tokenizer
 from modules.omnimamba.config import ModelConfig, VisionConfig

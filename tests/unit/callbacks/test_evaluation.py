@@ -32,8 +32,8 @@ from callbacks.evaluation import (
     build_measures,
     build_mini_measures,
 )
-from callbacks.measure import Measure, Result
-from callbacks.records import Record
+from callbacks.measures.measure import Measure, Result
+from callbacks.measures.records import Record
 from callbacks.tracking import Tracker
 from modules import signals
 from modules.checkpoints import CheckpointError

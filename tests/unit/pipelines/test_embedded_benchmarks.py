@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from callbacks.answers import QuestionMeasure
 from callbacks.evaluation import build_measures
-from callbacks.fid import Fid
-from callbacks.measure import EvaluationContext, Measure, Result, run_measure
+from callbacks.measures.answers import QuestionMeasure
+from callbacks.measures.fid import Fid
+from callbacks.measures.measure import EvaluationContext, Measure, Result, run_measure
 from datamodules.benchmarks.questions import Question
 from datamodules.encode import encode_caption, encode_question
 from datamodules.images import centre_crop, read_image, read_mmu_pixels, to_tensor

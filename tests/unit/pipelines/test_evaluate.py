@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from callbacks.measure import Result
+from callbacks.measures.measure import Result
 from pipelines import evaluate
 from pipelines.console import run_verb
 

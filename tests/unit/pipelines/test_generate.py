@@ -53,7 +53,7 @@ def test_describe_prints_the_answer(
         seen.append(context.tokenizer.decode(prompts[0]))  # type: ignore[attr-defined]
         return [("a red thing", 3, limit == 3)]
 
-    monkeypatch.setattr("callbacks.answers.answer", answer)
+    monkeypatch.setattr("callbacks.measures.answers.answer", answer)
     assert call(monkeypatch, run_folder, "describe", tmp_path / "red.png", "What is it?") == 0
     assert capsys.readouterr() == ("a red thing\n", "")
     words = ["describe", tmp_path / "red.png", "What is it?", "--short", "--max-new-tokens", 3]

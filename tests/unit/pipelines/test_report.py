@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from callbacks.evaluation import build_measures
-from callbacks.gqa import Gqa
+from callbacks.measures.gqa import Gqa
 from pipelines.config import load
 from pipelines.report_page import write_report
 from pipelines.report_paper import TABLES, paper_value

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from callbacks.fid_config import POOL, FidConfig
-from callbacks.measure import EvaluationContext, Result, exchange, file_hashes, on_all_ranks
-from callbacks.pictures import Drawing, PictureMeasure, decode, require_vq, uniforms
-from callbacks.records import Record
+from callbacks.measures.fid_config import POOL, FidConfig
+from callbacks.measures.measure import EvaluationContext, Result, exchange, file_hashes, on_all_ranks
+from callbacks.measures.pictures import Drawing, PictureMeasure, decode, require_vq, uniforms
+from callbacks.measures.records import Record
 from callbacks.tracking import Tracker
 from datamodules.benchmarks.coco import CaptionPair, CaptionSet, Prompt, pictures_in, read_prompts, write_prompts
 from datamodules.images import centre_crop, read_image, to_image, to_tensor

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from callbacks.answers import QuestionMeasure, QuestionsConfig
-from callbacks.measure import EvaluationContext, Result
-from callbacks.records import Record
+from callbacks.measures.answers import QuestionMeasure, QuestionsConfig
+from callbacks.measures.measure import EvaluationContext, Result
+from callbacks.measures.records import Record
 from datamodules.benchmarks.pope import pope_files, read_pope
 from datamodules.benchmarks.questions import Question
 from modules.metrics import pope

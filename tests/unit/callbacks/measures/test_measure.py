@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks import measure as module
-from callbacks.measure import (
+from callbacks.measures import measure as module
+from callbacks.measures.measure import (
     EvaluationContext,
     Measure,
     OutOfTimeError,
@@ -20,7 +20,7 @@ from callbacks.measure import (
     on_all_ranks,
     run_measure,
 )
-from callbacks.records import Record, read_results
+from callbacks.measures.records import Record, read_results
 
 Make = Callable[..., EvaluationContext]
 

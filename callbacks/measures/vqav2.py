@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from callbacks.answers import QuestionMeasure, QuestionsConfig
-from callbacks.measure import EvaluationContext, Result
-from callbacks.records import Record, write_json
+from callbacks.measures.answers import QuestionMeasure, QuestionsConfig
+from callbacks.measures.measure import EvaluationContext, Result
+from callbacks.measures.records import Record, write_json
 from callbacks.tracking import Tracker
 from datamodules.benchmarks.questions import Question
 from datamodules.benchmarks.vqav2 import Split, question_ids, read_vqav2

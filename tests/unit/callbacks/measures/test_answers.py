@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from callbacks.answers import QuestionsConfig, answer, table_rows
-from callbacks.gqa import Gqa, GqaConfig
-from callbacks.measure import EvaluationContext, run_measure
-from callbacks.pope import Pope, PopeConfig
+from callbacks.measures.answers import QuestionsConfig, answer, table_rows
+from callbacks.measures.gqa import Gqa, GqaConfig
+from callbacks.measures.measure import EvaluationContext, run_measure
+from callbacks.measures.pope import Pope, PopeConfig
 from datamodules.benchmarks.questions import Question
 from datamodules.encode import encode_question
 

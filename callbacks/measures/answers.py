@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import torch
 
-from callbacks.measure import EvaluationContext, Measure, file_hashes
-from callbacks.records import Record
+from callbacks.measures.measure import EvaluationContext, Measure, file_hashes
+from callbacks.measures.records import Record
 from callbacks.tracking import Tracker
 from datamodules.benchmarks.questions import Question
 from datamodules.encode import encode_question

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from callbacks.fid import Fid, FidConfig
-from callbacks.measure import EvaluationContext, run_measure
-from callbacks.pictures import SamplingConfig, draw, uniforms
-from callbacks.samples import Samples, SamplesConfig
+from callbacks.measures.fid import Fid, FidConfig
+from callbacks.measures.measure import EvaluationContext, run_measure
+from callbacks.measures.pictures import SamplingConfig, draw, uniforms
+from callbacks.measures.samples import Samples, SamplesConfig
 from datamodules.images import centre_crop, read_image, to_tensor
 from modules.metrics.fid import frechet, pool_features
 

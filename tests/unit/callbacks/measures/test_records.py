@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from callbacks.records import RecordBook, read_results, write_result
+from callbacks.measures.records import RecordBook, read_results, write_result
 from modules.files import step_name
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from callbacks.answers import QuestionMeasure, QuestionsConfig
-from callbacks.measure import EvaluationContext, Result, file_hashes
-from callbacks.records import Record
+from callbacks.measures.answers import QuestionMeasure, QuestionsConfig
+from callbacks.measures.measure import EvaluationContext, Result, file_hashes
+from callbacks.measures.records import Record
 from datamodules.benchmarks.mme import mme_files, read_mme
 from datamodules.benchmarks.questions import Question
 from modules.metrics import mme

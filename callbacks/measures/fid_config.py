@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from callbacks.pictures import SamplingConfig
+from callbacks.measures.pictures import SamplingConfig
 from modules.metrics.networks import INCEPTION
 
 POOL = "pool"

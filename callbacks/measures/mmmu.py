@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from callbacks.answers import QuestionMeasure, QuestionsConfig
-from callbacks.measure import EvaluationContext, Result
-from callbacks.records import Record
+from callbacks.measures.answers import QuestionMeasure, QuestionsConfig
+from callbacks.measures.measure import EvaluationContext, Result
+from callbacks.measures.records import Record
 from datamodules.benchmarks.mmmu import Split, mmmu_files, read_mmmu
 from datamodules.benchmarks.questions import Question
 from modules.metrics import mmmu

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from callbacks.answers import QuestionMeasure
-from callbacks.measure import EvaluationContext, Result, run_measure
-from callbacks.mme import Mme, MmeConfig
-from callbacks.mmmu import Mmmu, MmmuConfig
-from callbacks.vqav2 import VqaV2, VqaV2Config
+from callbacks.measures.answers import QuestionMeasure
+from callbacks.measures.measure import EvaluationContext, Result, run_measure
+from callbacks.measures.mme import Mme, MmeConfig
+from callbacks.measures.mmmu import Mmmu, MmmuConfig
+from callbacks.measures.vqav2 import VqaV2, VqaV2Config
 from modules.metrics.mme import COGNITION, PERCEPTION
 
 Make = Callable[..., EvaluationContext]

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from callbacks.measure import EvaluationContext, Measure, Result
-from callbacks.pictures import require_vq, uniforms
-from callbacks.records import Record
+from callbacks.measures.measure import EvaluationContext, Measure, Result
+from callbacks.measures.pictures import require_vq, uniforms
+from callbacks.measures.records import Record
 from datamodules.encode import encode_caption
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.vq import ImageTokenizer

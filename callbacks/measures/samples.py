@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from PIL import Image
 
-from callbacks.measure import EvaluationContext, Result
-from callbacks.pictures import Drawing, PictureMeasure, SamplingConfig, decode
-from callbacks.records import Record, write_json
+from callbacks.measures.measure import EvaluationContext, Result
+from callbacks.measures.pictures import Drawing, PictureMeasure, SamplingConfig, decode
+from callbacks.measures.records import Record, write_json
 from callbacks.tracking import Tracker
 from datamodules.benchmarks.coco import CaptionSet
 from datamodules.encode import caption_overflow

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from callbacks import speed as module
 from callbacks.evaluation import EvaluationConfig, build_measures
-from callbacks.measure import EvaluationContext, run_measure
-from callbacks.speed import Speed, SpeedConfig
+from callbacks.measures import speed as module
+from callbacks.measures.measure import EvaluationContext, run_measure
+from callbacks.measures.speed import Speed, SpeedConfig
 from modules.omnimamba.model import OmniMamba
 
 Make = Callable[..., EvaluationContext]

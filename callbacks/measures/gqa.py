@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from callbacks.answers import QuestionMeasure, QuestionsConfig
-from callbacks.measure import EvaluationContext, Result, file_hashes
-from callbacks.records import Record
+from callbacks.measures.answers import QuestionMeasure, QuestionsConfig
+from callbacks.measures.measure import EvaluationContext, Result, file_hashes
+from callbacks.measures.records import Record
 from datamodules.benchmarks.gqa import question_id, read_choices, read_gqa
 from datamodules.benchmarks.questions import Question
 from modules.metrics import gqa

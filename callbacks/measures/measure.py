@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
-from callbacks.records import WEIGHTS, Record, RecordBook, drop_result, read_results, write_result
+from callbacks.measures.records import WEIGHTS, Record, RecordBook, drop_result, read_results, write_result
 from callbacks.tracking import Tracker
 from datamodules.encode import PromptTemplate
 from modules import signals

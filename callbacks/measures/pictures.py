@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from callbacks.measure import EvaluationContext, Measure
-from callbacks.records import Record
+from callbacks.measures.measure import EvaluationContext, Measure
+from callbacks.measures.records import Record
 from datamodules.encode import caption_overflow, encode_caption
 from modules.omnimamba.vq import ImageTokenizer
 from modules.seeds import keyed_seed
