@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.console import USER_ERRORS, say
 
 if TYPE_CHECKING:
-    from datamodules.peek import Peek, Token
-    from datamodules.survey import Summary, Survey
+    from datamodules.inspection.peek import Peek, Token
+    from datamodules.inspection.survey import Summary, Survey
 
 FAULTY, UNUSABLE = 1, 2
 """Exit codes: the data has faults; what the user gave cannot be used."""
@@ -86,7 +86,7 @@ def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from datamodules.inspection import shards_of, verify
+    from datamodules.inspection.verify import shards_of, verify
 
     with _bar("shards") as progress:
         found = verify(
@@ -110,9 +110,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _stats(arguments: argparse.Namespace) -> int:
-    from datamodules.evaluation_images import read_evaluation
-    from datamodules.findings import SurveyConfig
-    from datamodules.survey import survey
+    from datamodules.inspection.evaluation_images import read_evaluation
+    from datamodules.inspection.findings import SurveyConfig
+    from datamodules.inspection.survey import survey
 
     config = SurveyConfig(
         tokenizer=arguments.tokenizer, length=arguments.length, image_positions=arguments.image_positions
@@ -173,8 +173,8 @@ def _show_survey(found: "Survey") -> None:
 
 def _peek(arguments: argparse.Namespace) -> int:
     from datamodules.encode import PromptTemplate
-    from datamodules.findings import MMU_LENGTH, T2I_LENGTH
-    from datamodules.peek import peek, tokens
+    from datamodules.inspection.findings import MMU_LENGTH, T2I_LENGTH
+    from datamodules.inspection.peek import peek, tokens
     from datamodules.shards import ShardSet
 
     sample = peek(ShardSet.open(arguments.manifest, arguments.cache), arguments.key)
@@ -200,7 +200,7 @@ def _peek(arguments: argparse.Namespace) -> int:
 
 def _write_picture(sample: "Peek", arguments: argparse.Namespace) -> None:
     from datamodules.images import decode, to_image
-    from datamodules.peek import codes_of, picture_of
+    from datamodules.inspection.peek import codes_of, picture_of
 
     stored, codes = picture_of(sample), codes_of(sample)
     if stored is not None:

@@ -10,9 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.evaluation_images import EvaluationImages
-from datamodules.findings import MMU_FRAME, MMU_LENGTH, T2I_FRAME, T2I_LENGTH, Findings, SurveyConfig, add_sample
-from datamodules.inspection import PICTURES, in_processes
+from datamodules.inspection.evaluation_images import EvaluationImages
+from datamodules.inspection.findings import (
+    MMU_FRAME,
+    MMU_LENGTH,
+    T2I_FRAME,
+    T2I_LENGTH,
+    Findings,
+    SurveyConfig,
+    add_sample,
+)
+from datamodules.inspection.verify import PICTURES, in_processes
 from datamodules.shards import ShardSet
 from modules.omnimamba.tokenizer import TextTokenizer
 

@@ -7,8 +7,8 @@ from typing import Any
 from PIL import Image
 
 from datamodules.encode import PromptTemplate, encode_conversation
-from datamodules.evaluation_images import digest, picture_name
-from datamodules.inspection import PICTURES
+from datamodules.inspection.evaluation_images import digest, picture_name
+from datamodules.inspection.verify import PICTURES
 from datamodules.stored import content_of, turns_of
 from modules.omnimamba.tokenizer import TextTokenizer
 

@@ -11,7 +11,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from datamodules.inspection import EVERY_SHARD, Fault, content_fault, in_processes, shards_of, verify
+from datamodules.inspection.verify import EVERY_SHARD, Fault, content_fault, in_processes, shards_of, verify
 from datamodules.shards import DamagedShardError, ShardSet
 from tests.unit.datamodules.writing import write_shards
 

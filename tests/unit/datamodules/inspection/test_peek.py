@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from datamodules.encode import PromptTemplate
-from datamodules.peek import codes_of, nearest_keys, peek, picture_of, tokens
+from datamodules.inspection.peek import codes_of, nearest_keys, peek, picture_of, tokens
 from datamodules.shards import ShardSet
 from modules.omnimamba.tokenizer import TextTokenizer
 from tests.unit.datamodules.writing import write_shards

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.evaluation_images import digest, picture_name, read_evaluation
-from datamodules.findings import SurveyConfig
-from datamodules.survey import Padding, Summary, survey
+from datamodules.inspection.evaluation_images import digest, picture_name, read_evaluation
+from datamodules.inspection.findings import SurveyConfig
+from datamodules.inspection.survey import Padding, Summary, survey
 from modules.omnimamba.tokenizer import TextTokenizer
 from tests.unit.datamodules.writing import write_shards
 

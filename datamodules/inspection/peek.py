@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from datamodules.encode import IGNORE, PromptTemplate, encode_caption, encode_conversation
-from datamodules.inspection import PICTURES
+from datamodules.inspection.verify import PICTURES
 from datamodules.shards import ShardSet
 from datamodules.stored import content_of, turns_of
 from modules.omnimamba.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, TextTokenizer
