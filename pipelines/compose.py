@@ -21,6 +21,7 @@ from callbacks.steps import CommitPosition
 from callbacks.throughput import RestartClock, Show, Throughput
 from callbacks.tracking import Tracker
 from datamodules.mixed import MixedDataModule
+from datamodules.scenes.prepare import prepare_scenes
 from modules.checkpoints import MANIFEST, StageResult, checkpoint_id, load_results, weights_fingerprint
 from modules.files import sha256, step_name
 from modules.flops import peak_tflops
@@ -39,7 +40,6 @@ from pipelines.console import warn
 from pipelines.overrides import ConfigError
 from pipelines.ranks import cluster
 from pipelines.runfolder import COMPLETE, CONFIG
-from pipelines.scenes import prepare_scenes
 from pipelines.warmup import use_kernel_cache
 
 

@@ -11,12 +11,12 @@ from callbacks.evaluation import EvaluationConfig
 from callbacks.guards import GuardConfig
 from callbacks.tracking import TrackingConfig
 from datamodules.mixed import DataConfig
+from datamodules.scenes.prepare import PrepareScenesConfig
 from modules.omnimamba.adapters import TASKS
 from modules.omnimamba.config import ModelConfig
 from modules.optim import OptimConfig
 from modules.stages import STAGES, StageConfig
 from pipelines.overrides import ConfigError, build, dotlist, merge, read_yaml
-from pipelines.scenes import PrepareScenesConfig
 
 __all__ = [
     "ConfigError",

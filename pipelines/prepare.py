@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.manifest import MANIFEST
+from datamodules.scenes.prepare import PrepareScenesConfig, prepare_scenes
 from datamodules.shard_writer import REJECTED, Progress
 from datamodules.sources.coco import CocoConfig, build_coco
 from datamodules.sources.hf import HfConfig, build_hf
@@ -20,7 +21,6 @@ from modules.redaction import redact
 from pipelines.console import INTERRUPTED, say
 from pipelines.overrides import parse_overrides
 from pipelines.prepare_tools import add_tools
-from pipelines.scenes import PrepareScenesConfig, prepare_scenes
 
 _REASONS = 5
 """Kinds of rejects that the report shows, the most frequent first."""

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.scenes.prepare import prepare_scenes
 from pipelines.config import load
-from pipelines.scenes import prepare_scenes
 
 from .running import ENVIRONMENT, NO_EVALUATION, ROOT, UNIFIED, Train, command
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from callbacks.tracking import read_metrics
+from datamodules.scenes.prepare import prepare_scenes
 from pipelines.config import load
-from pipelines.scenes import prepare_scenes
 from tests.integration.running import (
     NO_EVALUATION,
     ROOT,

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from callbacks.evaluation import EvaluationConfig, FidConfig, GqaConfig, PopeConfig, SamplesConfig
 from datamodules.mixed import DataConfig
+from datamodules.scenes.prepare import PreparedPaths, PrepareScenesConfig, prepare_scenes
 from modules.checkpoints import STATE, commit
 from modules.files import step_name
 from modules.omnimamba.config import ModelConfig, VisionConfig
@@ -16,7 +17,6 @@ from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.stages import StageConfig
 from pipelines.config import RunConfig, TrainerConfig, as_dict
-from pipelines.scenes import PreparedPaths, PrepareScenesConfig, prepare_scenes
 
 
 @pytest.fixture(scope="session")

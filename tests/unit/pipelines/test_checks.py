@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.scenes.prepare import PreparedPaths
 from pipelines import checks
 from pipelines.checks import Verdict, examine
 from pipelines.config import RunConfig, load
 from pipelines.memory import planned_model
 from pipelines.processes import Place
-from pipelines.scenes import PreparedPaths
 
 ROOT = Path(__file__).parents[3]
 Usage = namedtuple("Usage", "total used free")

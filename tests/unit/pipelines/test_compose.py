@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from datamodules.scenes.prepare import PreparedPaths
 from modules.files import sha256
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
@@ -22,7 +23,6 @@ from pipelines.compose import (
 )
 from pipelines.config import ConfigError, HardwareConfig, load
 from pipelines.fit import fit
-from pipelines.scenes import PreparedPaths
 
 
 def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from datamodules.scenes.prepare import PreparedPaths
 from datamodules.shards import ShardSet
 from pipelines.prepare import SOURCES, main
-from pipelines.scenes import PreparedPaths
 
 ROOT = Path(__file__).parents[3]
 

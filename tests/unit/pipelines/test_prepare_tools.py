@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from datamodules.images import mmu_pixels, read_image, to_tensor
+from datamodules.scenes.prepare import PreparedPaths, PrepareScenesConfig, prepare_scenes
 from datamodules.shards import ShardSet
 from modules.omnimamba.vq import load_image_tokenizer
 from pipelines.prepare_tools import add_tools
-from pipelines.scenes import PreparedPaths, PrepareScenesConfig, prepare_scenes
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from datamodules.encode import PromptTemplate, encode_conversation
+from datamodules.scenes.prepare import PreparedPaths, PrepareScenesConfig, prepare_scenes
 from datamodules.scenes.questions import ANSWERS
 from datamodules.shards import ShardSet
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import load_image_tokenizer
 from pipelines.overrides import ConfigError
-from pipelines.scenes import PreparedPaths, PrepareScenesConfig, prepare_scenes
 
 SMALL = {"images": 40, "val_images": 6, "codebook_size": 64, "per_shard": 30}
 

@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datamodules.folders import FolderMismatch, holds, locked, new_folder, write_record
+from datamodules.folders import holds, locked, new_folder, write_record
 from datamodules.scenes.config import ScenesConfig
 from datamodules.sources.coco import CocoConfig, build_coco
 from datamodules.sources.llava import LlavaConfig, build_llava
-from pipelines.overrides import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,21 +84,19 @@ def prepare_scenes(config: PrepareScenesConfig, say: Say = print) -> PreparedPat
     time: one works, the others wait for it.
 
     Raises:
-        ConfigError: a broken rule, or the folder holds something else.
+        ValueError: a broken rule.
+        FolderMismatch: the folder holds something else.
     """
     if problems := config.problems():
-        raise ConfigError("prepare scenes: " + "; ".join(problems))
+        raise ValueError("prepare scenes: " + "; ".join(problems))
     folder = Path(config.folder).resolve()
     record = {"format_version": _FORMAT, **asdict(config)}
     del record["folder"]
-    try:
-        with locked(folder):
-            if not holds(folder, RECORD, record):
-                with new_folder(folder) as partial:
-                    _build_scenes(PreparedPaths.under(partial), config, say)
-                    write_record(partial / RECORD, record)
-    except FolderMismatch as error:
-        raise ConfigError(str(error)) from error
+    with locked(folder):
+        if not holds(folder, RECORD, record):
+            with new_folder(folder) as partial:
+                _build_scenes(PreparedPaths.under(partial), config, say)
+                write_record(partial / RECORD, record)
     return PreparedPaths.under(folder)
 
 
