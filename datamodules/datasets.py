@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from datamodules.encode import IGNORE, PromptTemplate, encode_caption, encode_conversation
 from datamodules.images import mmu_pixels
 from datamodules.plan import Places
-from datamodules.shards import ShardSet
+from datamodules.shards.reader import ShardSet
 from datamodules.stored import content_of, turns_of
 from datamodules.t2i_table import T2ITable
 from modules.omnimamba.adapters import Task

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 from datamodules.datasets import CaptionChoice, DataError, MixedDataset, MMUSamples, Padding, T2ISamples
 from datamodules.encode import PromptTemplate
 from datamodules.plan import Places, StepPlan, Stream
-from datamodules.shards import ShardSet
+from datamodules.shards.reader import ShardSet
 from datamodules.t2i_table import open_table
 from modules import signals
 from modules.omnimamba.adapters import TASKS, Task

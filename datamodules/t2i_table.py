@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.encode import encode_caption
-from datamodules.folders import locked, new_folder
-from datamodules.shards import DamagedShardError, ShardSet
+from datamodules.shards.folders import locked, new_folder
+from datamodules.shards.reader import DamagedShardError, ShardSet
 from datamodules.stored import captions_of, codes_of, content_of
 from modules.omnimamba.tokenizer import TextTokenizer
 

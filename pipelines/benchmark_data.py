@@ -26,8 +26,8 @@ from datamodules.encode import PromptTemplate, encode_caption, encode_conversati
 from datamodules.images import mmu_pixels, to_tensor
 from datamodules.mixed import Counts, DataConfig, MixedDataModule
 from datamodules.scenes.vocabulary import train_tokenizer
-from datamodules.shard_writer import build_shards
-from datamodules.shards import Sample
+from datamodules.shards.builder import build_shards
+from datamodules.shards.reader import Sample
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.tokenizer import TextTokenizer
 

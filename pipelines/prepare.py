@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datamodules.manifest import MANIFEST
 from datamodules.scenes.prepare import PrepareScenesConfig, prepare_scenes
-from datamodules.shard_writer import REJECTED, Progress
+from datamodules.shards.builder import REJECTED, Progress
+from datamodules.shards.manifest import MANIFEST
 from datamodules.sources.coco import CocoConfig, build_coco
 from datamodules.sources.hf import HfConfig, build_hf
 from datamodules.sources.images import ImagesConfig, build_images

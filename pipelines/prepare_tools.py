@@ -175,7 +175,7 @@ def _peek(arguments: argparse.Namespace) -> int:
     from datamodules.encode import PromptTemplate
     from datamodules.inspection.findings import MMU_LENGTH, T2I_LENGTH
     from datamodules.inspection.peek import peek, tokens
-    from datamodules.shards import ShardSet
+    from datamodules.shards.reader import ShardSet
 
     sample = peek(ShardSet.open(arguments.manifest, arguments.cache), arguments.key)
     sizes = ", ".join(f".{kind} {len(payload)} bytes" for kind, payload in sample.payloads.items())

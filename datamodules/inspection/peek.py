@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from datamodules.encode import IGNORE, PromptTemplate, encode_caption, encode_conversation
 from datamodules.inspection.verify import PICTURES
-from datamodules.shards import ShardSet
+from datamodules.shards.reader import ShardSet
 from datamodules.stored import content_of, turns_of
 from modules.omnimamba.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, TextTokenizer
 

@@ -21,7 +21,7 @@ from datamodules.inspection.findings import (
     add_sample,
 )
 from datamodules.inspection.verify import PICTURES, in_processes
-from datamodules.shards import ShardSet
+from datamodules.shards.reader import ShardSet
 from modules.omnimamba.tokenizer import TextTokenizer
 
 _EXAMPLES = 20

@@ -11,8 +11,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.manifest import DamagedShardError, Manifest, ShardRecord
-from datamodules.shards import Index, payload_fault, read_index, shard_files
+from datamodules.shards.manifest import DamagedShardError, Manifest, ShardRecord
+from datamodules.shards.reader import Index, payload_fault, read_index, shard_files
 from datamodules.stored import captions_of, codes_of, content_of, turns_of
 from modules.files import sha256 as sha256_of
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datamodules.folders import holds, locked, new_folder, write_record
 from datamodules.scenes.config import ScenesConfig
+from datamodules.shards.folders import holds, locked, new_folder, write_record
 from datamodules.sources.coco import CocoConfig, build_coco
 from datamodules.sources.llava import LlavaConfig, build_llava
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datamodules.folders import holds, new_folder, write_record
 from datamodules.scenes.benchmarks import gqa, pope, some_questions
 from datamodules.scenes.config import ScenesConfig
 from datamodules.scenes.dice import Dice
 from datamodules.scenes.draw import IMAGE_SIZE, Scene, Split, make_scene, render
 from datamodules.scenes.language import captions
+from datamodules.shards.folders import holds, new_folder, write_record
 
 RECORD = "scenes.json"
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."

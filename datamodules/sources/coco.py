@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.shard_writer import Progress, build_shards
+from datamodules.shards.builder import Progress, build_shards
 from datamodules.sources.common import need_folder, read_json
 from datamodules.sources.t2i import (
     CaptionedFile,

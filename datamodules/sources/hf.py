@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.shard_writer import Make, Progress, build_shards
+from datamodules.shards.builder import Make, Progress, build_shards
 from datamodules.sources.common import BadEntryError, SourceConfig, clean_captions, processes_of, read_file
 from datamodules.sources.mmu import Conversation, MMUMaker, checked_turns, question_and_answer
 from datamodules.sources.t2i import CaptionedPicture, T2IMaker, describe_vq, processes_for_pictures

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.shard_writer import Progress, build_shards
+from datamodules.shards.builder import Progress, build_shards
 from datamodules.sources.common import (
     BadEntryError,
     SourceConfig,

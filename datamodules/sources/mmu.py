@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datamodules.shard_writer import Rejected, Row
-from datamodules.shards import Sample
+from datamodules.shards.builder import Rejected, Row
+from datamodules.shards.reader import Sample
 from datamodules.sources.common import BadEntryError, clean_text, decoded
 
 IMAGE_MARK = "<image>"

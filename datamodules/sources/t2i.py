@@ -8,9 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.shard_workers import worker_number
-from datamodules.shard_writer import Rejected, Row
-from datamodules.shards import Sample
+from datamodules.shards.builder import Rejected, Row
+from datamodules.shards.reader import Sample
+from datamodules.shards.workers import worker_number
 from datamodules.sources.common import BadEntryError, SourceConfig, clean_captions, decoded, processes_of, read_file
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from callbacks.bad_samples import read_bad_samples
-from datamodules.shards import ShardSet
+from datamodules.shards.reader import ShardSet
 from modules.checkpoints import find_checkpoint
 from pipelines.config import load
 from tests.unit.datamodules.sources.conftest import broken, usable

@@ -17,7 +17,7 @@ from datamodules.datasets import DataError
 from datamodules.encode import IGNORE, PromptTemplate, encode_caption
 from datamodules.mixed import Counts, DataConfig, MixedDataModule
 from datamodules.plan import Places
-from datamodules.shards import DamagedShardError
+from datamodules.shards.reader import DamagedShardError
 from modules.omnimamba.tokenizer import TextTokenizer
 from tests.unit.datamodules.writing import write_shards
 

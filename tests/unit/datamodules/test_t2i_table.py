@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from datamodules.encode import encode_caption
-from datamodules.shards import DamagedShardError, ShardSet
+from datamodules.shards.reader import DamagedShardError, ShardSet
 from datamodules.t2i_table import T2ITable, open_table
 from modules.omnimamba.tokenizer import TextTokenizer
 from tests.unit.datamodules.writing import write_shards

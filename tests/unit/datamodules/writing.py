@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from datamodules.shard_file import write_shard
-from datamodules.shard_writer import Rejected, build_shards, write_manifest
-from datamodules.shards import Sample
+from datamodules.shards.builder import Rejected, build_shards, write_manifest
+from datamodules.shards.file import write_shard
+from datamodules.shards.reader import Sample
 
 
 def write_shards(

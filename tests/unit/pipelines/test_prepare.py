@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from datamodules.scenes.prepare import PreparedPaths
-from datamodules.shards import ShardSet
+from datamodules.shards.reader import ShardSet
 from pipelines.prepare import SOURCES, main
 
 ROOT = Path(__file__).parents[3]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from datamodules.images import mmu_pixels, read_image, to_tensor
 from datamodules.scenes.prepare import PreparedPaths, PrepareScenesConfig, prepare_scenes
-from datamodules.shards import ShardSet
+from datamodules.shards.reader import ShardSet
 from modules.omnimamba.vq import load_image_tokenizer
 from pipelines.prepare_tools import add_tools
 
@@ -176,7 +176,7 @@ def test_peek_draws_codes(prepared: PreparedPaths, run: Run, tmp_path: Path, mon
 def test_what_cannot_be_used_is_an_error_with_exit_code_two(
     prepared: PreparedPaths, run: Run, words: Sequence[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datamodules.fetch.time.sleep", lambda _: None)
+    monkeypatch.setattr("datamodules.shards.fetch.time.sleep", lambda _: None)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     code, _, err = run(*(word.format(t2i=prepared.t2i) for word in words))
     assert code == 2

@@ -6,7 +6,7 @@ import pytest
 
 from datamodules.encode import PromptTemplate
 from datamodules.inspection.peek import codes_of, nearest_keys, peek, picture_of, tokens
-from datamodules.shards import ShardSet
+from datamodules.shards.reader import ShardSet
 from modules.omnimamba.tokenizer import TextTokenizer
 from tests.unit.datamodules.writing import write_shards
 

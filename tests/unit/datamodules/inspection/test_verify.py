@@ -12,7 +12,7 @@ import webdataset
 from PIL import Image
 
 from datamodules.inspection.verify import EVERY_SHARD, Fault, content_fault, in_processes, shards_of, verify
-from datamodules.shards import DamagedShardError, ShardSet
+from datamodules.shards.reader import DamagedShardError, ShardSet
 from tests.unit.datamodules.writing import write_shards
 
 COUNT, VICTIM = 12, 5

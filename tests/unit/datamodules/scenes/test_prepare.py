@@ -11,7 +11,7 @@ from PIL import Image
 from datamodules.encode import PromptTemplate, encode_conversation
 from datamodules.scenes.prepare import PreparedPaths, PrepareScenesConfig, prepare_scenes
 from datamodules.scenes.questions import ANSWERS
-from datamodules.shards import ShardSet
+from datamodules.shards.reader import ShardSet
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import load_image_tokenizer
 from pipelines.overrides import ConfigError

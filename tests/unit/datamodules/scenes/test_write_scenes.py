@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from datamodules.folders import FolderMismatch
 from datamodules.scenes import ScenesConfig, write_scenes
 from datamodules.scenes.questions import ANSWERS
+from datamodules.shards.folders import FolderMismatch
 
 SMALL = ScenesConfig(images=24, val_images=8, caption_share=0.5)
 

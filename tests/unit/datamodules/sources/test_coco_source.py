@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.shards import ShardSet
+from datamodules.shards.reader import ShardSet
 from datamodules.sources.coco import CocoConfig, build_coco
 from datamodules.sources.t2i import describe_vq, device_of, processes_for_pictures
 from modules.omnimamba.vq import PatchKMeans

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from datamodules.shards import ShardSet
+from datamodules.shards.reader import ShardSet
 from tests.unit.datamodules.sources.conftest import encoded, halves
 
 # before the library is imported, which reads it then; the cache must not be the user's

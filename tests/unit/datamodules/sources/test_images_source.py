@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.shards import ShardSet
+from datamodules.shards.reader import ShardSet
 from datamodules.sources.images import ImagesConfig, build_images
 from tests.unit.datamodules.sources.conftest import encoded, halves
 

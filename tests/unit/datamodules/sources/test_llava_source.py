@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.shards import ShardSet
+from datamodules.shards.reader import ShardSet
 from datamodules.sources.common import BadEntryError
 from datamodules.sources.llava import LlavaConfig, build_llava
 from datamodules.sources.mmu import checked_turns

@@ -10,7 +10,7 @@ import webdataset
 from PIL import Image
 
 from datamodules.images import decode
-from datamodules.shards import ShardSet
+from datamodules.shards.reader import ShardSet
 from datamodules.sources.coco import CocoConfig, build_coco
 from datamodules.sources.llava import LlavaConfig, build_llava
 from tests.unit.datamodules.sources.conftest import HEIGHT, WIDTH, broken, usable

@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from datamodules.manifest import ShardRecord, index_path, tar_path
-from datamodules.shards import Sample
+from datamodules.shards.manifest import ShardRecord, index_path, tar_path
+from datamodules.shards.reader import Sample
 from modules.files import sha256
 
 PARTIAL = ".partial-"

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import webdataset
 
-from datamodules.fetch import FetchError
-from datamodules.shards import DamagedShardError, ShardSet
+from datamodules.shards.fetch import FetchError
+from datamodules.shards.reader import DamagedShardError, ShardSet
 from tests.unit.datamodules.writing import write_shards
 
 
@@ -346,7 +346,7 @@ def test_a_worker_fetches_again_too(manifest: Path, tmp_path: Path) -> None:
 
 
 def test_a_shard_damaged_at_its_source_too_stops(manifest: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("datamodules.fetch.time.sleep", lambda _: None)
+    monkeypatch.setattr("datamodules.shards.fetch.time.sleep", lambda _: None)
     staged = ShardSet.open(manifest, tmp_path / "cache")
     offset = int(staged._index["vq.offset"][5])
     for tar in (staged_tar(tmp_path / "cache", 1), manifest.parent / "demo-000001.tar"):

@@ -14,7 +14,7 @@ import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from datamodules.fetch import FetchError, Wanted, cached_path, fetch, fetch_all, read_bytes, shown, sibling
+from datamodules.shards.fetch import FetchError, Wanted, cached_path, fetch, fetch_all, read_bytes, shown, sibling
 
 CONTENT = bytes(range(256)) * 400
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

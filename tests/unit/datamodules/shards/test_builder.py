@@ -16,12 +16,12 @@ import pytest
 import torch
 import webdataset
 
-from datamodules.folders import FolderMismatch
-from datamodules.shard_writer import brace_pattern, build_shards
-from datamodules.shards import ShardSet
+from datamodules.shards.builder import brace_pattern, build_shards
+from datamodules.shards.folders import FolderMismatch
+from datamodules.shards.reader import ShardSet
 from tests.unit.datamodules.writing import Item, Maker, build, items, payloads, threads_of_torch
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -321,9 +321,7 @@ def _build_and_say(folder: str) -> bool:
 
 
 def test_of_two_builders_one_works_and_both_get_the_result(tmp_path: Path) -> None:
-    code = (
-        f"from tests.unit.datamodules.test_shard_writer import _build_and_say as b; print(b({str(tmp_path / 'set')!r}))"
-    )
+    code = f"from tests.unit.datamodules.shards.test_builder import _build_and_say as b; print(b({str(tmp_path / 'set')!r}))"
     both = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.fetch import Progress, Wanted, cached_path, fetch, fetch_all, is_url, shown
-from datamodules.manifest import DamagedShardError, Manifest, ShardRecord
+from datamodules.shards.fetch import Progress, Wanted, cached_path, fetch, fetch_all, is_url, shown
+from datamodules.shards.manifest import DamagedShardError, Manifest, ShardRecord
 
 __all__ = ["DamagedShardError", "Index", "Sample", "ShardSet", "payload_fault", "read_index", "shard_files"]
 

@@ -17,11 +17,19 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from datamodules.folders import holds, locked
-from datamodules.manifest import FORMAT_VERSION, MANIFEST, Manifest, ShardRecord, fingerprint_of, index_path, tar_path
-from datamodules.shard_file import PARTIAL, replacing, write_shard
-from datamodules.shard_workers import Tick, run_tasks
-from datamodules.shards import Sample
+from datamodules.shards.file import PARTIAL, replacing, write_shard
+from datamodules.shards.folders import holds, locked
+from datamodules.shards.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Manifest,
+    ShardRecord,
+    fingerprint_of,
+    index_path,
+    tar_path,
+)
+from datamodules.shards.reader import Sample
+from datamodules.shards.workers import Tick, run_tasks
 
 REJECTED = "rejected.jsonl"
 BUILD = ".build"

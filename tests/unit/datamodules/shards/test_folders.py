@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.folders import FolderMismatch, holds, locked, new_folder, write_record
+from datamodules.shards.folders import FolderMismatch, holds, locked, new_folder, write_record
 
 
 def test_a_new_folder_appears_whole(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from datamodules.fetch import is_url, read_bytes, shown, sibling
+from datamodules.shards.fetch import is_url, read_bytes, shown, sibling
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
