@@ -122,7 +122,7 @@ def result_table(results: "Mapping[str, Result]", *, title: str, details: bool =
     """A row for each metric: value, standard error, trivial baseline, the paper's value, number of samples."""
     from rich.table import Table
 
-    from pipelines.report_paper import paper_value
+    from modules.metrics.paper import paper_value
 
     table = Table("measure", "metric", title=title)
     for column in ("value", "± std err", "trivial", "paper", "N"):

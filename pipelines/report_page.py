@@ -10,8 +10,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from datamodules.images import ImageSource
+from modules.metrics.paper import OURS
 from pipelines.report_charts import Line, colour, draw
-from pipelines.report_paper import OURS
 from pipelines.report_read import Run, read_runs
 from pipelines.report_samples import data_uri, read_answers, read_sheet
 from pipelines.report_tables import (

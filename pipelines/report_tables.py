@@ -8,9 +8,9 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from callbacks.bad_samples import BAD_SAMPLES, read_bad_samples
+from modules.metrics.paper import TABLES, PaperTable, paper_value
 from modules.omnimamba.adapters import TASKS
 from pipelines.config import RunConfig
-from pipelines.report_paper import TABLES, PaperTable, paper_value
 from pipelines.report_read import Run
 from pipelines.runfolder import PREEMPTED
 
