@@ -106,7 +106,7 @@ def _kernels(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
 def _speed(_config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
     if not torch.cuda.is_available():
         return
-    from pipelines.benchmark_train import gemm_tflops
+    from pipelines.benchmark.train import gemm_tflops
 
     rate = gemm_tflops()
     yield Verdict("GEMM", "ok", f"{rate:.0f} TFLOP/s in bf16")

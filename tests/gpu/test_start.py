@@ -11,7 +11,7 @@ import torch
 from datamodules.mixed import Counts, DataConfig
 from modules.omnimamba.config import ModelConfig
 from modules.stages import StageConfig
-from pipelines.benchmark_train import PUBLISHED_VISION, TrainBenchmarkConfig, measure_train
+from pipelines.benchmark.train import PUBLISHED_VISION, TrainBenchmarkConfig, measure_train
 from pipelines.config import HardwareConfig, RunConfig, TrainerConfig
 from pipelines.memory import GIB, estimate_memory
 

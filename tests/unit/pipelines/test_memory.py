@@ -10,7 +10,7 @@ import pytest
 from datamodules.mixed import Counts, DataConfig
 from modules.omnimamba.config import ModelConfig
 from modules.stages import StageConfig
-from pipelines.benchmark_train import PUBLISHED_VISION
+from pipelines.benchmark.train import PUBLISHED_VISION
 from pipelines.config import HardwareConfig, RunConfig, TrainerConfig, load
 from pipelines.memory import FULL, GIB, estimate_memory, ways_out
 

@@ -321,7 +321,8 @@ def _build_and_say(folder: str) -> bool:
 
 
 def test_of_two_builders_one_works_and_both_get_the_result(tmp_path: Path) -> None:
-    code = f"from tests.unit.datamodules.shards.test_builder import _build_and_say as b; print(b({str(tmp_path / 'set')!r}))"
+    here = "tests.unit.datamodules.shards.test_builder"
+    code = f"from {here} import _build_and_say as b; print(b({str(tmp_path / 'set')!r}))"
     both = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]

@@ -20,7 +20,7 @@ from modules.omnimamba.initialise import initialise
 from modules.omnimamba.llamagen import LlamaGenVQ
 from modules.omnimamba.llamagen_layers import LlamaGenConfig
 from modules.omnimamba.model import OmniMamba
-from pipelines.benchmark_train import PUBLISHED_VISION
+from pipelines.benchmark.train import PUBLISHED_VISION
 from pipelines.compose import COMPUTE, check_hardware
 from pipelines.config import HardwareConfig
 

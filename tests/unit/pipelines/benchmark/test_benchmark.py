@@ -12,14 +12,14 @@ import torch
 from datamodules.mixed import Counts
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.model import OmniMamba
-from pipelines import benchmark
-from pipelines.benchmark_data import DataBenchmarkConfig
-from pipelines.benchmark_generate import GenerateBenchmarkConfig, floor_seconds, measure_generate
-from pipelines.benchmark_train import TrainBenchmarkConfig, measure_train, positions
+from pipelines.benchmark import __main__ as benchmark
+from pipelines.benchmark.data import DataBenchmarkConfig
+from pipelines.benchmark.generate import GenerateBenchmarkConfig, floor_seconds, measure_generate
+from pipelines.benchmark.train import TrainBenchmarkConfig, measure_train, positions
 from pipelines.config import HardwareConfig
 from tests.unit.modules.omnimamba.conftest import TINY as SMALL
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 TINY = replace(SMALL, mmu_text_length=9, vision=VisionConfig(kind="features", given_patches=3, given_width=5))
 
 

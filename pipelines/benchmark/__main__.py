@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.console import run_verb, say
 
 if TYPE_CHECKING:
-    from pipelines.benchmark_data import Line
+    from pipelines.benchmark.data import Line
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _data(arguments: argparse.Namespace) -> None:
-    from pipelines.benchmark_data import DataBenchmarkConfig, as_json, measure_data
+    from pipelines.benchmark.data import DataBenchmarkConfig, as_json, measure_data
     from pipelines.overrides import parse_overrides
 
     config = parse_overrides(DataBenchmarkConfig, arguments.overrides)
@@ -58,7 +58,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipelines.benchmark_train import TrainBenchmarkConfig, measure_train
+    from pipelines.benchmark.train import TrainBenchmarkConfig, measure_train
     from pipelines.overrides import parse_overrides
 
     found = measure_train(parse_overrides(TrainBenchmarkConfig, arguments.overrides))
@@ -87,7 +87,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipelines.benchmark_generate import GenerateBenchmarkConfig, measure_generate
+    from pipelines.benchmark.generate import GenerateBenchmarkConfig, measure_generate
     from pipelines.overrides import parse_overrides
 
     found = measure_generate(parse_overrides(GenerateBenchmarkConfig, arguments.overrides), say)
