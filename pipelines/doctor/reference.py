@@ -1,6 +1,6 @@
 """Compares what we compute with recorded numbers of the published model.
 
-Of the language model logits, losses, gradients and greedy ids; `pipelines.reference_encoders` has the ViTs and the VQ
+Of the language model logits, losses, gradients and greedy ids; `pipelines.doctor.encoders` has the ViTs and the VQ
 tokenizer.
 """
 
@@ -18,8 +18,8 @@ from modules.omnimamba.adapters import TASKS, Task
 from modules.omnimamba.config import LoraConfig, ModelConfig, VisionConfig
 from modules.omnimamba.model import OmniMamba
 from modules.published import from_published, ours
-from pipelines.comparison import Comparison, Row, compare_ids, compare_values
-from pipelines.reference_encoders import vision_rows, vq_rows
+from pipelines.doctor.comparison import Comparison, Row, compare_ids, compare_values
+from pipelines.doctor.encoders import vision_rows, vq_rows
 
 LOGITS_AND_LOSSES, GRADIENTS = 5e-4, 5e-3
 """Largest relative errors. The numbers were recorded in float32 on a GPU whose kernels use tf32 inside; a float64

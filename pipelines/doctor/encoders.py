@@ -11,7 +11,7 @@ from modules.omnimamba.config import VisionConfig, VitConfig
 from modules.omnimamba.llamagen import LlamaGenVQ, exactly
 from modules.omnimamba.llamagen_layers import LlamaGenConfig
 from modules.omnimamba.vision import ENCODERS, DinoSiglip
-from pipelines.comparison import Row, compare_ids, compare_values
+from pipelines.doctor.comparison import Row, compare_ids, compare_values
 
 FEATURES = 1e-4
 """Largest relative error of float32 features; measured on a CPU: 6e-7."""

@@ -58,8 +58,8 @@ def main() -> None:
 def _check(arguments: argparse.Namespace) -> bool:
     from datetime import timedelta
 
-    from pipelines.checks import examine
     from pipelines.config import load
+    from pipelines.doctor.checks import examine
     from pipelines.processes import joined
 
     config = load(arguments.config, arguments.overrides) if arguments.config else None
@@ -73,7 +73,7 @@ def _check(arguments: argparse.Namespace) -> bool:
 
 
 def _reference(arguments: argparse.Namespace) -> bool:
-    from pipelines.reference import compare_with_reference  # late: --help answers at once
+    from pipelines.doctor.reference import compare_with_reference  # late: --help answers at once
 
     comparison = compare_with_reference(arguments.file)
     for line in comparison.lines():

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines.reference import compare_with_reference
+from pipelines.doctor.reference import compare_with_reference
 
-RECORDED = Path(__file__).parents[1] / "reference"
+RECORDED = Path(__file__).parents[2] / "reference"
 
 
 def test_the_model_computes_what_the_published_one_does() -> None:
