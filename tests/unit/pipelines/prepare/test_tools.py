@@ -12,7 +12,7 @@ from datamodules.images import mmu_pixels, read_image, to_tensor
 from datamodules.scenes.prepare import PreparedPaths, PrepareScenesConfig, prepare_scenes
 from datamodules.shards.reader import ShardSet
 from modules.omnimamba.vq import load_image_tokenizer
-from pipelines.prepare_tools import add_tools
+from pipelines.prepare.tools import add_tools
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -3,7 +3,7 @@ import time
 import pytest
 from rich.console import Console
 
-from pipelines.build_progress import BuildProgress, clock
+from pipelines.prepare.progress import BuildProgress, clock
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from PIL import Image
 
 from datamodules.scenes.prepare import PreparedPaths
 from datamodules.shards.reader import ShardSet
-from pipelines.prepare import SOURCES, main
+from pipelines.prepare.__main__ import SOURCES, main
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def llava_of(scenes: Path, out: Path) -> list[str]:

@@ -20,7 +20,7 @@ from datamodules.sources.llava import LlavaConfig, build_llava
 from modules.redaction import redact
 from pipelines.console import INTERRUPTED, say
 from pipelines.overrides import parse_overrides
-from pipelines.prepare_tools import add_tools
+from pipelines.prepare.tools import add_tools
 
 _REASONS = 5
 """Kinds of rejects that the report shows, the most frequent first."""
@@ -42,7 +42,7 @@ def _scenes(config: PrepareScenesConfig) -> None:
 
 
 def _shards(build: Callable[[Any, Progress], Path], config: Any) -> None:
-    from pipelines.build_progress import BuildProgress
+    from pipelines.prepare.progress import BuildProgress
 
     built_before = (Path(config.out) / MANIFEST).exists()
     with BuildProgress(config.name) as progress:
