@@ -48,7 +48,7 @@ def main() -> None:
     from callbacks.tracking import read_metrics
     from pipelines.config import load
     from pipelines.fit import fit
-    from pipelines.report_page import write_report
+    from pipelines.report.page import write_report
 
     started = time.monotonic()
     runs = [fit(load(CONFIGS / f"{name}.yaml", arguments.overrides)) for name in STAGES]

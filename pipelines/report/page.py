@@ -11,10 +11,10 @@ from markupsafe import Markup
 
 from datamodules.images import ImageSource
 from modules.metrics.paper import OURS
-from pipelines.report_charts import Line, colour, draw
-from pipelines.report_read import Run, read_runs
-from pipelines.report_samples import data_uri, read_answers, read_sheet
-from pipelines.report_tables import (
+from pipelines.report.charts import Line, colour, draw
+from pipelines.report.read import Run, read_runs
+from pipelines.report.samples import data_uri, read_answers, read_sheet
+from pipelines.report.tables import (
     attempt_facts,
     attempt_rows,
     config_rows,

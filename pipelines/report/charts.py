@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from pipelines.report_read import Curve
+from pipelines.report.read import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

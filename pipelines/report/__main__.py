@@ -39,12 +39,12 @@ def main() -> None:
     arguments = parser.parse_args()
     # Late: --help answers at once
     if sync:
-        from pipelines.report_sync import sync_run
+        from pipelines.report.sync import sync_run
 
         for run in arguments.runs:
             sync_run(run, offline=arguments.offline)
         return
-    from pipelines.report_page import write_report
+    from pipelines.report.page import write_report
 
     out = write_report(arguments.runs, arguments.out)
     say(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB; open it in any browser)")

@@ -18,8 +18,8 @@ from callbacks.tracking import METRICS, read_metrics
 from datamodules.images import read_image
 from modules.files import step_name
 from pipelines.console import say, warn
-from pipelines.report_read import CONFIG, PROVENANCE, Run, metric_rows, read_runs
-from pipelines.report_samples import Answer, read_answers, read_captions, sample_folders
+from pipelines.report.read import CONFIG, PROVENANCE, Run, metric_rows, read_runs
+from pipelines.report.samples import Answer, read_answers, read_captions, sample_folders
 from pipelines.runfolder import claim
 
 MERGED = "wandb_merged"

@@ -15,7 +15,7 @@ from callbacks.measures.records import Record, RecordBook
 from datamodules.images import ImageSource, read_image
 from modules.files import step_name
 from pipelines.config import load
-from pipelines.report_read import CONFIG, Run
+from pipelines.report.read import CONFIG, Run
 
 SIDE = 128
 """Largest side of a picture on the page, in pixels."""

@@ -15,11 +15,11 @@ from callbacks.evaluation import build_measures
 from callbacks.measures.gqa import Gqa
 from modules.metrics.paper import TABLES, paper_value
 from pipelines.config import load
-from pipelines.report_page import write_report
+from pipelines.report.page import write_report
 
 from .reporting import BAD, Page, add_results, add_samples, make_run, result, write_json, write_lines
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def report(*runs: Path) -> Page:

@@ -11,7 +11,7 @@ from callbacks.bad_samples import BAD_SAMPLES, read_bad_samples
 from modules.metrics.paper import TABLES, PaperTable, paper_value
 from modules.omnimamba.adapters import TASKS
 from pipelines.config import RunConfig
-from pipelines.report_read import Run
+from pipelines.report.read import Run
 from pipelines.runfolder import PREEMPTED
 
 PER_RUN = ("name", "run.dir")
