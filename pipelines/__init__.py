@@ -3,7 +3,7 @@
 import atexit
 import os
 
-from pipelines import ending
+from pipelines.run import ending
 
 # Idle OpenMP threads sleep instead of spinning. Read when torch is loaded. On a machine that others use too, spinning
 # made a training step five times slower (docs/experiments.md); alone on it, sleeping costs nothing measurable.

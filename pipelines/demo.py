@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.console import run_verb, say
+from pipelines.run.console import run_verb, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,9 +46,9 @@ def main() -> None:
     from rich.console import Console
 
     from callbacks.tracking import read_metrics
-    from pipelines.config import load
-    from pipelines.fit import fit
     from pipelines.report.page import write_report
+    from pipelines.run.config import load
+    from pipelines.run.fit import fit
 
     started = time.monotonic()
     runs = [fit(load(CONFIGS / f"{name}.yaml", arguments.overrides)) for name in STAGES]
@@ -136,7 +136,7 @@ def _sheet(run: Path) -> "Image.Image":
     from datamodules.benchmarks.coco import CaptionSet
     from datamodules.images import centre_crop, read_image, to_image, to_tensor
     from pipelines.evaluate import context_of
-    from pipelines.trained import load_trained, trained_config
+    from pipelines.run.trained import load_trained, trained_config
 
     context = context_of(load_trained(run))
     fid, vq = trained_config(run).evaluation.fid, require_vq(context)

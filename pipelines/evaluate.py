@@ -25,14 +25,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.console import run_verb, say
+from pipelines.run.console import run_verb, say
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from callbacks.measures.measure import EvaluationContext, Measure, Result
-    from pipelines.processes import Place
-    from pipelines.trained import Trained
+    from pipelines.run.processes import Place
+    from pipelines.run.trained import Trained
 
 
 def main() -> None:
@@ -43,8 +43,8 @@ def main() -> None:
 
     from callbacks.evaluation import build_measures, build_mini_measures, run_measure
     from callbacks.measures.measure import on_all_ranks
-    from pipelines.processes import joined
-    from pipelines.trained import load_trained, trained_config
+    from pipelines.run.processes import joined
+    from pipelines.run.trained import load_trained, trained_config
 
     config = trained_config(arguments.run, overrides)
     if arguments.mini and not config.evaluation.mini:

@@ -22,13 +22,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.console import run_verb, say
+from pipelines.run.console import run_verb, say
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipelines.config import RunConfig
-    from pipelines.trained import Trained
+    from pipelines.run.config import RunConfig
+    from pipelines.run.trained import Trained
 
 FORMS = ("model", "adapters", "merged")
 
@@ -63,7 +63,7 @@ def export(
     from modules import exports
     from modules.adapter_files import save_adapter
     from modules.omnimamba.adapters import TASKS
-    from pipelines.trained import load_trained, trained_config
+    from pipelines.run.trained import load_trained, trained_config
 
     if out.exists():
         raise FileExistsError(f"{out} exists; name a folder that does not, nothing is overwritten")
@@ -96,9 +96,9 @@ def _write(folder: Path, weights: "dict[str, Tensor]", trained: "Trained", merge
 
     from modules import exports
     from modules.files import code_version
-    from pipelines.config import as_dict
-    from pipelines.runfolder import CONFIG
-    from pipelines.trained import TOKENIZER
+    from pipelines.run.config import as_dict
+    from pipelines.run.runfolder import CONFIG
+    from pipelines.run.trained import TOKENIZER
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(as_dict(_config(trained, merged)))))

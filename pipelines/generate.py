@@ -18,11 +18,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.console import run_verb, say, warn
+from pipelines.run.console import run_verb, say, warn
 
 if TYPE_CHECKING:
     from callbacks.measures.pictures import SamplingConfig
-    from pipelines.config import RunConfig
+    from pipelines.run.config import RunConfig
 
 
 ANSWER_LENGTH = 64
@@ -49,9 +49,9 @@ def text2image(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     from callbacks.measures.pictures import NO_VQ, draw, require_vq
     from callbacks.measures.samples import require_short
     from datamodules.images import to_image
-    from pipelines.compose import build_tokenizer
     from pipelines.evaluate import context_of
-    from pipelines.trained import load_trained, trained_config
+    from pipelines.run.compose import build_tokenizer
+    from pipelines.run.trained import load_trained, trained_config
 
     config = trained_config(arguments.run, overrides)
     sampling = _sampling(arguments, config)
@@ -81,7 +81,7 @@ def describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     from datamodules.encode import encode_question
     from datamodules.images import read_image
     from pipelines.evaluate import context_of
-    from pipelines.trained import load_trained, trained_config
+    from pipelines.run.trained import load_trained, trained_config
 
     if not arguments.question.strip():
         raise ValueError('the question is empty; ask something, for example "What is in the image?"')

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.console import INTERRUPTED, PREEMPTED, run_verb, say, warn
+from pipelines.run.console import INTERRUPTED, PREEMPTED, run_verb, say, warn
 
 if TYPE_CHECKING:
     from pipelines.sweep_file import Sweep
@@ -52,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
 
     # Late: --help answers at once
-    from pipelines.overrides import ConfigError, dotlist
+    from pipelines.run.overrides import ConfigError, dotlist
     from pipelines.sweep_file import read_sweep
     from pipelines.trials import SweepFolder
 
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _limit(sweep: "Sweep", trials: int | None) -> int:
-    from pipelines.overrides import ConfigError
+    from pipelines.run.overrides import ConfigError
 
     limit = trials if trials is not None else sweep.content.get("run_cap")
     if limit is None and sweep.method != "grid":
@@ -90,7 +90,7 @@ class _Runner:
 
     def propose(self, number: int) -> list[str]:
         """Words of a trial that somebody else starts."""
-        from pipelines.overrides import ConfigError
+        from pipelines.run.overrides import ConfigError
         from pipelines.trials import Trial
 
         if self.sweep.method == "bayes":
@@ -141,7 +141,7 @@ class _Runner:
 
     def _attempt(self, trial: "Trial", claim: int) -> "Trial":
         """Train it to its end, or from where it was stopped."""
-        from pipelines.runfolder import COMPLETE
+        from pipelines.run.runfolder import COMPLETE
 
         run, log = self.folder.run(trial), self.folder.log(trial)
         begun, said, code = time.monotonic(), log.stat().st_size if log.is_file() else 0, 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.overrides import ConfigError
+from pipelines.run.overrides import ConfigError
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ["${interpreter}", "-m", "pipelines.train"]

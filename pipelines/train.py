@@ -18,7 +18,7 @@ import os
 from pathlib import Path
 
 from modules import signals
-from pipelines.console import run_verb
+from pipelines.run.console import run_verb
 
 
 def main() -> None:
@@ -31,8 +31,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     # Late: --help answers at once
-    from pipelines.config import load
-    from pipelines.fit import fit
+    from pipelines.run.config import load
+    from pipelines.run.fit import fit
 
     overrides = list(arguments.overrides)
     if not any(word.startswith("run.dir=") for word in overrides):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from callbacks.tracking import drop_torn_line, read_metrics
-from pipelines.overrides import ConfigError
+from pipelines.run.overrides import ConfigError
 
 TRIALS, LOCK = "trials.jsonl", ".lock"
 

@@ -8,7 +8,7 @@
 #   DOCTOR           0: do not have `pipelines.doctor check` look at each node before training
 # Exit codes: 0 only with COMPLETE in the run folder; 75 told to stop and to go on later; otherwise the training's own.
 
-PREEMPTED=75 USER_ERROR=2 # pipelines/console.py
+PREEMPTED=75 USER_ERROR=2 # pipelines/run/console.py
 
 say() { echo "== $(date '+%F %T') $*"; }
 fail() { echo "error: $*" >&2; exit "$USER_ERROR"; }

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.console import run_verb, say
+from pipelines.run.console import run_verb, say
 
 if TYPE_CHECKING:
     from pipelines.benchmark.data import Line
@@ -43,7 +43,7 @@ def main() -> None:
 
 def _data(arguments: argparse.Namespace) -> None:
     from pipelines.benchmark.data import DataBenchmarkConfig, as_json, measure_data
-    from pipelines.overrides import parse_overrides
+    from pipelines.run.overrides import parse_overrides
 
     config = parse_overrides(DataBenchmarkConfig, arguments.overrides)
     lines = measure_data(config, say)
@@ -59,7 +59,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from rich.table import Table
 
     from pipelines.benchmark.train import TrainBenchmarkConfig, measure_train
-    from pipelines.overrides import parse_overrides
+    from pipelines.run.overrides import parse_overrides
 
     found = measure_train(parse_overrides(TrainBenchmarkConfig, arguments.overrides))
     if getattr(rank_zero_only, "rank", 0):
@@ -88,7 +88,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     from rich.table import Table
 
     from pipelines.benchmark.generate import GenerateBenchmarkConfig, measure_generate
-    from pipelines.overrides import parse_overrides
+    from pipelines.run.overrides import parse_overrides
 
     found = measure_generate(parse_overrides(GenerateBenchmarkConfig, arguments.overrides), say)
     columns = ("batch", "images/s", "prefill s", "loop s", "VQ decode s", "floor s", "mamba_ssm s", "peak GiB")

@@ -21,8 +21,8 @@ from modules.omnimamba.llamagen import LlamaGenVQ
 from modules.omnimamba.llamagen_layers import LlamaGenConfig
 from modules.omnimamba.model import OmniMamba
 from pipelines.benchmark.train import PUBLISHED_VISION
-from pipelines.compose import COMPUTE, check_hardware
-from pipelines.config import HardwareConfig
+from pipelines.run.compose import COMPUTE, check_hardware
+from pipelines.run.config import HardwareConfig
 
 
 @dataclass(frozen=True, kw_only=True)

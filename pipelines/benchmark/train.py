@@ -27,9 +27,9 @@ from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.optim import OptimConfig
 from modules.stages import STAGES, StageConfig
-from pipelines.compose import COMPUTE, build_strategy, check_hardware
-from pipelines.config import HardwareConfig
-from pipelines.warmup import take_gpu
+from pipelines.run.compose import COMPUTE, build_strategy, check_hardware
+from pipelines.run.config import HardwareConfig
+from pipelines.run.warmup import take_gpu
 
 PUBLISHED_VISION = VisionConfig(kind="features", given_patches=729, given_width=2176)
 

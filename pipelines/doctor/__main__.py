@@ -27,7 +27,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipelines.console import run_verb, say
+from pipelines.run.console import run_verb, say
 
 H100_GIB = 79.1
 
@@ -58,9 +58,9 @@ def main() -> None:
 def _check(arguments: argparse.Namespace) -> bool:
     from datetime import timedelta
 
-    from pipelines.config import load
     from pipelines.doctor.checks import examine
-    from pipelines.processes import joined
+    from pipelines.run.config import load
+    from pipelines.run.processes import joined
 
     config = load(arguments.config, arguments.overrides) if arguments.config else None
     passed = True
@@ -84,8 +84,8 @@ def _reference(arguments: argparse.Namespace) -> bool:
 def _memory(arguments: argparse.Namespace) -> bool:
     import torch
 
-    from pipelines.config import load
-    from pipelines.memory import GIB, estimate_memory, ways_out
+    from pipelines.run.config import load
+    from pipelines.run.memory import GIB, estimate_memory, ways_out
 
     config = load(arguments.config, arguments.overrides)
     estimate = estimate_memory(config)

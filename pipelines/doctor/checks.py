@@ -22,12 +22,12 @@ from modules.omnimamba import kernels
 from modules.omnimamba.vision import build_vision
 from modules.stages import STAGES
 from modules.weight_files import weight_files
-from pipelines.compose import build_data, build_tokenizer, build_vq, check_hardware
-from pipelines.config import RunConfig
-from pipelines.console import USER_ERRORS
-from pipelines.memory import GIB, estimate_memory, planned_model
-from pipelines.processes import Place
-from pipelines.runfolder import COMPLETE, CONFIG
+from pipelines.run.compose import build_data, build_tokenizer, build_vq, check_hardware
+from pipelines.run.config import RunConfig
+from pipelines.run.console import USER_ERRORS
+from pipelines.run.memory import GIB, estimate_memory, planned_model
+from pipelines.run.processes import Place
+from pipelines.run.runfolder import COMPLETE, CONFIG
 
 State = Literal["ok", "warning", "failed"]
 PROJECT = "omnimamba-pipeline"

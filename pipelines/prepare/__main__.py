@@ -18,9 +18,9 @@ from datamodules.sources.hf import HfConfig, build_hf
 from datamodules.sources.images import ImagesConfig, build_images
 from datamodules.sources.llava import LlavaConfig, build_llava
 from modules.redaction import redact
-from pipelines.console import INTERRUPTED, say
-from pipelines.overrides import parse_overrides
 from pipelines.prepare.tools import add_tools
+from pipelines.run.console import INTERRUPTED, say
+from pipelines.run.overrides import parse_overrides
 
 _REASONS = 5
 """Kinds of rejects that the report shows, the most frequent first."""

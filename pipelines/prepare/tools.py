@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.console import USER_ERRORS, say
+from pipelines.run.console import USER_ERRORS, say
 
 if TYPE_CHECKING:
     from datamodules.inspection.peek import Peek, Token

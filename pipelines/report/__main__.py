@@ -20,7 +20,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipelines.console import run_verb, say
+from pipelines.run.console import run_verb, say
 
 
 def main() -> None:

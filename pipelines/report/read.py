@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from callbacks.measures.records import read_results
 from callbacks.tracking import METRICS
-from pipelines.overrides import read_yaml
+from pipelines.run.overrides import read_yaml
 
 CONFIG, PROVENANCE, COMPLETE = "config.yaml", "provenance.json", "COMPLETE"
 P = ParamSpec("P")

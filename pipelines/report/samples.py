@@ -14,8 +14,8 @@ from callbacks.measures.answers import QuestionMeasure, table_rows
 from callbacks.measures.records import Record, RecordBook
 from datamodules.images import ImageSource, read_image
 from modules.files import step_name
-from pipelines.config import load
 from pipelines.report.read import CONFIG, Run
+from pipelines.run.config import load
 
 SIDE = 128
 """Largest side of a picture on the page, in pixels."""

@@ -17,10 +17,10 @@ from callbacks.measures.answers import COLUMNS, TABLE_ROWS
 from callbacks.tracking import METRICS, read_metrics
 from datamodules.images import read_image
 from modules.files import step_name
-from pipelines.console import say, warn
 from pipelines.report.read import CONFIG, PROVENANCE, Run, metric_rows, read_runs
 from pipelines.report.samples import Answer, read_answers, read_captions, sample_folders
-from pipelines.runfolder import claim
+from pipelines.run.console import say, warn
+from pipelines.run.runfolder import claim
 
 MERGED = "wandb_merged"
 """Folder of the run folder in which the merged run lies; made anew each time."""

@@ -10,9 +10,9 @@ from typing import Any, get_args, get_type_hints
 from callbacks.bad_samples import BAD_SAMPLES, read_bad_samples
 from modules.metrics.paper import TABLES, PaperTable, paper_value
 from modules.omnimamba.adapters import TASKS
-from pipelines.config import RunConfig
 from pipelines.report.read import Run
-from pipelines.runfolder import PREEMPTED
+from pipelines.run.config import RunConfig
+from pipelines.run.runfolder import PREEMPTED
 
 PER_RUN = ("name", "run.dir")
 """Keys that say which run it is, not how it is done."""

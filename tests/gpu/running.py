@@ -15,7 +15,7 @@ import torch
 
 from callbacks.tracking import read_metrics
 from datamodules.scenes.prepare import prepare_scenes
-from pipelines.config import load
+from pipelines.run.config import load
 from tests.integration.running import NO_EVALUATION, ROOT, UNIFIED
 
 COMMON = [

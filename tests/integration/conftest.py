@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.scenes.prepare import prepare_scenes
-from pipelines.config import load
+from pipelines.run.config import load
 
 from .running import ENVIRONMENT, NO_EVALUATION, ROOT, UNIFIED, Train, command
 

@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from callbacks.launched import LaunchedRanks
-from pipelines.console import run_verb
+from pipelines.run.console import run_verb
 from pipelines.train import main
 
 MESSAGE = "the shard is damaged"

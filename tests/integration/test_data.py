@@ -11,7 +11,7 @@ import pytest
 from callbacks.bad_samples import read_bad_samples
 from datamodules.shards.reader import ShardSet
 from modules.checkpoints import find_checkpoint
-from pipelines.config import load
+from pipelines.run.config import load
 from tests.unit.datamodules.sources.conftest import broken, usable
 from tests.unit.datamodules.writing import write_shards
 

@@ -15,8 +15,8 @@ from callbacks.tracking import read_metrics
 from modules.checkpoints import find_checkpoint, problem, read_state
 from modules.stages import STAGES
 from modules.trainable import set_trainable
-from pipelines.compose import build_model
-from pipelines.config import load
+from pipelines.run.compose import build_model
+from pipelines.run.config import load
 
 from .running import (
     ENVIRONMENT,

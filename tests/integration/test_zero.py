@@ -117,7 +117,7 @@ import lightning.pytorch as pl, torch
 from deepspeed.utils import groups
 from torch.utils.data import DataLoader
 from modules.zero import ZeroStrategy
-from pipelines.console import run_verb
+from pipelines.run.console import run_verb
 
 class Module(pl.LightningModule):
     def __init__(self):

@@ -13,7 +13,7 @@ import pytest
 
 from callbacks.tracking import read_metrics
 from datamodules.scenes.prepare import prepare_scenes
-from pipelines.config import load
+from pipelines.run.config import load
 from tests.integration.running import (
     NO_EVALUATION,
     ROOT,

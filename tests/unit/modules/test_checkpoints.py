@@ -29,8 +29,8 @@ from modules.checkpoints import (
 from modules.files import step_name
 from modules.omnimamba.model import OmniMamba
 from modules.stages import STAGES
-from pipelines.config import RunConfig
-from pipelines.overrides import build
+from pipelines.run.config import RunConfig
+from pipelines.run.overrides import build
 
 
 def save(checkpoints: Path, step: int, content: object = None) -> Path:

@@ -16,7 +16,7 @@ from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.stages import StageConfig
-from pipelines.config import RunConfig, TrainerConfig, as_dict
+from pipelines.run.config import RunConfig, TrainerConfig, as_dict
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from modules.omnimamba.model import OmniMamba
 from modules.published import published
 from modules.stages import STAGES
 from modules.trainable import set_trainable
-from pipelines.config import load
-from pipelines.memory import GIB, estimate_memory
+from pipelines.run.config import load
+from pipelines.run.memory import GIB, estimate_memory
 from tests.unit.modules.omnimamba.recorded import published_shapes
 
 CONFIGS = Path(__file__).parents[3] / "configs"

@@ -9,7 +9,7 @@ from PIL import Image
 
 from callbacks.measures.measure import Result
 from pipelines import evaluate
-from pipelines.console import run_verb
+from pipelines.run.console import run_verb
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:

@@ -20,7 +20,7 @@ from modules.omnimamba.vision import DinoSiglip
 from modules.published import from_published
 from modules.weight_files import read_weights
 from pipelines.export import FORMS, export
-from pipelines.trained import Trained, load_trained, trained_config
+from pipelines.run.trained import Trained, load_trained, trained_config
 from tests.unit.modules.omnimamba.recorded import published_shapes
 
 

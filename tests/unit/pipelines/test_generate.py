@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from datamodules.images import read_image, to_tensor
-from pipelines import generate, trained
-from pipelines.console import run_verb
+from pipelines import generate
+from pipelines.run import trained
+from pipelines.run.console import run_verb
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import pipelines.sweep
-from pipelines.overrides import ConfigError
+from pipelines.run.overrides import ConfigError
 from pipelines.sweep_file import Sweep
 from pipelines.trials import TRIALS, SweepFolder, Trial, best
 

@@ -10,8 +10,8 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from callbacks.evaluation import TASKS
-from pipelines.config import load
-from pipelines.overrides import ConfigError
+from pipelines.run.config import load
+from pipelines.run.overrides import ConfigError
 from pipelines.sweep_file import Sweep, read_sweep
 from tests.unit.pipelines.sweeps import ROOT, SWEEPS, needs_engine
 

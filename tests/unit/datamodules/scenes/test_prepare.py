@@ -14,7 +14,7 @@ from datamodules.scenes.questions import ANSWERS
 from datamodules.shards.reader import ShardSet
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import load_image_tokenizer
-from pipelines.overrides import ConfigError
+from pipelines.run.overrides import ConfigError
 
 SMALL = {"images": 40, "val_images": 6, "codebook_size": 64, "per_shard": 30}
 

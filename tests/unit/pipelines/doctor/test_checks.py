@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from datamodules.scenes.prepare import PreparedPaths
-from pipelines.config import RunConfig, load
 from pipelines.doctor import checks
 from pipelines.doctor.checks import Verdict, examine
-from pipelines.memory import planned_model
-from pipelines.processes import Place
+from pipelines.run.config import RunConfig, load
+from pipelines.run.memory import planned_model
+from pipelines.run.processes import Place
 
 ROOT = Path(__file__).parents[4]
 Usage = namedtuple("Usage", "total used free")

@@ -14,8 +14,8 @@ from PIL import Image
 from callbacks.evaluation import build_measures
 from callbacks.measures.gqa import Gqa
 from modules.metrics.paper import TABLES, paper_value
-from pipelines.config import load
 from pipelines.report.page import write_report
+from pipelines.run.config import load
 
 from .reporting import BAD, Page, add_results, add_samples, make_run, result, write_json, write_lines
 

@@ -13,7 +13,7 @@ from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.vq import PatchKMeans
 from modules.published import to_mamba2
-from pipelines.compose import (
+from pipelines.run.compose import (
     build_data,
     build_model,
     build_tokenizer,
@@ -21,8 +21,8 @@ from pipelines.compose import (
     check_hardware,
     weight_fingerprints,
 )
-from pipelines.config import ConfigError, HardwareConfig, load
-from pipelines.fit import fit
+from pipelines.run.config import ConfigError, HardwareConfig, load
+from pipelines.run.fit import fit
 
 
 def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 from omegaconf import OmegaConf
 
-from pipelines.overrides import ConfigError, build, dotlist, parse_overrides, read_yaml
+from pipelines.run.overrides import ConfigError, build, dotlist, parse_overrides, read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from modules.redaction import redact
-from pipelines import ending
+from pipelines.run import ending
 
 USER_ERRORS = (
     ValueError,

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 
 from modules.checkpoints import CheckpointError, find_checkpoint, model_weights, read_state
 from modules.published import PublishedWeights, to_published
-from pipelines import trained
-from pipelines.config import ConfigError
-from pipelines.trained import load_trained, trained_config
+from pipelines.run import trained
+from pipelines.run.config import ConfigError
+from pipelines.run.trained import load_trained, trained_config
 
 
 def test_a_trained_model_comes_back_as_it_was_saved(run_folder: Path) -> None:

@@ -21,7 +21,7 @@ from modules.files import code_version
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer
 from modules.stages import STAGES, StageModule
-from pipelines.compose import (
+from pipelines.run.compose import (
     COMPUTE,
     Origin,
     build_callbacks,
@@ -35,13 +35,13 @@ from pipelines.compose import (
     make_embedded_data,
     weight_fingerprints,
 )
-from pipelines.config import RunConfig, as_dict
-from pipelines.console import INTERRUPTED, PREEMPTED, USER_ERRORS, say, warn
-from pipelines.memory import GIB, estimate_memory
-from pipelines.progress import TrainingProgress
-from pipelines.ranks import join
-from pipelines.runfolder import COMPLETE, PROVENANCE, RunFolder, open_run
-from pipelines.warmup import use_kernel_cache, warm_up
+from pipelines.run.config import RunConfig, as_dict
+from pipelines.run.console import INTERRUPTED, PREEMPTED, USER_ERRORS, say, warn
+from pipelines.run.memory import GIB, estimate_memory
+from pipelines.run.progress import TrainingProgress
+from pipelines.run.ranks import join
+from pipelines.run.runfolder import COMPLETE, PROVENANCE, RunFolder, open_run
+from pipelines.run.warmup import use_kernel_cache, warm_up
 
 GRACE_SECONDS = 10.0
 

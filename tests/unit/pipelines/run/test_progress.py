@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from pipelines import progress
-from pipelines.progress import TrainingProgress, duration
+from pipelines.run import progress
+from pipelines.run.progress import TrainingProgress, duration
 
 METRICS = {"train/loss": 3.0, "train/loss_mmu": 1.0, "train/tokens_per_s": 12345.0}
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from modules.omnimamba.kernels import choose_deterministic
-from pipelines import warmup
-from pipelines.config import HardwareConfig
-from pipelines.warmup import one_first, run_blocks, use_kernel_cache
+from pipelines.run import warmup
+from pipelines.run.config import HardwareConfig
+from pipelines.run.warmup import one_first, run_blocks, use_kernel_cache
 from tests.unit.modules.omnimamba.conftest import TINY
 
 

@@ -35,12 +35,12 @@ from modules.pretrained import load_pretrained
 from modules.stages import STAGES, StageModule
 from modules.weight_files import weight_files
 from modules.zero import ZeroStrategy
-from pipelines.config import HardwareConfig, RunConfig
-from pipelines.console import warn
-from pipelines.overrides import ConfigError
-from pipelines.ranks import cluster
-from pipelines.runfolder import COMPLETE, CONFIG
-from pipelines.warmup import use_kernel_cache
+from pipelines.run.config import HardwareConfig, RunConfig
+from pipelines.run.console import warn
+from pipelines.run.overrides import ConfigError
+from pipelines.run.ranks import cluster
+from pipelines.run.runfolder import COMPLETE, CONFIG
+from pipelines.run.warmup import use_kernel_cache
 
 
 class Origin(NamedTuple):

@@ -17,7 +17,7 @@ import torch
 
 from modules.omnimamba.backbone import Backbone
 from modules.omnimamba.config import ModelConfig
-from pipelines.config import HardwareConfig
+from pipelines.run.config import HardwareConfig
 
 LOCK = "omnimamba.lock"
 

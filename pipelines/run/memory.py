@@ -16,7 +16,7 @@ from modules.omnimamba.model import OmniMamba
 from modules.stages import STAGES
 from modules.trainable import set_trainable
 from modules.zero import BUCKET
-from pipelines.config import RunConfig
+from pipelines.run.config import RunConfig
 
 GIB = 2**30
 FULL, HALF = 4, 2

@@ -16,7 +16,7 @@ from modules.omnimamba.adapters import TASKS
 from modules.omnimamba.config import ModelConfig
 from modules.optim import OptimConfig
 from modules.stages import STAGES, StageConfig
-from pipelines.overrides import ConfigError, build, dotlist, merge, read_yaml
+from pipelines.run.overrides import ConfigError, build, dotlist, merge, read_yaml
 
 __all__ = [
     "ConfigError",

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from datamodules.mixed import Counts
-from pipelines.config import ConfigError, RunConfig, as_dict, differences, load
+from pipelines.run.config import ConfigError, RunConfig, as_dict, differences, load
 
 MINIMAL = """
 name: tiny

@@ -11,10 +11,10 @@ from datamodules.mixed import Counts, DataConfig
 from modules.omnimamba.config import ModelConfig
 from modules.stages import StageConfig
 from pipelines.benchmark.train import PUBLISHED_VISION
-from pipelines.config import HardwareConfig, RunConfig, TrainerConfig, load
-from pipelines.memory import FULL, GIB, estimate_memory, ways_out
+from pipelines.run.config import HardwareConfig, RunConfig, TrainerConfig, load
+from pipelines.run.memory import FULL, GIB, estimate_memory, ways_out
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def run(stage: str, counts: tuple[int, int], **hardware: object) -> RunConfig:

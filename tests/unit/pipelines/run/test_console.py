@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.console import run_verb, warn
+from pipelines.run.console import run_verb, warn
 
 
 def failing(error: Exception) -> None:
@@ -18,7 +18,7 @@ def failing(error: Exception) -> None:
 
 CRASH = """
 import mmap, sys
-from pipelines.console import run_verb
+from pipelines.run.console import run_verb
 
 def read_what_is_gone():
     with open(sys.argv[1], "w+b") as file:
@@ -63,7 +63,7 @@ def test_another_failure_of_the_system_keeps_its_traceback(capsys: pytest.Captur
 RANK = """
 import atexit, sys, time
 import torch.distributed as dist
-from pipelines.console import run_verb
+from pipelines.run.console import run_verb
 
 def main():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -122,7 +122,7 @@ def test_a_rank_that_does_well_but_could_not_say_it_does_not_end_with_0() -> Non
 LATE = """
 import threading, time
 import torch, torch.distributed as dist
-from pipelines.console import run_verb
+from pipelines.run.console import run_verb
 
 dropped = threading.Event()
 
@@ -155,7 +155,7 @@ def test_a_rank_ends_well_though_a_thread_of_gloo_still_has_a_tensor_to_drop() -
 THREAD = """
 import threading, time
 import torch.distributed as dist
-from pipelines.console import run_verb
+from pipelines.run.console import run_verb
 
 def main():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from datamodules.mixed import Counts
 from modules.checkpoints import STATE, CheckpointError, commit
-from pipelines.config import ConfigError, RunConfig, load
-from pipelines.runfolder import RunFolder, open_run, provenance
+from pipelines.run.config import ConfigError, RunConfig, load
+from pipelines.run.runfolder import RunFolder, open_run, provenance
 
 MINIMAL = """
 name: tiny

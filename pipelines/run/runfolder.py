@@ -21,9 +21,9 @@ from modules.checkpoints import latest_valid, read_facts
 from modules.files import code_version, step_name
 from modules.omnimamba.adapters import TASKS
 from modules.redaction import redacted
-from pipelines.config import FREE_ON_RESUME, RunConfig, as_dict, differences
-from pipelines.console import warn
-from pipelines.overrides import ConfigError, build, read_yaml
+from pipelines.run.config import FREE_ON_RESUME, RunConfig, as_dict, differences
+from pipelines.run.console import warn
+from pipelines.run.overrides import ConfigError, build, read_yaml
 
 CONFIG, PROVENANCE, COMPLETE, LOCK = "config.yaml", "provenance.json", "COMPLETE", ".lock"
 PREEMPTED = "PREEMPTED"

@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from pipelines.ranks import cluster
+from pipelines.run.ranks import cluster
 
 
 @dataclass(frozen=True)

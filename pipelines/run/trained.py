@@ -20,11 +20,11 @@ from modules.omnimamba.vq import ImageTokenizer
 from modules.pretrained import load_pretrained
 from modules.published import load_language
 from modules.weight_files import SAFETENSORS, weight_files
-from pipelines.compose import COMPUTE, build_tokenizer, build_vq, check_hardware
-from pipelines.config import RunConfig, load
-from pipelines.console import say, warn
-from pipelines.overrides import ConfigError
-from pipelines.runfolder import CONFIG
+from pipelines.run.compose import COMPUTE, build_tokenizer, build_vq, check_hardware
+from pipelines.run.config import RunConfig, load
+from pipelines.run.console import say, warn
+from pipelines.run.overrides import ConfigError
+from pipelines.run.runfolder import CONFIG
 
 TOKENIZER = "tokenizer.json"
 """Name of the copy in an exported folder."""
