@@ -13,8 +13,8 @@ import pytest
 from wandb.wandb_agent import Agent
 
 from callbacks.tracking import read_metrics
-from pipelines.sweep_file import read_sweep
-from tests.unit.pipelines.sweeps import SWEEPS, needs_engine
+from pipelines.sweep.file import read_sweep
+from tests.unit.pipelines.sweep.sweeps import SWEEPS, needs_engine
 from tests.wandb_files import wandb_entries
 
 from .running import ENVIRONMENT, NO_EVALUATION, ROOT, UNIFIED, Train, command, lines

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.sweep_file import read_sweep
-from tests.unit.pipelines.sweeps import needs_engine
+from pipelines.sweep.file import read_sweep
+from tests.unit.pipelines.sweep.sweeps import needs_engine
 
 from .jobs import ROOT, SMALL, Jobs
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-import pipelines.sweep
+import pipelines.sweep.runner
 from pipelines.run.overrides import ConfigError
-from pipelines.sweep_file import Sweep
-from pipelines.trials import TRIALS, SweepFolder, Trial, best
+from pipelines.sweep.file import Sweep
+from pipelines.sweep.trials import TRIALS, SweepFolder, Trial, best
 
 SWEEP = """
 method: {method}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SWEEPS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
 ENGINE = Path(os.environ.get("SWEEPS_PYTHON") or ROOT / ".venv-sweeps/bin/python")
 

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.run.console import INTERRUPTED, PREEMPTED, run_verb, say, warn
 
 if TYPE_CHECKING:
-    from pipelines.sweep_file import Sweep
-    from pipelines.trials import SweepFolder, Trial
+    from pipelines.sweep.file import Sweep
+    from pipelines.sweep.trials import SweepFolder, Trial
 
 STOPPED = {PREEMPTED, INTERRUPTED}
 """Exit codes of a training that was told to stop and will go on: by a signal, by Ctrl-C, by SIGTERM."""
@@ -53,8 +53,8 @@ def main() -> None:
 
     # Late: --help answers at once
     from pipelines.run.overrides import ConfigError, dotlist
-    from pipelines.sweep_file import read_sweep
-    from pipelines.trials import SweepFolder
+    from pipelines.sweep.file import read_sweep
+    from pipelines.sweep.trials import SweepFolder
 
     sweep = read_sweep(arguments.sweep)
     dotlist(arguments.overrides)
@@ -91,7 +91,7 @@ class _Runner:
     def propose(self, number: int) -> list[str]:
         """Words of a trial that somebody else starts."""
         from pipelines.run.overrides import ConfigError
-        from pipelines.trials import Trial
+        from pipelines.sweep.trials import Trial
 
         if self.sweep.method == "bayes":
             raise ConfigError(
@@ -120,7 +120,7 @@ class _Runner:
         self.folder.open({"sweep": self.sweep.content, "overrides": list(self.overrides), "seed": self.seed})
 
     def _run(self, limit: int, max_failures: int, retry: bool, claim: int) -> int:
-        from pipelines.trials import Trial
+        from pipelines.sweep.trials import Trial
 
         known, failures = {trial.number: trial for trial in self.folder.trials()}, 0
         for number in range(limit):
@@ -169,7 +169,7 @@ class _Runner:
         return [*self.sweep.words(trial.parameters), *ours, *self.overrides, f"run.dir={self.folder.run(trial)}"]
 
     def _report(self, limit: int) -> None:
-        from pipelines.trials import best
+        from pipelines.sweep.trials import best
 
         trials = [trial for trial in self.folder.trials() if trial.number < limit]
         _print_table(trials, self.sweep.metric)

@@ -12,8 +12,8 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from callbacks.evaluation import TASKS
 from pipelines.run.config import load
 from pipelines.run.overrides import ConfigError
-from pipelines.sweep_file import Sweep, read_sweep
-from tests.unit.pipelines.sweeps import ROOT, SWEEPS, needs_engine
+from pipelines.sweep.file import Sweep, read_sweep
+from tests.unit.pipelines.sweep.sweeps import ROOT, SWEEPS, needs_engine
 
 GRID: dict[str, Any] = {
     "program": "pipelines/train.py",

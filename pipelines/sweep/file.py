@@ -12,7 +12,7 @@ import yaml
 
 from pipelines.run.overrides import ConfigError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRAIN = ["${interpreter}", "-m", "pipelines.train"]
 PARAMETERS = "${args_no_hyphens}"
 COMMAND = "[${interpreter}, -m, pipelines.train, CONFIG.yaml, ${args_no_hyphens}]"
@@ -120,7 +120,7 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
             "Run `make sweeps`, or name the Python that has the package sweeps by SWEEPS_PYTHON"
         )
     done = subprocess.run(
-        [python, "-c", "from pipelines.sweep_engine import main; main()"],
+        [python, "-c", "from pipelines.sweep.engine import main; main()"],
         cwd=ROOT, input=json.dumps(request), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
