@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-import pipelines.sweep.runner
 from pipelines.run.overrides import ConfigError
+from pipelines.sweep import runner
+from pipelines.sweep.__main__ import main as sweep
 from pipelines.sweep.file import Sweep
 from pipelines.sweep.trials import TRIALS, SweepFolder, Trial, best
 
@@ -68,10 +69,10 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Main:
                 file.write("hello\n")
             return train(words)
 
-        monkeypatch.setattr(pipelines.sweep, "_train", trains)
+        monkeypatch.setattr(runner, "train", trains)
         (tmp_path / "s.yaml").write_text(SWEEP.format(method=method, goal=goal))
         monkeypatch.setattr(sys, "argv", ["sweep", str(tmp_path / "s.yaml"), "--folder", str(tmp_path / "mine"), *more])
-        pipelines.sweep.main()
+        sweep()
         return started
 
     return run
@@ -193,9 +194,9 @@ def test_of_equal_trials_the_first_is_best() -> None:
 
 def test_an_error_is_told_whole_and_only_of_this_start() -> None:
     said = "seed 1\nerror: a.yaml:\n  - lr=-1 must be\n    above 0\n"
-    assert pipelines.sweep._last_words(said, 2) == "a.yaml: - lr=-1 must be above 0 (exit code 2)"
-    assert pipelines.sweep._last_words("", 1) == "ended without a word (exit code 1)"
-    assert pipelines.sweep._last_words("", -15) == "killed by SIGTERM"
+    assert runner.last_words(said, 2) == "a.yaml: - lr=-1 must be above 0 (exit code 2)"
+    assert runner.last_words("", 1) == "ended without a word (exit code 1)"
+    assert runner.last_words("", -15) == "killed by SIGTERM"
 
 
 def test_one_folder_is_one_sweep(main: Main, tmp_path: Path) -> None:
@@ -263,6 +264,6 @@ def test_a_trial_of_ours_is_no_trial_of_an_agent(tmp_path: Path, monkeypatch: py
         monkeypatch.setenv(name, "outer")
     monkeypatch.setenv("WANDB_MODE", "offline")
     with (tmp_path / "claim").open("w") as claim:
-        assert pipelines.sweep._train(["a.yaml"], log, claim.fileno()) == 75
+        assert runner.train(["a.yaml"], log, claim.fileno()) == 75
     assert log.read_text() == "-u -m pipelines.train a.yaml none none offline\n"
     assert os.environ["WANDB_RUN_ID"] == "outer"
