@@ -132,6 +132,7 @@ def _sheet(run: Path) -> "Image.Image":
     """Captions over real pictures, their VQ reconstructions, and pictures generated from the captions."""
     from PIL import Image, ImageDraw
 
+    from callbacks.measures.fid_config import FidConfig
     from callbacks.measures.pictures import draw, require_vq
     from datamodules.benchmarks.coco import CaptionSet
     from datamodules.images import centre_crop, read_image, to_image, to_tensor
@@ -139,7 +140,7 @@ def _sheet(run: Path) -> "Image.Image":
     from pipelines.run.trained import load_trained, trained_config
 
     context = context_of(load_trained(run))
-    fid, vq = trained_config(run).evaluation.fid, require_vq(context)
+    fid, vq = trained_config(run).evaluation.section(FidConfig), require_vq(context)
     assert fid is not None
     pairs = CaptionSet.read(Path(fid.captions), Path(fid.images)).choose(SHEET_CAPTIONS, fid.seed)
     real = [centre_crop(read_image(pair.image), vq.image_size) for pair in pairs]

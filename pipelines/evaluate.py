@@ -1,12 +1,12 @@
 """Evaluate trained weights by the measures of their configuration.
 
-    python -m pipelines.evaluate RUN [--tasks TASK ...] [--score-only | --fresh] [key=value ...]
+    python -m pipelines.evaluate RUN [--measures MEASURE ...] [--score-only | --fresh] [key=value ...]
 
 Examples:
     python -m pipelines.evaluate runs/demo_unified
-    python -m pipelines.evaluate runs/demo_unified --tasks pope gqa
-    python -m pipelines.evaluate runs/demo_unified --tasks fid --fresh evaluation.fid.temperature=0.9
-    python -m pipelines.evaluate runs/demo_unified --tasks speed evaluation.speed={}
+    python -m pipelines.evaluate runs/demo_unified --measures pope gqa
+    python -m pipelines.evaluate runs/demo_unified --measures fid --fresh evaluation.fid.temperature=0.9
+    python -m pipelines.evaluate runs/demo_unified --measures speed evaluation.speed={}
     python -m pipelines.evaluate runs/demo_unified --score-only
     python -m pipelines.evaluate runs/demo_unified/checkpoints/step-000000500
     torchrun --nproc-per-node 8 -m pipelines.evaluate runs/stage2_unified     # or srun: one process a GPU
@@ -41,8 +41,8 @@ def main() -> None:
     # Late: --help answers at once
     from rich.console import Console
 
-    from callbacks.evaluation import build_measures, build_mini_measures, run_measure
-    from callbacks.measures.measure import on_all_ranks
+    from callbacks.measures.registry import build_measures, build_mini_measures
+    from callbacks.measures.running import on_all_ranks, run_measure
     from pipelines.run.processes import joined
     from pipelines.run.trained import load_trained, trained_config
 
@@ -50,7 +50,7 @@ def main() -> None:
     if arguments.mini and not config.evaluation.mini:
         raise ValueError("--mini needs evaluation.mini=N, the number of samples; this run has none configured")
     build = build_mini_measures if arguments.mini else build_measures
-    measures = choose(build(config.evaluation), arguments.tasks)
+    measures = choose(build(config.evaluation), arguments.measures)
     with joined(timedelta(minutes=config.hardware.timeout_minutes)) as place:
         context = context_of(load_trained(arguments.run, overrides), place)
         on_all_ranks(lambda: _check(measures, context, fresh=arguments.fresh))
@@ -96,26 +96,26 @@ def context_of(trained: "Trained", place: "Place | None" = None) -> "EvaluationC
     )
 
 
-def choose(measures: "Sequence[Measure]", tasks: Sequence[str] | None) -> "list[Measure]":
-    """The measures of ``tasks``, all of them for None.
+def choose(measures: "Sequence[Measure]", keys: Sequence[str] | None) -> "list[Measure]":
+    """The measures with these keys, all of them for None.
 
     Raises:
-        ValueError: a task is unknown or not configured, or none is.
+        ValueError: a measure is unknown or not configured, or none is.
     """
-    from callbacks.evaluation import TASKS
+    from callbacks.measures.registry import KEYS
 
-    configured = {measure.task: measure for measure in measures}
-    for task in tasks or ():
-        if task not in TASKS:
-            raise ValueError(f"unknown task {task!r}; known are {', '.join(TASKS)}")
-        if task not in configured:
+    configured = {measure.key: measure for measure in measures}
+    for key in keys or ():
+        if key not in KEYS:
+            raise ValueError(f"unknown measure {key!r}; known are {', '.join(KEYS)}")
+        if key not in configured:
             raise ValueError(
-                f"task {task} is not configured in this run (it has {', '.join(configured) or 'none'}); "
-                f"set evaluation.{task}.* on the command line"
+                f"measure {key} is not configured in this run (it has {', '.join(configured) or 'none'}); "
+                f"set evaluation.{key}.* on the command line"
             )
     if not configured:
         raise ValueError("this run has no evaluation configured; set evaluation.pope.folder=... and the like")
-    return [measure for task, measure in configured.items() if tasks is None or task in tasks]
+    return [measure for key, measure in configured.items() if keys is None or key in keys]
 
 
 def result_table(results: "Mapping[str, Result]", *, title: str, details: bool = False) -> "Table":
@@ -149,18 +149,24 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="a run folder, a checkpoint, an exported folder, or a YAML file"
     )
-    parser.add_argument("--tasks", nargs="+", help="a list out of TASKS; all that are configured if left out")
+    parser.add_argument(
+        "--measures",
+        "--tasks",
+        nargs="+",
+        metavar="MEASURE",
+        help="pope, gqa, ...; all that are configured if left out",
+    )
     parser.add_argument("--mini", action="store_true", help="on evaluation.mini samples, as during training")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--score-only", action="store_true", help="generate nothing, score the records that lie there")
-    how.add_argument("--fresh", action="store_true", help="delete this step's records of the tasks first")
+    how.add_argument("--fresh", action="store_true", help="delete this step's records of these measures first")
     parser.add_argument("--details", action="store_true", help="also show the metrics of single splits and types")
     arguments, rest = parser.parse_known_args()
-    # key=value words may stand anywhere, behind --tasks as well
+    # key=value words may stand anywhere, after --measures too
     overrides = split_overrides(parser, rest)
-    if arguments.tasks is not None:
-        overrides += [word for word in arguments.tasks if "=" in word]
-        arguments.tasks = [word for word in arguments.tasks if "=" not in word] or None
+    if arguments.measures is not None:
+        overrides += [word for word in arguments.measures if "=" in word]
+        arguments.measures = [word for word in arguments.measures if "=" not in word] or None
     return arguments, overrides
 
 

@@ -103,8 +103,9 @@ def describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _sampling(arguments: argparse.Namespace, config: "RunConfig") -> "SamplingConfig":
     """The run's way of drawing samples, with what the command line says otherwise."""
     from callbacks.measures.pictures import SamplingConfig
+    from callbacks.measures.samples import SamplesConfig
 
-    base = config.evaluation.samples or SamplingConfig()
+    base = config.evaluation.section(SamplesConfig) or SamplingConfig()
     given = {field.name: getattr(arguments, field.name) for field in fields(SamplingConfig)}
     sampling = SamplingConfig(
         **{name: getattr(base, name) if value is None else value for name, value in given.items()}

@@ -2,15 +2,15 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
-from callbacks.measures.measure import EvaluationContext, Measure, file_hashes
+from callbacks.measures.measure import EvaluationContext, Measure, MeasureConfig, file_hashes
 from callbacks.measures.records import Record
 from callbacks.tracking import Tracker
 from datamodules.benchmarks.questions import Question
@@ -24,7 +24,7 @@ TABLE_ROWS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionsConfig:
+class QuestionsConfig(MeasureConfig):
     """What all question benchmarks are configured by."""
 
     data: Literal["official", "scenes"] = "official"
@@ -44,12 +44,15 @@ class QuestionsConfig:
             found.append(f"max_new_tokens={self.max_new_tokens} must be at least 1")
         return found
 
+    def reduced(self, most: int) -> Self | None:
+        """On the first ``most`` questions."""
+        return replace(self, limit=most if self.limit is None else min(most, self.limit))
+
 
 class QuestionMeasure(Measure):
     """Asks every question greedily. A batch holds prompts of one length only: a state-space model sees padding."""
 
-    def __init__(self, config: QuestionsConfig) -> None:
-        self.config = config
+    config: QuestionsConfig
 
     @abstractmethod
     def read(self) -> list[Question]:
@@ -65,8 +68,8 @@ class QuestionMeasure(Measure):
 
     @property
     def full_name(self) -> str:
-        """The name for the official questions, all of them: the task's, unless it has several sets of questions."""
-        return self.task
+        """The name for the official questions, all of them: the key, unless there are several sets of questions."""
+        return self.key
 
     @property
     def name(self) -> str:

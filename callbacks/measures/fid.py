@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from callbacks.measures.fid_config import POOL, FidConfig
-from callbacks.measures.measure import EvaluationContext, Result, exchange, file_hashes, on_all_ranks
+from callbacks.measures.measure import EvaluationContext, Result, file_hashes
 from callbacks.measures.pictures import Drawing, PictureMeasure, decode, require_vq, uniforms
 from callbacks.measures.records import Record
+from callbacks.measures.running import exchange, on_all_ranks
 from callbacks.tracking import Tracker
 from datamodules.benchmarks.coco import CaptionPair, CaptionSet, Prompt, pictures_in, read_prompts, write_prompts
 from datamodules.images import centre_crop, read_image, to_image, to_tensor
@@ -44,11 +45,13 @@ class Fid(PictureMeasure):
     reference has features, on at most 10,000 of each side.
     """
 
-    task: ClassVar[str] = "fid"
+    key: ClassVar[str] = "fid"
+    config_type = FidConfig
+
+    config: FidConfig
 
     def __init__(self, config: FidConfig) -> None:
         super().__init__(config)
-        self.config = config
         self._reference: Statistics | None = None
         self._fixed: dict[str, float] | None = None
         """Distances of what no model drew, which do not change: random codes and, with pictures, reconstructions."""

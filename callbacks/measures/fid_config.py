@@ -1,9 +1,10 @@
 """How the Fréchet distance is configured, and the names that follow from it."""
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
+from callbacks.measures.measure import MeasureConfig
 from callbacks.measures.pictures import SamplingConfig
 from modules.metrics.networks import INCEPTION
 
@@ -11,7 +12,7 @@ POOL = "pool"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FidConfig(SamplingConfig):
+class FidConfig(SamplingConfig, MeasureConfig):
     """What is drawn, how much of it, and how it is compared with what."""
 
     captions: str
@@ -85,6 +86,10 @@ class FidConfig(SamplingConfig):
         if self.is_table and not self.reference:
             found.append(f"captions={self.captions} lists no pictures to compare with; name them by reference")
         return found + self._extractor_problems()
+
+    def reduced(self, most: int) -> Self | None:
+        """With at most ``most`` pictures."""
+        return replace(self, n=min(most, self.n))
 
     def _extractor_problems(self) -> list[str]:
         if self.extractor == POOL:

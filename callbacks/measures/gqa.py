@@ -30,7 +30,8 @@ class GqaConfig(QuestionsConfig):
 class Gqa(QuestionMeasure):
     """Accuracy, over all and by type; the headline is ``accuracy``."""
 
-    task: ClassVar[str] = "gqa"
+    key: ClassVar[str] = "gqa"
+    config_type = GqaConfig
     config: GqaConfig
 
     def read(self) -> list[Question]:

@@ -1,23 +1,19 @@
-"""What a measure is: generate records on all ranks, then score them, without leaving a trace in training."""
+"""What a measure is: it generates records on all ranks, then scores them."""
 
 import logging
 import math
 import os
 import platform
-import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
-from torch import distributed, nn
 
 from callbacks.measures.records import WEIGHTS, Record, RecordBook, drop_result, read_results, write_result
 from callbacks.tracking import Tracker
@@ -28,7 +24,6 @@ from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -73,21 +68,37 @@ class Result:
     protocol: dict[str, Any]
 
 
-class EvaluationStoppedError(Exception):
-    """A signal asked a rank to stop while it generated; raised on all ranks."""
-
-
 Publish = Callable[[Result, Sequence[Record]], None]
 """Told a result and the records that it was scored from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """A measure's section of the configuration."""
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        return []
+
+    def reduced(self, most: int) -> Self | None:
+        """The section for at most ``most`` samples; itself where the measure is always of one size, None where a part
+        of it says nothing."""
+        del most
+        return self
 
 
 class Measure(ABC):
     """One benchmark under one protocol. Generating is shared among ranks; scoring reads the merged records only."""
 
-    task: ClassVar[str]
-    """Name in the configuration and on the command line."""
+    key: ClassVar[str]
+    """Name of its section of the configuration, and on the command line."""
+    config_type: ClassVar[type[MeasureConfig]]
+    """The type of that section."""
     mini: bool = False
     """Whether this is the small evaluation in between, whose name ends in ``_mini``."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
 
     @property
     @abstractmethod
@@ -217,79 +228,6 @@ class Measure(ABC):
 
     def _book(self, context: EvaluationContext) -> RecordBook:
         return RecordBook(context.records / self.name, context.rank)
-
-
-@contextmanager
-def isolated(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module's mode and every random state are as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-
-
-def exchange(value: T) -> list[T]:
-    """``value`` of every rank, in order; waits for all of them."""
-    if not distributed.is_available() or not distributed.is_initialized():
-        return [value]
-    values: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
-
-
-def on_all_ranks(action: Callable[[], T]) -> T:
-    """Run ``action`` and wait for the others; raises on every rank if it fails on any, so that none waits for ever."""
-    failed = True
-    try:
-        result = action()
-        failed = False
-    finally:
-        ranks = [rank for rank, other in enumerate(exchange(failed)) if other]
-    if ranks:
-        raise RuntimeError(f"evaluation failed on rank {', '.join(map(str, ranks))}; its own log says why")
-    return result
-
-
-class OutOfTimeError(RuntimeError):
-    """The deadline came before all samples had their record; those that have one are kept."""
-
-
-def run_measure(
-    measure: Measure,
-    context: EvaluationContext,
-    *,
-    generate: bool = True,
-    publish: Publish | None = None,
-) -> Result | None:
-    """Generate what records are missing, and score; all ranks call it, rank 0 gets the result.
-
-    Without ``generate`` the records must be there. ``publish`` is called on rank 0 with the result and its records.
-
-    Raises:
-        EvaluationStoppedError: a signal came meanwhile; what was generated is kept.
-        OutOfTimeError: the context's deadline came first; on all ranks.
-    """
-    with isolated(context.model):
-        if generate:
-            on_all_ranks(lambda: None if context.rank else measure.prepare(context))
-            if not all(exchange(on_all_ranks(lambda: measure.generate(context)))):
-                raise EvaluationStoppedError(f"{measure.name} was told to stop")
-            share = exchange(on_all_ranks(lambda: measure.done(context)))[0]
-            if share < 1:
-                raise OutOfTimeError(f"{measure.name} has {share:.0%} of its records after its time was up")
-        on_all_ranks(lambda: measure.share(context))
-        return on_all_ranks(lambda: None if context.rank else measure.score(context, publish))
 
 
 def file_hashes(paths: Iterable[Path]) -> dict[str, str]:

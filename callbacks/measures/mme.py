@@ -20,20 +20,21 @@ OFFICIAL_SUFFIX = "Please answer yes or no."
 
 @dataclass(frozen=True, kw_only=True)
 class MmeConfig(QuestionsConfig):
-    """Where MME lies and how it is asked; ``limit`` is in pictures of each task."""
+    """Where MME lies and how it is asked; ``limit`` is in pictures of each category."""
 
     source: str
     """The folder ``MME_Benchmark_release_version``, or the table ``MME.tsv``."""
 
 
 class Mme(QuestionMeasure):
-    """Points in each task; the headline is ``perception``, of 2000 points."""
+    """Points in each category; the headline is ``perception``, of 2000 points."""
 
-    task: ClassVar[str] = "mme"
+    key: ClassVar[str] = "mme"
+    config_type = MmeConfig
     config: MmeConfig
 
     def read(self) -> list[Question]:
-        """The questions of all tasks."""
+        """The questions of all categories."""
         config = self.config
         return read_mme(Path(config.source), official=config.data == "official", limit=config.limit)
 
@@ -57,7 +58,7 @@ class Mme(QuestionMeasure):
 
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
         """Score with errors over pictures; the baseline always says yes."""
-        answers = [mme.Answer(task=r["split"], image=r["image"], text=r["raw"], label=r["gold"]) for r in records]
+        answers = [mme.Answer(category=r["split"], image=r["image"], text=r["raw"], label=r["gold"]) for r in records]
         return Result(
             metrics=mme.score(answers),
             standard_errors=mme.standard_errors(answers),

@@ -40,13 +40,14 @@ class Mmmu(QuestionMeasure):
     ``val_overall_strict`` counts those as wrong, ``val_n_fallback`` says how many there are.
     """
 
-    task: ClassVar[str] = "mmmu"
+    key: ClassVar[str] = "mmmu"
+    config_type = MmmuConfig
     config: MmmuConfig
 
     @property
     def full_name(self) -> str:
-        """The task's name for the validation set."""
-        return self.task if self.config.split == "validation" else f"{self.task}_dev"
+        """The key for the validation set."""
+        return self.key if self.config.split == "validation" else f"{self.key}_dev"
 
     def read(self) -> list[Question]:
         """The questions of all subjects."""

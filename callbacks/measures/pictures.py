@@ -60,8 +60,7 @@ class Drawing:
 class PictureMeasure(Measure):
     """Draws a picture for every caption; a picture depends on seed and index, not on its batch or rank."""
 
-    def __init__(self, sampling: SamplingConfig) -> None:
-        self.sampling = sampling
+    config: SamplingConfig
 
     @abstractmethod
     def read(self) -> list[Drawing]:
@@ -87,10 +86,10 @@ class PictureMeasure(Measure):
         return {
             "measure": self.name,
             "decoding": "sampling, inverse CDF in the order of ids",
-            "seed": self.sampling.seed,
-            "temperature": self.sampling.temperature,
-            "top_k": self.sampling.top_k,
-            "top_p": self.sampling.top_p,
+            "seed": self.config.seed,
+            "temperature": self.config.temperature,
+            "top_k": self.config.top_k,
+            "top_p": self.config.top_p,
             "captions": hashlib.sha256(captions.encode()).hexdigest(),
             "vq": require_vq(context).fingerprint,
         }
@@ -99,12 +98,12 @@ class PictureMeasure(Measure):
         """Draw in batches."""
         for start in range(0, len(ids), context.batch_size):
             batch = [self.drawings[sample] for sample in ids[start : start + context.batch_size]]
-            codes = draw(context, [d.caption for d in batch], [d.index for d in batch], self.sampling).tolist()
+            codes = draw(context, [d.caption for d in batch], [d.index for d in batch], self.config).tolist()
             length = context.model.config.caption_length
             yield [
                 {
                     "sample_id": drawing.sample_id,
-                    "split": self.task,
+                    "split": self.key,
                     "prompt": drawing.caption,
                     "ids_cut": caption_overflow(context.tokenizer, drawing.caption, length),
                     "image": drawing.image.name if drawing.image else None,

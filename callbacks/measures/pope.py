@@ -26,7 +26,8 @@ class PopeConfig(QuestionsConfig):
 class Pope(QuestionMeasure):
     """F1, accuracy and the rest on the three splits; the headline is ``f1_macro``."""
 
-    task: ClassVar[str] = "pope"
+    key: ClassVar[str] = "pope"
+    config_type = PopeConfig
     config: PopeConfig
 
     def read(self) -> list[Question]:

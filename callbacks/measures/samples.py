@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from PIL import Image
 
-from callbacks.measures.measure import EvaluationContext, Result
+from callbacks.measures.measure import EvaluationContext, MeasureConfig, Result
 from callbacks.measures.pictures import Drawing, PictureMeasure, SamplingConfig, decode
 from callbacks.measures.records import Record, write_json
 from callbacks.tracking import Tracker
@@ -19,7 +19,7 @@ from modules.omnimamba.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplesConfig(SamplingConfig):
+class SamplesConfig(SamplingConfig, MeasureConfig):
     """What is drawn: ``prompts``, or ``n`` captions of a COCO captions file."""
 
     prompts: tuple[str, ...] = ()
@@ -45,11 +45,10 @@ class SamplesConfig(SamplingConfig):
 class Samples(PictureMeasure):
     """Pictures for people to look at, logged and written to ``RUN/samples/<step>/``; it has no metric."""
 
-    task: ClassVar[str] = "samples"
+    key: ClassVar[str] = "samples"
+    config_type = SamplesConfig
 
-    def __init__(self, config: SamplesConfig) -> None:
-        super().__init__(config)
-        self.config = config
+    config: SamplesConfig
 
     @property
     def name(self) -> str:

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from callbacks.measures.measure import EvaluationContext, Measure, Result
+from callbacks.measures.measure import EvaluationContext, Measure, MeasureConfig, Result
 from callbacks.measures.pictures import require_vq, uniforms
 from callbacks.measures.records import Record
 from datamodules.encode import encode_caption
@@ -26,7 +26,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedConfig:
+class SpeedConfig(MeasureConfig):
     """What is timed; the defaults are the paper's batch and the shortest run that is called ``speed``."""
 
     batch: int = 16
@@ -45,6 +45,10 @@ class SpeedConfig:
             found.append(f"warmup={self.warmup} must be 0 or more")
         return found
 
+    def reduced(self, most: int) -> Self | None:
+        """None: fewer pictures take another time each."""
+        return None
+
 
 class Speed(Measure):
     """``img_per_s``: pictures of a batch over the median time that it takes from caption ids to pixels.
@@ -53,10 +57,10 @@ class Speed(Measure):
     quartiles. ``peak_mem`` and ``peak_mem/reserved`` are a GPU's memory in GiB; a CPU does not tell.
     """
 
-    task: ClassVar[str] = "speed"
+    key: ClassVar[str] = "speed"
+    config_type = SpeedConfig
 
-    def __init__(self, config: SpeedConfig) -> None:
-        self.config = config
+    config: SpeedConfig
 
     @property
     def name(self) -> str:

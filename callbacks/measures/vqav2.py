@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from callbacks.measures.answers import QuestionMeasure, QuestionsConfig
 from callbacks.measures.measure import EvaluationContext, Result
@@ -46,6 +46,10 @@ class VqaV2Config(QuestionsConfig):
             found.append("submission_questions belongs to a test split; val2014 is scored here")
         return found
 
+    def reduced(self, most: int) -> Self | None:
+        """None for a test split: EvalAI takes all answers or none."""
+        return super().reduced(most) if self.annotations else None
+
 
 class VqaV2(QuestionMeasure):
     """Accuracy among ten people's answers; the headline is ``val_overall``, of a part ``val_<n>_overall``.
@@ -54,13 +58,14 @@ class VqaV2(QuestionMeasure):
     metric but a file, ``submission_<split>.json`` beside its records.
     """
 
-    task: ClassVar[str] = "vqav2"
+    key: ClassVar[str] = "vqav2"
+    config_type = VqaV2Config
     config: VqaV2Config
 
     @property
     def full_name(self) -> str:
-        """The task's name for what is scored here."""
-        return self.task if self.config.annotations else f"{self.task}_{self.config.split}"
+        """The key for what is scored here."""
+        return self.key if self.config.annotations else f"{self.key}_{self.config.split}"
 
     def read(self) -> list[Question]:
         """The questions, with people's answers if there are any."""

@@ -68,7 +68,7 @@ def _read(path: Path, images: Path) -> Iterator[Question]:
         require_keys(record["types"], ("structural", "semantic", "detailed"), f"types of question {key} of {path}")
         require_keys(record["groups"], ("global",), f"groups of question {key} of {path}")
         yield Question(
-            task="gqa",
+            benchmark="gqa",
             split=split,
             sample_id=f"{split}/{key}",
             image=images / f"{record['imageId']}.jpg",

@@ -1,4 +1,4 @@
-"""Reader of MME: the official folder of fourteen tasks, or the table ``MME.tsv`` that holds its pictures as text."""
+"""Reader of MME: the official folder of fourteen categories, or the table ``MME.tsv``, whose pictures are text."""
 
 import base64
 import binascii
@@ -28,7 +28,7 @@ OFFICIAL_IMAGES = {
     "text_translation": 20,
     "code_reasoning": 20,
 }
-"""Task to number of pictures; each is asked about twice."""
+"""Category to number of pictures; each is asked about twice."""
 ENDINGS = (".jpg", ".jpeg", ".png")
 COLUMNS = ("index", "image", "question", "answer", "category", "image_path")
 BLOCK = 2**26
@@ -38,29 +38,30 @@ LONGEST_INDEX = 64
 
 
 def read_mme(source: Path, *, official: bool, limit: int | None = None) -> list[Question]:
-    """The questions in the folder or table ``source``, at most those on the first ``limit`` pictures of each task.
+    """The questions in the folder or table ``source``, at most those on the first ``limit`` pictures of each category.
 
-    `Question.split` is the task.
+    `Question.split` is the category.
 
     Raises:
         FileNotFoundError: the source or a picture is missing.
         ValueError: a line is broken, a picture has not two questions, or ``official`` data has another number of
-            pictures in a task.
+            pictures in a category.
     """
-    questions: dict[str, dict[str, list[Question]]] = {task: {} for task in OFFICIAL_IMAGES}
+    questions: dict[str, dict[str, list[Question]]] = {category: {} for category in OFFICIAL_IMAGES}
     for question in _folder(source) if source.is_dir() else _table(source):
         questions[question.split].setdefault(question.image.name, []).append(question)
-    for task, images in questions.items():
-        if official and len(images) != OFFICIAL_IMAGES[task]:
+    for category, images in questions.items():
+        if official and len(images) != OFFICIAL_IMAGES[category]:
             raise ValueError(
-                f"{source} holds {len(images)} pictures of {task}, expected {OFFICIAL_IMAGES[task]}. {OFFICIAL_ELSE}"
+                f"{source} holds {len(images)} pictures of {category}, expected {OFFICIAL_IMAGES[category]}. "
+                f"{OFFICIAL_ELSE}"
             )
         for name, pair in images.items():
             if len(pair) != 2:
-                raise ValueError(f"{source} holds {len(pair)} questions on {task}/{name}, expected 2")
+                raise ValueError(f"{source} holds {len(pair)} questions on {category}/{name}, expected 2")
     found = [one for images in questions.values() for pair in list(images.values())[:limit] for one in pair]
     if not found:
-        raise ValueError(f"{source} holds no question of a task of MME: {', '.join(OFFICIAL_IMAGES)}")
+        raise ValueError(f"{source} holds no question of a category of MME: {', '.join(OFFICIAL_IMAGES)}")
     return found
 
 
@@ -70,7 +71,7 @@ def mme_files(source: Path) -> list[Path]:
 
 
 def _folder(source: Path) -> Iterator[Question]:
-    for task, path, pictures in _texts(source):
+    for category, path, pictures in _texts(source):
         images = [pictures / f"{path.stem}{ending}" for ending in ENDINGS]
         image = next((image for image in images if image.is_file()), None)
         if image is None:
@@ -79,18 +80,18 @@ def _folder(source: Path) -> Iterator[Question]:
             question, tab, label = line.strip().partition("\t")
             if not tab:
                 raise ValueError(f"{where} must be a question, a tab and Yes or No, found {line!r}")
-            yield _question(task, image, number, question, label.strip(), where)
+            yield _question(category, image, number, question, label.strip(), where)
 
 
 def _texts(source: Path) -> Iterator[tuple[str, Path, Path]]:
-    """Task, file of a picture's two questions, folder of the picture."""
+    """Category, file of a picture's two questions, folder of the picture."""
     inner = source / "MME_Benchmark"
     root = inner if inner.is_dir() else source
-    for task in OFFICIAL_IMAGES:
-        folder = root / task
+    for category in OFFICIAL_IMAGES:
+        folder = root / category
         apart = (folder / "questions_answers_YN").is_dir()
         texts, pictures = (folder / "questions_answers_YN", folder / "images") if apart else (folder, folder)
-        yield from ((task, path, pictures) for path in sorted(texts.glob("*.txt")))
+        yield from ((category, path, pictures) for path in sorted(texts.glob("*.txt")))
 
 
 def _table(path: Path) -> Iterator[Question]:
@@ -100,7 +101,7 @@ def _table(path: Path) -> Iterator[Question]:
     for index, row in rows.items():
         where = f"row {index} of {path}"
         if row["category"] not in OFFICIAL_IMAGES:
-            raise ValueError(f"{where} is of the task {row['category']!r}; known are {', '.join(OFFICIAL_IMAGES)}")
+            raise ValueError(f"{where} is of the category {row['category']!r}; known are {', '.join(OFFICIAL_IMAGES)}")
         name = Path(row["image_path"]).name
         key = row["category"], name
         if key not in first:
@@ -141,13 +142,13 @@ def _payload(rows: Mapping[str, dict[str, str]], index: str, where: str) -> byte
         raise ValueError(f"the image in {where} is no base64 ({error}); fetch the file again") from error
 
 
-def _question(task: str, image: ImageSource, number: int, question: str, label: str, where: str) -> Question:
+def _question(category: str, image: ImageSource, number: int, question: str, label: str, where: str) -> Question:
     if label not in ("Yes", "No"):
         raise ValueError(f"{where} has the answer {label!r}; MME knows Yes and No")
     return Question(
-        task="mme",
-        split=task,
-        sample_id=f"{task}/{image.name}/{number}",
+        benchmark="mme",
+        split=category,
+        sample_id=f"{category}/{image.name}/{number}",
         image=image,
         question=question,
         answer=label.lower(),

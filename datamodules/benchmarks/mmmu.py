@@ -94,7 +94,7 @@ def _question(row: Mapping[str, Any], path: Path) -> Question:
             raise ValueError(f"{where} has {len(options)} options, expected at most {len(LETTERS)}: {LETTERS}")
     golds = _golds(row["answer"], options, where)
     return Question(
-        task="mmmu",
+        benchmark="mmmu",
         split=subject,
         sample_id=f"{subject}/{name}",
         image=StoredImage(name=first.get("path") or f"{name}_1", payload=first["bytes"], where=f"image_1 of {where}"),

@@ -60,7 +60,7 @@ def _question(split: str, record: Any, images: Path, where: str) -> Question:
     if record["label"] not in ("yes", "no"):
         raise ValueError(f"{where} has the label {record['label']!r}; POPE knows yes and no")
     return Question(
-        task="pope",
+        benchmark="pope",
         split=split,
         sample_id=f"{split}/{record['question_id']}",
         image=images / record["image"],

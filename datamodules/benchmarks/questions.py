@@ -16,10 +16,10 @@ OFFICIAL_ELSE = "If this is not the official file, set its data to 'scenes'"
 class Question:
     """One question on one picture, as the benchmark's file has it."""
 
-    task: str
+    benchmark: str
     split: str
     sample_id: str
-    """``<split>/<question id>``: unique in the task and the same in every process."""
+    """``<split>/<question id>``: unique in the benchmark and the same in every process."""
     image: ImageSource
     question: str
     answer: str

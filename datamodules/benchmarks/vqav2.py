@@ -115,7 +115,7 @@ def _question(record: Mapping[str, Any], annotation: Mapping[str, Any] | None, i
         meta["answers"] = tuple(one["answer"] for one in annotation["answers"])
         meta |= {key: annotation[key] for key in ("answer_type", "question_type")}
     return Question(
-        task="vqav2",
+        benchmark="vqav2",
         split=split,
         sample_id=f"{split}/{record['question_id']}",
         image=images / f"COCO_{pictures}_{record['image_id']:012d}.jpg",

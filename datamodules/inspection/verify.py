@@ -22,7 +22,7 @@ PICTURES = ("jpg", "jpeg", "png", "webp")
 EVERY_SHARD = "all"
 """Stands for a shard's name where a fault is one of the set."""
 
-_Task = TypeVar("_Task")
+Job = TypeVar("Job")
 _Result = TypeVar("_Result")
 
 
@@ -106,16 +106,16 @@ def verify(
     )
 
 
-def in_processes(work: Callable[[_Task], _Result], tasks: Sequence[_Task], processes: int) -> Iterator[_Result]:
-    """``work`` of every task, in order; one process works here, more are started for it."""
+def in_processes(work: Callable[[Job], _Result], jobs: Sequence[Job], processes: int) -> Iterator[_Result]:
+    """``work`` of every job, in order; one process works here, more are started for it."""
     if processes < 1:
         raise ValueError(f"processes={processes} must be at least 1")
     if processes == 1:
-        yield from map(work, tasks)
+        yield from map(work, jobs)
         return
     # spawned: torch and the tokenizers have threads, which a fork would lose
-    with ProcessPoolExecutor(min(processes, len(tasks)), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(work, tasks)
+    with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(work, jobs)
 
 
 def _look_at(shard: _Shard) -> tuple[list[Fault], NDArray[np.bytes_]]:

@@ -29,7 +29,7 @@ from datamodules.shards.manifest import (
     tar_path,
 )
 from datamodules.shards.reader import Sample
-from datamodules.shards.workers import Tick, run_tasks
+from datamodules.shards.workers import Tick, run_jobs
 
 REJECTED = "rejected.jsonl"
 BUILD = ".build"
@@ -110,7 +110,7 @@ def build_shards(
                 progress(done + ticks, len(rows))
 
         report(0)
-        run_tasks(_Builder(folder, make), missing, processes=processes, report=report)
+        run_jobs(_Builder(folder, make), missing, processes=processes, report=report)
         return _finish(folder, name, [shard.name for shard in shards], {**meta, **_identity(plan)})
 
 

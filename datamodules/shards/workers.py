@@ -1,4 +1,4 @@
-"""Runs a task after a task in this process or in several, each with one torch thread.
+"""Runs a job after a job in this process or in several, each with one torch thread.
 
 One thread, because the number of threads changes the last bits of a sum, and the bytes built must not depend on it.
 """
@@ -15,10 +15,10 @@ from multiprocessing.connection import wait as wait_for_end
 from threading import Thread
 from typing import Any, TypeVar
 
-Task = TypeVar("Task")
+Job = TypeVar("Job")
 Tick = Callable[[], None]
 """Called once for every row that is done."""
-Work = Callable[[Task, Tick], None]
+Work = Callable[[Job, Tick], None]
 _POLL_SECONDS = 0.5
 
 
@@ -50,22 +50,22 @@ def worker_number() -> int:
     return _worker.number if _worker else 0
 
 
-def run_tasks(work: Work[Task], tasks: Sequence[Task], *, processes: int, report: Callable[[int], None]) -> None:
-    """Call ``work(task, tick)`` for every task; ``report`` hears how many ticks there have been so far.
+def run_jobs(work: Work[Job], jobs: Sequence[Job], *, processes: int, report: Callable[[int], None]) -> None:
+    """Call ``work(job, tick)`` for every job; ``report`` hears how many ticks there have been so far.
 
-    ``work`` and the tasks must be picklable where ``processes`` is above 1. The first error stops all.
+    ``work`` and the jobs must be picklable where ``processes`` is above 1. The first error stops all.
 
     Raises:
         ChildProcessError: a worker process died.
     """
-    processes = min(processes, len(tasks))
+    processes = min(processes, len(jobs))
     if processes > 1:
-        _run_in_processes(work, tasks, processes, report)
+        _run_in_processes(work, jobs, processes, report)
     else:
-        _run_here(work, tasks, report)
+        _run_here(work, jobs, report)
 
 
-def _run_here(work: Work[Task], tasks: Sequence[Task], report: Callable[[int], None]) -> None:
+def _run_here(work: Work[Job], jobs: Sequence[Job], report: Callable[[int], None]) -> None:
     import torch
 
     done = 0
@@ -78,20 +78,20 @@ def _run_here(work: Work[Task], tasks: Sequence[Task], report: Callable[[int], N
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for task in tasks:
-            work(task, tick)
+        for job in jobs:
+            work(job, tick)
     finally:
         torch.set_num_threads(threads)
 
 
-def _run_in_processes(work: Work[Task], tasks: Sequence[Task], processes: int, report: Callable[[int], None]) -> None:
+def _run_in_processes(work: Work[Job], jobs: Sequence[Job], processes: int, report: Callable[[int], None]) -> None:
     # spawn: a forked process can use neither CUDA nor the locks of its parent's threads
     context = multiprocessing.get_context("spawn")
     numbers, ticks, stop = context.Value("q", 0), context.Value("q", 0), context.Event()
     with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(work, numbers, ticks, stop)) as pool:
         try:
             with _ctrl_c_for_us_alone():
-                waiting = {pool.submit(_call, task) for task in tasks}
+                waiting = {pool.submit(_call, job) for job in jobs}
             while waiting:
                 done, waiting = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for each in done:
@@ -131,13 +131,13 @@ def _start(work: Work[Any], numbers: Any, ticks: Any, stop: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed main process would leave its workers waiting for tasks for ever."""
+    """A killed main process would leave its workers waiting for jobs for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait_for_end([parent.sentinel])
     os._exit(1)
 
 
-def _call(task: Any) -> None:
+def _call(job: Any) -> None:
     assert _worker is not None
-    _worker.work(task, _worker.tick)
+    _worker.work(job, _worker.tick)

@@ -1,4 +1,4 @@
-"""MME: two yes/no questions on each picture, in fourteen tasks. The rule of the official ``calculation.py``."""
+"""MME: two yes/no questions on each picture, in fourteen categories. The rule of the official ``calculation.py``."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ TOTALS = {"perception": PERCEPTION, "cognition": COGNITION}
 class Answer:
     """What a model said to one of the two questions on a picture, and what is true."""
 
-    task: str
+    category: str
     image: str
     text: str
     label: YesNo
@@ -41,10 +41,10 @@ def parse(text: str) -> Literal["yes", "no", "other"]:
 
 
 def score(answers: Iterable[Answer]) -> dict[str, float]:
-    """``<task>/{acc,acc_plus,score}`` of each task, ``perception`` and ``cognition``, ``n_other``.
+    """``<category>/{acc,acc_plus,score}`` of each category, ``perception`` and ``cognition``, ``n_other``.
 
     ``acc`` is the fraction of right answers, ``acc_plus`` of pictures with both right, ``score`` 100 times their sum. A
-    total is the sum of its tasks' scores, at most 2000 and 800, and is left out unless all its tasks are there.
+    total is the sum of its categories' scores, at most 2000 and 800; without all of its categories it is left out.
     ``n_other`` answers were neither yes nor no, which is wrong.
 
     Raises:
@@ -52,46 +52,46 @@ def score(answers: Iterable[Answer]) -> dict[str, float]:
     """
     answers = list(answers)
     scores: dict[str, float] = {}
-    for task, measures in _per_image(answers).items():
-        scores |= {f"{task}/{name}": float(values.mean()) for name, values in measures.items()}
-    for total, tasks in TOTALS.items():
-        if all(f"{task}/score" in scores for task in tasks):
-            scores[total] = sum(scores[f"{task}/score"] for task in tasks)
+    for category, measures in _per_image(answers).items():
+        scores |= {f"{category}/{name}": float(values.mean()) for name, values in measures.items()}
+    for total, categories in TOTALS.items():
+        if all(f"{category}/score" in scores for category in categories):
+            scores[total] = sum(scores[f"{category}/score"] for category in categories)
     return scores | {"n_other": sum(parse(answer.text) == "other" for answer in answers)}
 
 
 def standard_errors(answers: Iterable[Answer]) -> dict[str, float]:
     """Standard error of the measures of `score`: pictures are independent, the two questions on one are not."""
     errors: dict[str, float] = {}
-    for task, measures in _per_image(answers).items():
-        errors |= {f"{task}/{name}": float(values.std() / len(values) ** 0.5) for name, values in measures.items()}
-    for total, tasks in TOTALS.items():
-        if all(f"{task}/score" in errors for task in tasks):
-            errors[total] = sum(errors[f"{task}/score"] ** 2 for task in tasks) ** 0.5
+    for category, measures in _per_image(answers).items():
+        errors |= {f"{category}/{name}": float(values.std() / len(values) ** 0.5) for name, values in measures.items()}
+    for total, categories in TOTALS.items():
+        if all(f"{category}/score" in errors for category in categories):
+            errors[total] = sum(errors[f"{category}/score"] ** 2 for category in categories) ** 0.5
     return errors
 
 
 def baseline(answers: Iterable[Answer]) -> dict[str, float]:
-    """What always saying yes scores on the same labels: 50 in each task, of its 200."""
+    """What always saying yes scores on the same labels: 50 in each category, of its 200."""
     return score(replace(answer, text="Yes") for answer in answers)
 
 
 def _per_image(answers: Iterable[Answer]) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Task to measure to its value for each picture (N,), whose mean is the measure."""
+    """Category to measure to its value for each picture (N,), whose mean is the measure."""
     right: dict[str, dict[str, list[bool]]] = {}
     for answer in answers:
         if answer.label not in ("yes", "no"):
-            raise ValueError(f"MME label {answer.label!r} of {answer.image} ({answer.task}) must be yes or no")
+            raise ValueError(f"MME label {answer.label!r} of {answer.image} ({answer.category}) must be yes or no")
         correct = parse(answer.text) == answer.label
-        right.setdefault(answer.task, {}).setdefault(answer.image, []).append(correct)
+        right.setdefault(answer.category, {}).setdefault(answer.image, []).append(correct)
     if not right:
         raise ValueError("no MME answers to score; the benchmark folder or the limit leaves no question")
     found = {}
-    for task, images in right.items():
+    for category, images in right.items():
         for image, pair in images.items():
             if len(pair) != 2:
-                raise ValueError(f"MME picture {image} ({task}) has {len(pair)} answers; it must have two")
+                raise ValueError(f"MME picture {image} ({category}) has {len(pair)} answers; it must have two")
         pairs = np.array(list(images.values()), dtype=np.float64)
         acc, acc_plus = pairs.mean(axis=1), pairs.min(axis=1)
-        found[task] = {"acc": acc, "acc_plus": acc_plus, "score": 100 * (acc + acc_plus)}
+        found[category] = {"acc": acc, "acc_plus": acc_plus, "score": 100 * (acc + acc_plus)}
     return found

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from callbacks.evaluation import build_measures
 from callbacks.measures.answers import QuestionMeasure, table_rows
 from callbacks.measures.records import Record, RecordBook
+from callbacks.measures.registry import build_measures
 from datamodules.images import ImageSource, read_image
 from modules.files import step_name
 from pipelines.report.read import CONFIG, Run
@@ -169,7 +169,7 @@ def _question_measures(run: Run) -> dict[str, QuestionMeasure]:
         measures = build_measures(load(run.path / CONFIG).evaluation)
     except ValueError as error:
         raise ValueError(f"answers are not marked, because {run.path / CONFIG} does not load: {error}") from error
-    return {measure.task: measure for measure in measures if isinstance(measure, QuestionMeasure)}
+    return {measure.key: measure for measure in measures if isinstance(measure, QuestionMeasure)}
 
 
 def _is_answer(record: Record) -> bool:

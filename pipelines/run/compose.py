@@ -12,8 +12,10 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from callbacks.bad_samples import BadSampleLog
 from callbacks.checkpointing import Checkpointing
-from callbacks.evaluation import EvaluationCallback, EvaluationContext, build_pairs
+from callbacks.evaluation import EvaluationCallback
 from callbacks.guards import FiniteGuard, GradientGuard, HangGuard, MemoryGuard
+from callbacks.measures.measure import EvaluationContext
+from callbacks.measures.registry import build_pairs
 from callbacks.norms import PartNorms
 from callbacks.preemption import Preemption
 from callbacks.samples_log import SampleLog

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from callbacks.checkpointing import CheckpointConfig
-from callbacks.evaluation import EvaluationConfig
 from callbacks.guards import GuardConfig
+from callbacks.measures.registry import EvaluationConfig
 from callbacks.tracking import TrackingConfig
 from datamodules.mixed import DataConfig
 from datamodules.scenes.prepare import PrepareScenesConfig

@@ -16,24 +16,18 @@ import torch
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.utils.data import DataLoader, Dataset
 
-from callbacks.evaluation import (
-    TASKS,
-    EvaluationCallback,
-    EvaluationConfig,
-    EvaluationContext,
-    FidConfig,
-    GqaConfig,
-    MmeConfig,
-    MmmuConfig,
-    PopeConfig,
-    SamplesConfig,
-    SpeedConfig,
-    VqaV2Config,
-    build_measures,
-    build_mini_measures,
-)
-from callbacks.measures.measure import Measure, Result
+from callbacks.evaluation import EvaluationCallback
+from callbacks.measures.fid_config import FidConfig
+from callbacks.measures.gqa import GqaConfig
+from callbacks.measures.measure import EvaluationContext, Measure, Result
+from callbacks.measures.mme import MmeConfig
+from callbacks.measures.mmmu import MmmuConfig
+from callbacks.measures.pope import PopeConfig
 from callbacks.measures.records import Record
+from callbacks.measures.registry import KEYS, EvaluationConfig, build_measures, build_mini_measures
+from callbacks.measures.samples import SamplesConfig
+from callbacks.measures.speed import SpeedConfig
+from callbacks.measures.vqav2 import VqaV2Config
 from callbacks.tracking import Tracker
 from modules import signals
 from modules.checkpoints import CheckpointError
@@ -346,7 +340,7 @@ def test_build_measures() -> None:
         speed=SpeedConfig(),
     )
     measures = build_measures(config)
-    assert [measure.task for measure in measures] == list(TASKS)
+    assert [measure.key for measure in measures] == list(KEYS)
     assert [measure.name for measure in measures] == [
         "pope_style",
         "gqa",
@@ -428,7 +422,7 @@ def test_mini_measures_are_of_few_samples_and_never_of_more_than_the_full_ones()
         samples=SamplesConfig(prompts=("a",)),
         speed=SpeedConfig(),
     )
-    found = {measure.task: measure for measure in build_mini_measures(config)}
+    found = {measure.key: measure for measure in build_mini_measures(config)}
     assert list(found) == ["pope", "gqa", "fid", "samples"]
     limits = [found["pope"].config.limit, found["gqa"].config.limit, found["fid"].config.n]  # type: ignore[attr-defined]
     assert limits == [100, 20, 100]
@@ -436,9 +430,9 @@ def test_mini_measures_are_of_few_samples_and_never_of_more_than_the_full_ones()
     assert found["fid"].name == "fd_pool_mini"
     assert build_mini_measures(replace(config, mini=0)) == []
     answers_known_to_evalai = VqaV2Config(questions="q", images="i", split="test2015")
-    assert "vqav2" not in {one.task for one in build_mini_measures(replace(config, vqav2=answers_known_to_evalai))}
+    assert "vqav2" not in {one.key for one in build_mini_measures(replace(config, vqav2=answers_known_to_evalai))}
     scored_here = VqaV2Config(questions="q", images="i", annotations="a")
-    [part] = [one for one in build_mini_measures(replace(config, vqav2=scored_here)) if one.task == "vqav2"]
+    [part] = [one for one in build_mini_measures(replace(config, vqav2=scored_here)) if one.key == "vqav2"]
     assert part.name == "vqav2_mini"
 
 

@@ -7,7 +7,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from callbacks.evaluation import EvaluationConfig, FidConfig, GqaConfig, PopeConfig, SamplesConfig
+from callbacks.measures.fid_config import FidConfig
+from callbacks.measures.gqa import GqaConfig
+from callbacks.measures.pope import PopeConfig
+from callbacks.measures.registry import EvaluationConfig
+from callbacks.measures.samples import SamplesConfig
 from datamodules.mixed import DataConfig
 from datamodules.scenes.prepare import PreparedPaths, PrepareScenesConfig, prepare_scenes
 from modules.checkpoints import STATE, commit

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from callbacks.evaluation import build_measures
 from callbacks.measures.answers import QuestionMeasure
 from callbacks.measures.fid import Fid
-from callbacks.measures.measure import EvaluationContext, Measure, Result, run_measure
+from callbacks.measures.measure import EvaluationContext, Measure, Result
+from callbacks.measures.registry import build_measures
+from callbacks.measures.running import run_measure
 from datamodules.benchmarks.questions import Question
 from datamodules.encode import encode_caption, encode_question
 from datamodules.images import centre_crop, read_image, read_mmu_pixels, to_tensor
@@ -25,7 +26,7 @@ Setting = tuple[EvaluationContext, dict[str, Measure]]
 @pytest.fixture
 def setting(run_folder: Path) -> Setting:
     trained = load_trained(run_folder, [*WHOLE, "evaluation.fid.n=4"])
-    return context_of(trained), {measure.task: measure for measure in build_measures(trained.config.evaluation)}
+    return context_of(trained), {measure.key: measure for measure in build_measures(trained.config.evaluation)}
 
 
 def run(measure: Measure, context: EvaluationContext) -> Result:

@@ -42,7 +42,9 @@ def test_all_configured_measures_and_then_scoring_alone(
     records = sorted(run_folder.glob("records/*/*/rank0.jsonl"))
     written = [path.stat().st_mtime_ns for path in records]
     (run_folder / "records/step-000000020/results.json").unlink()
-    assert call(monkeypatch, run_folder, "--score-only", "--details", "--tasks", "pope", "gqa", "fid", "samples") == 0
+    assert (
+        call(monkeypatch, run_folder, "--score-only", "--details", "--measures", "pope", "gqa", "fid", "samples") == 0
+    )
     assert results(run_folder) == first
     assert [path.stat().st_mtime_ns for path in records] == written
     assert "random/f1" in capsys.readouterr().out
@@ -56,7 +58,7 @@ def test_a_benchmark_named_on_the_command_line(
     Image.new("RGB", (20, 16), "red").save(folder / "1.png")
     (folder / "1.txt").write_text("Is there one?  Please answer yes or no.\tYes\nAre there two?\tNo\n")
     mme = f"evaluation.mme={{source: {folder.parent}, data: scenes, max_new_tokens: 2}}"
-    assert call(monkeypatch, run_folder, "--tasks", "mme", mme) == 0
+    assert call(monkeypatch, run_folder, "--measures", "mme", mme) == 0
     [(name, result)] = results(run_folder).items()
     assert (name, result["baselines"]["count/score"], result["protocol"]["n"]) == ("mme_style", 50, 2)
     assert "n_other" in capsys.readouterr().out
@@ -65,12 +67,12 @@ def test_a_benchmark_named_on_the_command_line(
 def test_overrides_and_records_of_another_protocol(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, run_folder, "--tasks", "gqa") == 0
+    assert call(monkeypatch, run_folder, "--measures", "gqa") == 0
     assert set(results(run_folder)) == {"gqa_style"}
     override = "evaluation.gqa.limit=3"
-    assert call(monkeypatch, run_folder, "--tasks", "gqa", override) == 2
+    assert call(monkeypatch, run_folder, "--measures", "gqa", override) == 2
     assert "limit: 2 there, 3 now" in capsys.readouterr().err
-    assert call(monkeypatch, run_folder, override, "--fresh", "--tasks", "gqa") == 0
+    assert call(monkeypatch, run_folder, override, "--fresh", "--measures", "gqa") == 0
     assert results(run_folder)["gqa_style"]["protocol"]["n"] == 3
 
 
@@ -80,22 +82,22 @@ def test_errors_are_messages_and_exit_code_2(
     for words, message in (
         ([run_folder / "nowhere"], "is no run folder: it has no config.yaml"),
         (
-            [run_folder, "--tasks", "vqa"],
-            "unknown task 'vqa'; known are pope, gqa, vqav2, mme, mmmu, fid, ",
+            [run_folder, "--measures", "vqa"],
+            "unknown measure 'vqa'; known are pope, gqa, vqav2, mme, mmmu, fid, ",
         ),
         (
-            [run_folder, "--tasks", "fid", "evaluation.fid=null"],
-            "task fid is not configured in this run (it has pope, gqa, samples)",
+            [run_folder, "--measures", "fid", "evaluation.fid=null"],
+            "measure fid is not configured in this run (it has pope, gqa, samples)",
         ),
         (
             [run_folder, *(f"evaluation.{t}=null" for t in ("pope", "gqa", "fid", "samples"))],
             "no evaluation configured",
         ),
         ([run_folder, "evaluation.batch_size=0"], "evaluation.batch_size=0 must be at least 1"),
-        ([run_folder, "--score-only", "--tasks", "pope"], "holds 0 records for 6 samples of pope_style"),
+        ([run_folder, "--score-only", "--measures", "pope"], "holds 0 records for 6 samples of pope_style"),
         ([run_folder, "--score-only", "--fresh"], "not allowed with argument"),
         ([run_folder, "--taks", "pope"], "unrecognized argument: --taks"),
-        ([run_folder, "--tasks", "fid", "model.vq=''"], "model.vq is empty"),
+        ([run_folder, "--measures", "fid", "model.vq=''"], "model.vq is empty"),
     ):
         assert call(monkeypatch, *words) == 2
         assert message in " ".join(capsys.readouterr().err.split())
@@ -110,11 +112,11 @@ def test_a_run_without_a_checkpoint(
 
 
 def test_two_processes_evaluate_as_one(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert call(monkeypatch, run_folder, "--tasks", "pope", "gqa", "fid") == 0
+    assert call(monkeypatch, run_folder, "--measures", "pope", "gqa", "fid") == 0
     alone = results(run_folder)
     words = ["--standalone", "--nproc-per-node", "2", "-m", "pipelines.evaluate", str(run_folder), "--fresh"]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *words, "--tasks", "pope", "gqa", "fid"],
+        [sys.executable, "-m", "torch.distributed.run", *words, "--measures", "pope", "gqa", "fid"],
         cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -133,9 +135,9 @@ def test_two_processes_evaluate_as_one(run_folder: Path, monkeypatch: pytest.Mon
 def test_the_small_evaluation_has_a_name_of_its_own(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, run_folder, "--mini", "--tasks", "gqa", "evaluation.mini=2") == 0
+    assert call(monkeypatch, run_folder, "--mini", "--measures", "gqa", "evaluation.mini=2") == 0
     assert set(results(run_folder)) == {"gqa_style_mini"}
-    assert call(monkeypatch, run_folder, "--mini", "--tasks", "gqa") == 2
+    assert call(monkeypatch, run_folder, "--mini", "--measures", "gqa") == 2
     assert "--mini needs evaluation.mini=N" in capsys.readouterr().err
 
 

@@ -9,8 +9,9 @@ import torch
 
 from callbacks.measures.answers import QuestionsConfig, answer, table_rows
 from callbacks.measures.gqa import Gqa, GqaConfig
-from callbacks.measures.measure import EvaluationContext, run_measure
+from callbacks.measures.measure import EvaluationContext
 from callbacks.measures.pope import Pope, PopeConfig
+from callbacks.measures.running import run_measure
 from datamodules.benchmarks.questions import Question
 from datamodules.encode import encode_question
 

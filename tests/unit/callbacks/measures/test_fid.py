@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, distributed, multiprocessing, nn
 
 from callbacks.measures.fid import Fid, FidConfig
-from callbacks.measures.measure import EvaluationContext, Result, run_measure
+from callbacks.measures.measure import EvaluationContext, Result
+from callbacks.measures.running import run_measure
 from datamodules.images import centre_crop, read_image, to_tensor
 from modules.files import sha256
 from modules.metrics import networks

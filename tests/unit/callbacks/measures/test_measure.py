@@ -9,18 +9,9 @@ import pytest
 import torch
 
 from callbacks.measures import measure as module
-from callbacks.measures.measure import (
-    EvaluationContext,
-    Measure,
-    OutOfTimeError,
-    Result,
-    exchange,
-    file_hashes,
-    isolated,
-    on_all_ranks,
-    run_measure,
-)
+from callbacks.measures.measure import EvaluationContext, Measure, Result, file_hashes
 from callbacks.measures.records import Record, read_results
+from callbacks.measures.running import OutOfTimeError, exchange, isolated, on_all_ranks, run_measure
 
 Make = Callable[..., EvaluationContext]
 
@@ -28,7 +19,7 @@ Make = Callable[..., EvaluationContext]
 class Letters(Measure):
     """Ten samples; the metric is their number."""
 
-    task: ClassVar[str] = "letters"
+    key: ClassVar[str] = "letters"
     name = "letters_style"  # type: ignore[assignment]
 
     def __init__(self, ids: str = "abcdefghij", suffix: str = "") -> None:

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from callbacks.measures.fid import Fid, FidConfig
-from callbacks.measures.measure import EvaluationContext, run_measure
+from callbacks.measures.measure import EvaluationContext
 from callbacks.measures.pictures import SamplingConfig, draw, uniforms
+from callbacks.measures.running import run_measure
 from callbacks.measures.samples import Samples, SamplesConfig
 from datamodules.images import centre_crop, read_image, to_tensor
 from modules.metrics.fid import frechet, pool_features

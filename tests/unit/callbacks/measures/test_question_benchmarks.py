@@ -13,9 +13,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from callbacks.measures.answers import QuestionMeasure
-from callbacks.measures.measure import EvaluationContext, Result, run_measure
+from callbacks.measures.measure import EvaluationContext, Result
 from callbacks.measures.mme import Mme, MmeConfig
 from callbacks.measures.mmmu import Mmmu, MmmuConfig
+from callbacks.measures.running import run_measure
 from callbacks.measures.vqav2 import VqaV2, VqaV2Config
 from modules.metrics.mme import COGNITION, PERCEPTION
 

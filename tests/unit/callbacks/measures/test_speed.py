@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from callbacks.evaluation import EvaluationConfig, build_measures
 from callbacks.measures import speed as module
-from callbacks.measures.measure import EvaluationContext, run_measure
+from callbacks.measures.measure import EvaluationContext
+from callbacks.measures.registry import EvaluationConfig, build_measures
+from callbacks.measures.running import run_measure
 from callbacks.measures.speed import Speed, SpeedConfig
 from modules.omnimamba.model import OmniMamba
 
@@ -132,7 +133,7 @@ def test_less_than_the_protocol_has_another_name() -> None:
 
 def test_is_configured_like_other_measures(make_context: Make) -> None:
     [measure] = build_measures(EvaluationConfig(speed=SpeedConfig()))
-    assert (measure.task, measure.name) == ("speed", "speed")
+    assert (measure.key, measure.name) == ("speed", "speed")
     with pytest.raises(ValueError, match=r"model.vq is empty"):
         measure.check(make_context(vq=None))
     assert EvaluationConfig(speed=SpeedConfig(batch=0, batches=0, warmup=-1)).problems() == [

@@ -12,9 +12,9 @@ PAIR = "Is there a dog? Please answer yes or no.\tYes\nIs there a cat?  Please a
 APART = ("posters", "celebrity", "scene", "landmark", "artwork")
 
 
-def write(root: Path, task: str, stem: str, text: str = PAIR, ending: str = ".jpg") -> None:
-    folder = root / task
-    pictures, texts = (folder / "images", folder / "questions_answers_YN") if task in APART else (folder, folder)
+def write(root: Path, category: str, stem: str, text: str = PAIR, ending: str = ".jpg") -> None:
+    folder = root / category
+    pictures, texts = (folder / "images", folder / "questions_answers_YN") if category in APART else (folder, folder)
     pictures.mkdir(parents=True, exist_ok=True)
     texts.mkdir(parents=True, exist_ok=True)
     (pictures / f"{stem}{ending}").write_bytes(b"")
@@ -32,7 +32,7 @@ def test_reads_both_kinds_of_folder(tmp_path: Path) -> None:
         "artwork/0001.png/2",
     ]
     first, second = questions[:2]
-    assert (first.task, first.split, first.answer) == ("mme", "existence", "yes")
+    assert (first.benchmark, first.split, first.answer) == ("mme", "existence", "yes")
     assert first.question == "Is there a dog? Please answer yes or no."
     assert second.answer == "no"
     assert first.image == tmp_path / "existence/0002.jpg"
@@ -48,24 +48,24 @@ def test_newer_zips_nest_one_more_folder(tmp_path: Path) -> None:
 def test_the_official_tasks() -> None:
     assert tuple(OFFICIAL_IMAGES) == PERCEPTION + COGNITION
     assert sum(OFFICIAL_IMAGES.values()) == 1187
-    assert sum(OFFICIAL_IMAGES[task] for task in PERCEPTION) * 2 == 2114
+    assert sum(OFFICIAL_IMAGES[category] for category in PERCEPTION) * 2 == 2114
 
 
 def test_official_data_must_be_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for task in OFFICIAL_IMAGES:
-        write(tmp_path, task, "1")
-        write(tmp_path, task, "2")
+    for category in OFFICIAL_IMAGES:
+        write(tmp_path, category, "1")
+        write(tmp_path, category, "2")
     with pytest.raises(ValueError, match=r"holds 2 pictures of existence, expected 30\..*scenes"):
         read_mme(tmp_path, official=True)
-    for task in OFFICIAL_IMAGES:
-        monkeypatch.setitem(mme.OFFICIAL_IMAGES, task, 2)
+    for category in OFFICIAL_IMAGES:
+        monkeypatch.setitem(mme.OFFICIAL_IMAGES, category, 2)
     assert len(read_mme(tmp_path, official=True)) == 56
 
 
 def test_limit_is_in_pictures_of_each_task(tmp_path: Path) -> None:
-    for task in ("OCR", "count"):
+    for category in ("OCR", "count"):
         for stem in "123":
-            write(tmp_path, task, stem)
+            write(tmp_path, category, stem)
     limited = read_mme(tmp_path, official=False, limit=2)
     assert [q.sample_id for q in limited if q.split == "OCR"] == [f"OCR/{i}.jpg/{j}" for i in (1, 2) for j in (1, 2)]
     assert len(limited) == 8
@@ -99,7 +99,7 @@ def test_texts_in_another_coding_are_named(tmp_path: Path) -> None:
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no question of a task of MME: existence, count"):
+    with pytest.raises(ValueError, match=r"holds no question of a category of MME: existence, count"):
         read_mme(tmp_path, official=False)
     with pytest.raises(FileNotFoundError, match=r"MME.tsv does not exist"):
         read_mme(tmp_path / "MME.tsv", official=False)
@@ -156,7 +156,7 @@ def test_a_cell_may_name_the_row_that_holds_the_picture(tmp_path: Path) -> None:
     ("rows", "message"),
     [
         (["0\t*\t?\tYes\tOCR\t1.jpg"], r"the image in row 0 of .*MME.tsv is no base64"),
-        ([f"0\t{CELL}\t?\tYes\tcolour\t1.jpg"], r"row 0 of .* is of the task 'colour'; known are existence"),
+        ([f"0\t{CELL}\t?\tYes\tcolour\t1.jpg"], r"row 0 of .* is of the category 'colour'; known are existence"),
         ([f"0\t{CELL}\t?\tMaybe\tOCR\t1.jpg"], r"row 0 of .* has the answer 'Maybe'"),
         ([f"0\t{CELL}\t?\tYes\tOCR\t1.jpg"] * 2, r"MME.tsv holds index 0 2 times; indices must be unique"),
         (["0\t1"], r"MME.tsv is no table of tab-separated values"),

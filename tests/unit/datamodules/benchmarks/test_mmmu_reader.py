@@ -34,7 +34,11 @@ def test_reads_choices_and_open_questions_of_all_subjects(tmp_path: Path) -> Non
     write(tmp_path / "Art_Theory", [ROW])
     write(tmp_path / "Math", [OPEN])
     choice, free = read_mmmu(tmp_path, split="validation", official=False)
-    assert (choice.task, choice.split, choice.sample_id) == ("mmmu", "Art_Theory", "Art_Theory/validation_Art_Theory_1")
+    assert (choice.benchmark, choice.split, choice.sample_id) == (
+        "mmmu",
+        "Art_Theory",
+        "Art_Theory/validation_Art_Theory_1",
+    )
     assert (choice.question, choice.answer) == ("Who painted <image 1>?", "B")
     assert choice.meta == {
         "id": "validation_Art_Theory_1",

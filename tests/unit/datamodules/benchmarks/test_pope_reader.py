@@ -28,7 +28,7 @@ def test_reads_the_three_files(tmp_path: Path) -> None:
         f"{split}/{number}" for split in ("random", "popular", "adversarial") for number in (1, 2)
     ]
     first = questions[0]
-    assert (first.task, first.split, first.question, first.answer) == ("pope", "random", LINE["text"], "yes")
+    assert (first.benchmark, first.split, first.question, first.answer) == ("pope", "random", LINE["text"], "yes")
     assert first.image == tmp_path / "a.jpg"
 
 

@@ -48,7 +48,7 @@ def read_val(folder: Path, questions: list[Any], annotations: list[Any], limit: 
 
 def test_reads_questions_with_their_annotations(tmp_path: Path) -> None:
     [question] = read_val(tmp_path, [QUESTION], [ANNOTATION])
-    assert (question.task, question.split, question.sample_id) == ("vqav2", "val2014", "val2014/262148000")
+    assert (question.benchmark, question.split, question.sample_id) == ("vqav2", "val2014", "val2014/262148000")
     assert question.image == tmp_path / "COCO_val2014_000000262148.jpg"
     assert (question.question, question.answer) == ("Where is he looking?", "down")
     assert question.meta == {

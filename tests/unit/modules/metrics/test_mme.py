@@ -27,16 +27,16 @@ def test_official_rule(text: str, expected: str) -> None:
     assert parse(text) == expected
 
 
-def answers(images: int, texts: tuple[str, str], task: str = "existence") -> list[Answer]:
+def answers(images: int, texts: tuple[str, str], category: str = "existence") -> list[Answer]:
     return [
-        Answer(task=task, image=f"{i}.jpg", text=text, label=label)
+        Answer(category=category, image=f"{i}.jpg", text=text, label=label)
         for i in range(images)
         for text, label in zip(texts, ("yes", "no"), strict=True)
     ]
 
 
 def everywhere(texts: tuple[str, str]) -> list[Answer]:
-    return [answer for task in PERCEPTION + COGNITION for answer in answers(10, texts, task)]
+    return [answer for category in PERCEPTION + COGNITION for answer in answers(10, texts, category)]
 
 
 def test_the_official_tasks() -> None:
@@ -60,8 +60,8 @@ def test_known_totals(texts: tuple[str, str], perception: float, cognition: floa
 def test_a_fair_coin_scores_75_a_task() -> None:
     # a coin gives each of the four pairs of answers equally often
     coin = [
-        Answer(task=task, image=f"{a}{b}.jpg", text=text, label=label)
-        for task in PERCEPTION + COGNITION
+        Answer(category=category, image=f"{a}{b}.jpg", text=text, label=label)
+        for category in PERCEPTION + COGNITION
         for a in ("yes", "no")
         for b in ("yes", "no")
         for text, label in ((a, "yes"), (b, "no"))
@@ -72,8 +72,8 @@ def test_a_fair_coin_scores_75_a_task() -> None:
 
 HALF = [
     *answers(1, ("Yes", "No")),
-    Answer(task="existence", image="b.jpg", text="Yes", label="yes"),
-    Answer(task="existence", image="b.jpg", text="Yes", label="no"),
+    Answer(category="existence", image="b.jpg", text="Yes", label="yes"),
+    Answer(category="existence", image="b.jpg", text="Yes", label="no"),
 ]
 
 
@@ -88,7 +88,7 @@ def test_pairs_are_found_by_picture_in_any_order() -> None:
 
 
 def test_totals_are_left_out_unless_all_their_tasks_are_there() -> None:
-    some = [answer for task in PERCEPTION[1:] + COGNITION for answer in answers(2, ("Yes", "No"), task)]
+    some = [answer for category in PERCEPTION[1:] + COGNITION for answer in answers(2, ("Yes", "No"), category)]
     scores = score(some)
     assert "perception" not in scores
     assert scores["cognition"] == 800
@@ -101,8 +101,8 @@ def test_standard_errors_count_pictures_and_add_over_tasks() -> None:
     # the pictures score 200 and 50
     assert errors["existence/score"] == pytest.approx(75 / sqrt(2))
     both = [
-        Answer(task=task, image=answer.image, text=answer.text, label=answer.label)
-        for task in COGNITION
+        Answer(category=category, image=answer.image, text=answer.text, label=answer.label)
+        for category in COGNITION
         for answer in HALF
     ]
     assert standard_errors(both)["cognition"] == pytest.approx(sqrt(4) * 75 / sqrt(2))
@@ -118,4 +118,4 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match=r"picture 0.jpg \(existence\) has 1 answers; it must have two"):
         score(HALF[:1])
     with pytest.raises(ValueError, match=r"MME label 'Yes' of a.jpg \(OCR\)"):
-        score([Answer(task="OCR", image="a.jpg", text="", label="Yes")])  # type: ignore[arg-type]
+        score([Answer(category="OCR", image="a.jpg", text="", label="Yes")])  # type: ignore[arg-type]

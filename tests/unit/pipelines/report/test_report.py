@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from callbacks.evaluation import build_measures
 from callbacks.measures.gqa import Gqa
+from callbacks.measures.registry import build_measures
 from modules.metrics.paper import TABLES, paper_value
 from pipelines.report.page import write_report
 from pipelines.run.config import load

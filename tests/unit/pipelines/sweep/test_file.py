@@ -9,7 +9,7 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from callbacks.evaluation import TASKS
+from callbacks.measures.registry import KEYS
 from pipelines.run.config import load
 from pipelines.run.overrides import ConfigError
 from pipelines.sweep.file import Sweep, read_sweep
@@ -42,7 +42,7 @@ def test_every_choice_of_every_sweep_is_a_configuration(path: Path) -> None:
     assert len(points) > 1
     configs = [load(ROOT / words[0], words[1:]) for words in map(given.words, points)]
     assert len({str(config) for config in configs}) == len(points)  # every choice changes something
-    tasks = [task for task in TASKS if getattr(configs[0].evaluation, task) is not None]
+    tasks = [task for task in KEYS if getattr(configs[0].evaluation, task) is not None]
     assert given.metric.split("/")[0] == "train" or given.metric.split("/")[1] in tasks
 
 

@@ -1,0 +1,102 @@
+"""The list of all measures, and the configuration that says which of them to take and when."""
+
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from callbacks.measures.fid import Fid
+from callbacks.measures.gqa import Gqa
+from callbacks.measures.measure import Measure
+from callbacks.measures.mme import Mme
+from callbacks.measures.mmmu import Mmmu
+from callbacks.measures.pope import Pope
+from callbacks.measures.samples import Samples
+from callbacks.measures.speed import Speed
+from callbacks.measures.vqav2 import VqaV2
+
+MEASURES: tuple[type[Measure], ...] = (Pope, Gqa, VqaV2, Mme, Mmmu, Fid, Samples, Speed)
+"""Every measure, in the order in which they are taken. A new one needs its line here and no other:
+its section of the configuration, ``evaluation.<key>``, follows from it."""
+KEYS = tuple(measure.key for measure in MEASURES)
+C = TypeVar("C")
+
+
+def _with_sections(cls: type[C]) -> type[C]:
+    """Give a dataclass in the making a field for each measure: its configuration, or null."""
+    for measure in MEASURES:
+        cls.__annotations__[measure.key] = measure.config_type | None
+        setattr(cls, measure.key, None)
+    return cls
+
+
+@dataclass(frozen=True, kw_only=True)
+@_with_sections
+class EvaluationConfig:
+    """When to evaluate and what. Each measure has a section under its key; one that is null is not taken."""
+
+    every_n_steps: int = 0
+    """Steps between evaluations; 0: only at the start or end."""
+    mini: int = 0
+    """Samples (of each split) of those in between; speed is none of them. 0: they are as large as the full ones."""
+    full_at: tuple[int, ...] = ()
+    """Steps at which the full evaluation is taken."""
+    at_start: bool = False
+    """The full one also before the first step: the untrained model is what everything is compared with."""
+    at_end: bool = True
+    max_seconds: float = 0.0
+    """Most time that a measure may take to generate during training; what is missing then is left to
+    pipelines.evaluate. 0: as long as it takes."""
+    batch_size: int = 16
+    fail_fast: bool = False
+    """Whether an error in an evaluation stops training; otherwise it is logged as ``eval/<measure>/error``."""
+
+    def section(self, kind: type[C]) -> C | None:
+        """The section of the type ``kind``, or None where that measure is not taken."""
+        return next((each for each in self.sections().values() if isinstance(each, kind)), None)
+
+    def sections(self) -> dict[str, Any]:
+        """The sections of the measures that are taken, by key."""
+        return {key: section for key in KEYS if (section := getattr(self, key)) is not None}
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        found = []
+        if self.every_n_steps < 0:
+            found.append(f"evaluation.every_n_steps={self.every_n_steps} must be 0 (only at start or end) or more")
+        if self.mini < 0 or self.mini == 1:
+            found.append(f"evaluation.mini={self.mini} must be 0 (as large as the full evaluation) or at least 2")
+        if any(step < 1 for step in self.full_at):
+            found.append(f"evaluation.full_at={list(self.full_at)} must hold steps from 1 on")
+        if not self.max_seconds >= 0:
+            found.append(f"evaluation.max_seconds={self.max_seconds} must be 0 (as long as it takes) or more")
+        if self.batch_size < 1:
+            found.append(f"evaluation.batch_size={self.batch_size} must be at least 1")
+        for key, section in self.sections().items():
+            found += [f"evaluation.{key}: {problem}" for problem in section.problems()]
+        return found
+
+
+def build_measures(config: EvaluationConfig) -> list[Measure]:
+    """The configured measures, in the order of `MEASURES`; nothing is read yet."""
+    sections = config.sections()
+    return [measure(sections[measure.key]) for measure in MEASURES if measure.key in sections]
+
+
+def build_mini_measures(config: EvaluationConfig) -> list[Measure]:
+    """The measures of the evaluations in between, on at most ``config.mini`` samples each; none where that is 0."""
+    if not config.mini:
+        return []
+    sections = {key: section.reduced(config.mini) for key, section in config.sections().items()}
+    measures = build_measures(replace(config, **sections))
+    for measure in measures:
+        measure.mini = True
+    return measures
+
+
+def build_pairs(config: EvaluationConfig) -> list[tuple[Measure, Measure | None]]:
+    """Each full measure, and what is taken of it in between: its small form, itself where it has none, or nothing."""
+    minis = {measure.key: measure for measure in build_mini_measures(config)}
+    pairs: list[tuple[Measure, Measure | None]] = []
+    for measure in build_measures(config):
+        complete = not config.mini or measure.config.reduced(config.mini) is measure.config
+        pairs.append((measure, measure if complete else minis.get(measure.key)))
+    return pairs
