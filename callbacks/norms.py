@@ -43,7 +43,7 @@ class PartNorms(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, out: object, batch: object, i: int
     ) -> None:
         """Norms of the scan's parameters as the step has left them."""
-        whole = not (isinstance(trainer.strategy, ZeroStrategy) and trainer.strategy.stage == 3)
+        whole = not (isinstance(trainer.strategy, ZeroStrategy) and trainer.strategy.level == 3)
         if not (step_taken(trainer, i) and whole and self._due(trainer, trainer.global_step)):
             return
         for scale in SCALES:

@@ -142,11 +142,11 @@ class MixedDataModule(pl.LightningDataModule):
     def _open(self, task: Task) -> ShardSet:
         manifest = getattr(self.config, task)
 
-        def staged(done: int, files: int) -> None:
+        def copied(done: int, files: int) -> None:
             if done == files or done % max(1, files // 10) == 0:
                 self._report(f"data.{task}: {done} of {files} files are in {self.config.cache}")
 
-        shards = ShardSet.open(manifest, self.config.cache or None, progress=staged)
+        shards = ShardSet.open(manifest, self.config.cache or None, progress=copied)
         if missing := FIELDS[task] - set(shards.fields):
             raise ValueError(
                 f"data.{task}={manifest} holds {', '.join(sorted(shards.fields))} but no "

@@ -27,7 +27,7 @@ EXPORT = "export.json"
 FORMAT_VERSION = 1
 
 
-def whole(model: OmniMamba, vq: ImageTokenizer | None = None, *, encoders: bool = False) -> dict[str, Tensor]:
+def all_weights(model: OmniMamba, vq: ImageTokenizer | None = None, *, encoders: bool = False) -> dict[str, Tensor]:
     """All weights under the published checkpoint's names; with ``encoders`` also the ViTs' and the VQ tokenizer's.
 
     Raises:

@@ -1,7 +1,7 @@
 """DeepSpeed ZeRO under Lightning: float32 parameters, and the checkpoints of every other strategy.
 
 Lightning's own DeepSpeed strategy casts parameters to the compute type, scales losses twice under accumulation, and
-writes folders that only the same ZeRO stage on the same number of GPUs can read. Here the model computes in bf16 by
+writes folders that only the same ZeRO level on the same number of GPUs can read. Here the model computes in bf16 by
 autocast, and a checkpoint holds whole tensors by name: any strategy on any number of ranks reads it
 (docs/decisions/0007-one-checkpoint-format.md).
 """
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from modules.omnimamba.model import OmniMamba
 
-Stage = Literal[1, 2, 3]
+Level = Literal[1, 2, 3]
 BUCKET = 500_000_000
 """Gradients that are on their way to other ranks together; DeepSpeed's own default."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -49,12 +49,12 @@ class _Float32(DeepSpeedPrecision):
 
 
 class ZeroStrategy(DeepSpeedStrategy):
-    """ZeRO stage 1, 2 or 3. It runs on a CPU too (gloo), which is slow and meant for tests."""
+    """ZeRO of level 1, 2 or 3 (DeepSpeed says stage). It runs on a CPU too (gloo): slow, and meant for tests."""
 
-    def __init__(self, stage: Stage, *, timeout: timedelta = timedelta(minutes=60)) -> None:
+    def __init__(self, level: Level, *, timeout: timedelta = timedelta(minutes=60)) -> None:
         config = {
             "zero_optimization": {
-                "stage": stage,
+                "stage": level,
                 "overlap_comm": True,
                 "contiguous_gradients": True,
                 "reduce_bucket_size": BUCKET,
@@ -64,7 +64,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             "train_micro_batch_size_per_gpu": 1,
         }
         super().__init__(config=config, precision_plugin=_Float32(), timeout=timeout)
-        self.stage = stage
+        self.level = level
         self._groups: list[list[nn.Parameter]] = []
 
     @property
@@ -100,12 +100,12 @@ class ZeroStrategy(DeepSpeedStrategy):
         norm = self.deepspeed_engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
 
-    def whole(self, model: OmniMamba) -> OmniMamba:
+    def gathered(self, model: OmniMamba) -> OmniMamba:
         """The model to evaluate: itself, or under ZeRO 3 a whole copy on every rank (a collective call).
 
         ZeRO 3 gathers each part when it is used, so ranks that generate unequally much would wait for ever.
         """
-        if self.stage < 3:
+        if self.level < 3:
             return model
         copy = OmniMamba(model.config)
         copy.compute, copy.vision = model.compute, model.vision
@@ -116,7 +116,7 @@ class ZeroStrategy(DeepSpeedStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """All weights, whole; ZeRO 3 gathers them (a collective call) on rank 0's CPU, other ranks have none."""
         assert self.lightning_module is not None
-        if self.stage < 3:
+        if self.level < 3:
             return self.lightning_module.state_dict()
         with self._gathered(list(self.lightning_module.parameters()), modify=False):
             weights = self.lightning_module.state_dict() if self.is_global_zero else {}
@@ -126,7 +126,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         """The state as plain AdamW would have it (a collective call): moments are whole, and on rank 0's CPU alone."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        if self.stage < 3:
+        if self.level < 3:
             self._link_moments()
         inner = self._inner_optimizer()
         step = next(iter(inner.state.values()))["step"]
@@ -164,7 +164,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         names = {id(parameter): name for name, parameter in self.lightning_module.named_parameters()}
         for parameter in self._trained():
             value = weights[names[id(parameter)]].to(self.root_device)
-            if self.stage < 3:
+            if self.level < 3:
                 safe_set_full_fp32_param(parameter, value)
             else:
                 self._set_partition(parameter, value, None)
@@ -180,7 +180,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         for parameter, state in zip(self._trained(), states, strict=True):
             for key in MOMENTS:
                 value = state[key].to(self.root_device)
-                if self.stage < 3:
+                if self.level < 3:
                     safe_set_full_optimizer_state(parameter, value, key)
                 else:
                     self._set_partition(parameter, value, key)
@@ -211,11 +211,11 @@ class ZeroStrategy(DeepSpeedStrategy):
     def _make_moments(self, step: Tensor) -> None:
         """Give the inner optimizer the state that it would otherwise make in its first step."""
         optimizer: Any = self.optimizers[0]
-        flats = optimizer.single_partition_of_fp32_groups if self.stage < 3 else optimizer.fp32_partitioned_groups_flat
+        flats = optimizer.single_partition_of_fp32_groups if self.level < 3 else optimizer.fp32_partitioned_groups_flat
         for flat in flats:
             moments = {key: torch.zeros_like(flat) for key in MOMENTS}
             self._inner_optimizer().state[flat] = {"step": step.to(flat.device, torch.float32).clone(), **moments}
-        if self.stage < 3:
+        if self.level < 3:
             self._link_moments()
 
     def _link_moments(self) -> None:
@@ -234,7 +234,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @contextmanager
     def _gathered(self, parameters: list[nn.Parameter], *, modify: bool) -> Iterator[None]:
-        if self.stage < 3:
+        if self.level < 3:
             yield
             return
         import deepspeed

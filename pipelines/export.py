@@ -74,7 +74,7 @@ def export(
     temporary.mkdir(parents=True)
     try:
         if "model" in forms:
-            _write(temporary, exports.whole(trained.model, trained.vq, encoders=encoders), trained)
+            _write(temporary, exports.all_weights(trained.model, trained.vq, encoders=encoders), trained)
         for task in TASKS:
             if "adapters" in forms:
                 save_adapter(trained.model, task, temporary / "adapters" / task)

@@ -112,7 +112,7 @@ class Fid(PictureMeasure):
         """Also the captions file; the reference enters the score, not the pictures."""
         return super().protocol(context) | {"files": file_hashes([Path(self.config.captions)])}
 
-    def share(self, context: EvaluationContext) -> None:
+    def prepare_scoring(self, context: EvaluationContext) -> None:
         """Leave this rank's part of the features beside the records; a single process extracts them when it scores."""
         if context.world_size == 1:
             return

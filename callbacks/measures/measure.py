@@ -125,7 +125,7 @@ class Measure(ABC):
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
         """Score all records, given in the order of `sample_ids`."""
 
-    def share(self, context: EvaluationContext) -> None:
+    def prepare_scoring(self, context: EvaluationContext) -> None:
         """Do this rank's part of what scoring would take long for alone; nothing by default."""
         del context
 

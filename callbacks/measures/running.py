@@ -87,5 +87,5 @@ def run_measure(
             share = exchange(on_all_ranks(lambda: measure.done(context)))[0]
             if share < 1:
                 raise OutOfTimeError(f"{measure.name} has {share:.0%} of its records after its time was up")
-        on_all_ranks(lambda: measure.share(context))
+        on_all_ranks(lambda: measure.prepare_scoring(context))
         return on_all_ranks(lambda: None if context.rank else measure.score(context, publish))

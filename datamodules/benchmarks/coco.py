@@ -72,15 +72,15 @@ class CaptionSet:
         document = read_json(path)
         require_keys(document, ("images", "annotations"), str(path))
         files: dict[int, Path] = {}
-        for number, record in enumerate(document["images"]):
-            require_keys(record, ("id", "file_name"), f"image {number} of {path}")
-            files[record["id"]] = images / record["file_name"]
+        for number, entry in enumerate(document["images"]):
+            require_keys(entry, ("id", "file_name"), f"image {number} of {path}")
+            files[entry["id"]] = images / entry["file_name"]
         captions: dict[int, list[tuple[int, str]]] = {}
-        for number, record in enumerate(document["annotations"]):
-            require_keys(record, ("id", "image_id", "caption"), f"annotation {number} of {path}")
-            if record["image_id"] not in files:
-                raise ValueError(f"annotation {record['id']} of {path} is of the unlisted image {record['image_id']}")
-            captions.setdefault(record["image_id"], []).append((record["id"], " ".join(record["caption"].split())))
+        for number, entry in enumerate(document["annotations"]):
+            require_keys(entry, ("id", "image_id", "caption"), f"annotation {number} of {path}")
+            if entry["image_id"] not in files:
+                raise ValueError(f"annotation {entry['id']} of {path} is of the unlisted image {entry['image_id']}")
+            captions.setdefault(entry["image_id"], []).append((entry["id"], " ".join(entry["caption"].split())))
         return cls(path=path, images=files, captions={key: sorted(captions[key]) for key in sorted(captions)})
 
     def choose(self, n: int, seed: int) -> list[CaptionPair]:

@@ -1,4 +1,4 @@
-"""Reader of GQA's official questions: one JSON object, question id to record; pictures are ``<imageId>.jpg``."""
+"""Reader of GQA's official questions: one JSON object, question id to entry; pictures are ``<imageId>.jpg``."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -15,13 +15,13 @@ KEYS = ("question", "imageId", "answer", "isBalanced", "types", "groups", "seman
 def read_gqa(
     questions: Path, images: Path, *, official: bool, limit: int | None = None, everything: Path | None = None
 ) -> list[Question]:
-    """The balanced questions in ``questions``, at most the first ``limit``; `Question.meta` is the whole record.
+    """The balanced questions in ``questions``, at most the first ``limit``; `Question.meta` is the whole entry.
 
     Of ``everything``, the file of all questions of the split, those follow that the balanced ones entail.
 
     Raises:
         FileNotFoundError: a question file or an image is missing.
-        ValueError: a record lacks a key, no question is balanced, an entailed question is nowhere, or ``official`` data
+        ValueError: a entry lacks a key, no question is balanced, an entailed question is nowhere, or ``official`` data
             has another number of questions.
     """
     found = [question for question in _read(questions, images) if question.meta["isBalanced"]]
@@ -59,22 +59,22 @@ def question_id(sample_id: str) -> str:
 
 
 def _read(path: Path, images: Path) -> Iterator[Question]:
-    records = read_json(path)
-    if not isinstance(records, dict):
-        raise ValueError(f"{path} must map question ids to records, found {type(records).__name__}")
+    entries = read_json(path)
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path} must map question ids to entries, found {type(entries).__name__}")
     split = path.stem.removesuffix("_questions")
-    for key, record in records.items():
-        require_keys(record, KEYS, f"question {key} of {path}")
-        require_keys(record["types"], ("structural", "semantic", "detailed"), f"types of question {key} of {path}")
-        require_keys(record["groups"], ("global",), f"groups of question {key} of {path}")
+    for key, entry in entries.items():
+        require_keys(entry, KEYS, f"question {key} of {path}")
+        require_keys(entry["types"], ("structural", "semantic", "detailed"), f"types of question {key} of {path}")
+        require_keys(entry["groups"], ("global",), f"groups of question {key} of {path}")
         yield Question(
             benchmark="gqa",
             split=split,
             sample_id=f"{split}/{key}",
-            image=images / f"{record['imageId']}.jpg",
-            question=record["question"],
-            answer=record["answer"],
-            meta=record,
+            image=images / f"{entry['imageId']}.jpg",
+            question=entry["question"],
+            answer=entry["answer"],
+            meta=entry,
         )
 
 

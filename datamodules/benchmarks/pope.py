@@ -47,23 +47,23 @@ def read_pope(folder: Path, images: Path, *, official: bool, limit: int | None =
 
 def _read_split(split: str, path: Path, images: Path) -> list[Question]:
     questions: dict[str, Question] = {}
-    for where, record in read_json_lines(path):
-        question = _question(split, record, images, where)
+    for where, entry in read_json_lines(path):
+        question = _question(split, entry, images, where)
         if question.sample_id in questions:
             raise ValueError(f"{where} repeats question {question.sample_id}; ids must be unique")
         questions[question.sample_id] = question
     return list(questions.values())
 
 
-def _question(split: str, record: Any, images: Path, where: str) -> Question:
-    require_keys(record, ("question_id", "image", "text", "label"), where)
-    if record["label"] not in ("yes", "no"):
-        raise ValueError(f"{where} has the label {record['label']!r}; POPE knows yes and no")
+def _question(split: str, entry: Any, images: Path, where: str) -> Question:
+    require_keys(entry, ("question_id", "image", "text", "label"), where)
+    if entry["label"] not in ("yes", "no"):
+        raise ValueError(f"{where} has the label {entry['label']!r}; POPE knows yes and no")
     return Question(
         benchmark="pope",
         split=split,
-        sample_id=f"{split}/{record['question_id']}",
-        image=images / record["image"],
-        question=record["text"],
-        answer=record["label"],
+        sample_id=f"{split}/{entry['question_id']}",
+        image=images / entry["image"],
+        question=entry["text"],
+        answer=entry["label"],
     )

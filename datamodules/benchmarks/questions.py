@@ -91,11 +91,11 @@ def require_unique(questions: Sequence[Question], source: Path) -> None:
         raise ValueError(f"{source} holds question {repeated} {times} times; ids must be unique")
 
 
-def require_keys(record: Any, keys: Sequence[str], where: str) -> None:
-    """Raise ValueError unless ``record`` is an object with ``keys``; ``where`` names it."""
-    if not isinstance(record, dict):
-        raise ValueError(f"{where} must be a JSON object, found {type(record).__name__}")
-    missing = [key for key in keys if key not in record]
+def require_keys(entry: Any, keys: Sequence[str], where: str) -> None:
+    """Raise ValueError unless ``entry`` is an object with ``keys``; ``where`` names it."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} must be a JSON object, found {type(entry).__name__}")
+    missing = [key for key in keys if key not in entry]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}; expected the keys {', '.join(keys)}")
 

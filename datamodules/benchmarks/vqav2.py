@@ -34,13 +34,13 @@ def read_vqav2(
         ValueError: the file is of another split, questions and annotations do not match, or ``official`` data has
             another number of questions.
     """
-    records = _asked(questions, split, official=official)
-    answers = {} if annotations is None else _annotations(annotations, questions, records, split)
-    kept = sorted(records)
+    entries = _asked(questions, split, official=official)
+    answers = {} if annotations is None else _annotations(annotations, questions, entries, split)
+    kept = sorted(entries)
     if limit is not None:
         random.Random(SUBSET_SEED).shuffle(kept)
         kept = kept[:limit]
-    found = [_question(records[key], answers.get(key), images, split) for key in kept]
+    found = [_question(entries[key], answers.get(key), images, split) for key in kept]
     require_images((question.image for question in found), questions)
     return found
 
@@ -51,31 +51,31 @@ def question_ids(questions: Path, *, split: Split, official: bool) -> list[int]:
 
 
 def _asked(path: Path, split: Split, *, official: bool) -> dict[int, dict[str, Any]]:
-    records = _records(path, "questions", ("question_id", "image_id", "question"), split)
-    if official and len(records) != OFFICIAL_COUNTS[split]:
-        raise ValueError(f"{path} holds {len(records)} questions, expected {OFFICIAL_COUNTS[split]}. {OFFICIAL_ELSE}")
-    return records
+    entries = _entries(path, "questions", ("question_id", "image_id", "question"), split)
+    if official and len(entries) != OFFICIAL_COUNTS[split]:
+        raise ValueError(f"{path} holds {len(entries)} questions, expected {OFFICIAL_COUNTS[split]}. {OFFICIAL_ELSE}")
+    return entries
 
 
-def _records(path: Path, name: str, keys: tuple[str, ...], split: Split) -> dict[int, dict[str, Any]]:
-    """Question id to record of the list ``name``."""
+def _entries(path: Path, name: str, keys: tuple[str, ...], split: Split) -> dict[int, dict[str, Any]]:
+    """Question id to entry of the list ``name``."""
     document = read_json(path)
     require_keys(document, ("data_subtype", name), str(path))
     if document["data_subtype"] != split:
         raise ValueError(f"{path} is of {document['data_subtype']!r}, expected {split!r}; name that split's file")
-    records: dict[int, dict[str, Any]] = {}
-    for number, record in enumerate(document[name]):
+    entries: dict[int, dict[str, Any]] = {}
+    for number, entry in enumerate(document[name]):
         where = f"entry {number} of {name} in {path}"
-        require_keys(record, keys, where)
-        key = record["question_id"]
-        if not isinstance(key, int) or key in records:
+        require_keys(entry, keys, where)
+        key = entry["question_id"]
+        if not isinstance(key, int) or key in entries:
             raise ValueError(f"{where} has the question_id {key!r}; ids must be whole numbers and unique")
-        if not isinstance(record["image_id"], int):
-            raise ValueError(f"{where} has the image_id {record['image_id']!r}; ids must be whole numbers")
-        records[key] = record
-    if not records:
+        if not isinstance(entry["image_id"], int):
+            raise ValueError(f"{where} has the image_id {entry['image_id']!r}; ids must be whole numbers")
+        entries[key] = entry
+    if not entries:
         raise ValueError(f"{path} holds no {name}")
-    return records
+    return entries
 
 
 def _annotations(
@@ -83,7 +83,7 @@ def _annotations(
 ) -> dict[int, dict[str, Any]]:
     """Question id to annotation: the same questions on the same pictures as in ``asked``."""
     keys = ("question_id", "image_id", "answers", "answer_type", "question_type", "multiple_choice_answer")
-    annotations = _records(path, "annotations", keys, split)
+    annotations = _entries(path, "annotations", keys, split)
     different = sorted(asked.keys() ^ annotations.keys())
     if different:
         raise ValueError(
@@ -108,18 +108,18 @@ def _annotations(
     return annotations
 
 
-def _question(record: Mapping[str, Any], annotation: Mapping[str, Any] | None, images: Path, split: Split) -> Question:
+def _question(entry: Mapping[str, Any], annotation: Mapping[str, Any] | None, images: Path, split: Split) -> Question:
     pictures = split.replace("test-dev", "test")
-    meta: dict[str, Any] = {"question_id": record["question_id"]}
+    meta: dict[str, Any] = {"question_id": entry["question_id"]}
     if annotation is not None:
         meta["answers"] = tuple(one["answer"] for one in annotation["answers"])
         meta |= {key: annotation[key] for key in ("answer_type", "question_type")}
     return Question(
         benchmark="vqav2",
         split=split,
-        sample_id=f"{split}/{record['question_id']}",
-        image=images / f"COCO_{pictures}_{record['image_id']:012d}.jpg",
-        question=record["question"],
+        sample_id=f"{split}/{entry['question_id']}",
+        image=images / f"COCO_{pictures}_{entry['image_id']:012d}.jpg",
+        question=entry["question"],
         answer="" if annotation is None else annotation["multiple_choice_answer"],
         meta=meta,
     )

@@ -42,7 +42,7 @@ def read_evaluation(places: list[Path]) -> EvaluationImages:
         found = set(_folder(place, contents) if place.is_dir() else map(picture_name, _named_in(place)))
         if not found:
             raise ValueError(
-                f"{place} names no picture; give a folder of pictures, or a JSON file or JSON lines with records that "
+                f"{place} names no picture; give a folder of pictures, or a JSON file or JSON lines with entries that "
                 f"hold {', '.join(_KEYS)}"
             )
         names.update(digest(name.encode()) for name in found)
@@ -75,15 +75,15 @@ def _folder(folder: Path, contents: set[int]) -> Iterator[str]:
 
 
 def _named_in(path: Path) -> Iterator[str | int]:
-    for record in _records(path):
-        if isinstance(record, dict):
-            value = next((record[key] for key in _KEYS if key in record), None)
+    for entry in _entries(path):
+        if isinstance(entry, dict):
+            value = next((entry[key] for key in _KEYS if key in entry), None)
             if isinstance(value, (str, int)):
                 yield value
 
 
-def _records(path: Path) -> list[Any]:
-    """The records of a file: a list, an object of records, COCO's ``images``, VQA's ``questions``, or JSON lines."""
+def _entries(path: Path) -> list[Any]:
+    """The entries of a file: a list, an object of entries, COCO's ``images``, VQA's ``questions``, or JSON lines."""
     if not path.is_file():
         raise FileNotFoundError(f"evaluation file {path} does not exist")
     try:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.shards.manifest import DamagedShardError, Manifest, ShardRecord
+from datamodules.shards.manifest import DamagedShardError, Manifest, ShardEntry
 from datamodules.shards.reader import Index, payload_fault, read_index, shard_files
 from datamodules.stored import captions_of, codes_of, content_of, turns_of
 from modules.files import sha256 as sha256_of
@@ -50,7 +50,7 @@ class Verification:
 class _Shard:
     """One shard to look at."""
 
-    record: ShardRecord
+    entry: ShardEntry
     tar: Path
     index: Path
     sha256: bool
@@ -67,7 +67,7 @@ def verify(
     processes: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
-    """Look at every shard and index beside ``manifest``, or at their staged copies in ``cache``.
+    """Look at every shard and index beside ``manifest``, or at their copies in ``cache``.
 
     Sizes and indexes always; with ``sha256`` all bytes of every shard, and in a damaged one every payload, so that the
     keys are known; with ``decode`` every payload: whether it is what was written, and whether it decodes.
@@ -82,8 +82,8 @@ def verify(
     size = tokenizer.get("codebook_size") if isinstance(tokenizer, dict) else None
     size = size if isinstance(size, int) else None
     shards = [
-        _Shard(record=record, tar=tar, index=index, sha256=sha256, decode=decode, codebook_size=size)
-        for record, (tar, index) in zip(read.records, files, strict=True)
+        _Shard(entry=entry, tar=tar, index=index, sha256=sha256, decode=decode, codebook_size=size)
+        for entry, (tar, index) in zip(read.entries, files, strict=True)
     ]
     faults: list[Fault] = []
     names: list[NDArray[np.bytes_]] = []
@@ -100,8 +100,8 @@ def verify(
     ]
     return Verification(
         shards=len(shards),
-        samples=sum(record.n for record in read.records),
-        bytes=sum(record.bytes for record in read.records),
+        samples=sum(entry.n for entry in read.entries),
+        bytes=sum(entry.bytes for entry in read.entries),
         faults=faults,
     )
 
@@ -120,11 +120,11 @@ def in_processes(work: Callable[[Job], _Result], jobs: Sequence[Job], processes:
 
 def _look_at(shard: _Shard) -> tuple[list[Fault], NDArray[np.bytes_]]:
     """Faults and keys of one shard."""
-    name, record = shard.record.name, shard.record
+    name, entry = shard.entry.name, shard.entry
     faults: list[Fault] = []
     index: Index | None = None
     try:
-        index = read_index(shard.index, record)
+        index = read_index(shard.index, entry)
     except FileNotFoundError:
         faults.append(Fault(shard=name, key=None, what=f"index {shard.index} is missing"))
     except (DamagedShardError, OSError) as error:
@@ -133,11 +133,11 @@ def _look_at(shard: _Shard) -> tuple[list[Fault], NDArray[np.bytes_]]:
     if not shard.tar.is_file():
         return [*faults, Fault(shard=name, key=None, what=f"{shard.tar} is missing")], keys
     found = shard.tar.stat().st_size
-    if found != record.bytes:
-        faults.append(Fault(shard=name, key=None, what=f"has {found} bytes, its manifest says {record.bytes}"))
-    damaged = shard.sha256 and (digest := sha256_of(shard.tar)) != record.sha256
+    if found != entry.bytes:
+        faults.append(Fault(shard=name, key=None, what=f"has {found} bytes, its manifest says {entry.bytes}"))
+    damaged = shard.sha256 and (digest := sha256_of(shard.tar)) != entry.sha256
     if damaged:
-        faults.append(Fault(shard=name, key=None, what=f"has sha256 {digest}, its manifest says {record.sha256}"))
+        faults.append(Fault(shard=name, key=None, what=f"has sha256 {digest}, its manifest says {entry.sha256}"))
     if index is not None and (damaged or shard.decode):
         faults += _payload_faults(shard, index)
     return faults, keys
@@ -146,7 +146,7 @@ def _look_at(shard: _Shard) -> tuple[list[Fault], NDArray[np.bytes_]]:
 def _payload_faults(shard: _Shard, index: Index) -> Iterator[Fault]:
     with shard.tar.open("rb") as file:
         for row, key in enumerate(index["key"].tolist()):
-            for field in shard.record.fields:
+            for field in shard.entry.fields:
                 offset, size, crc = (int(index[f"{field}.{column}"][row]) for column in ("offset", "size", "crc32"))
                 payload = os.pread(file.fileno(), size, offset)
                 if fault := payload_fault(payload, size, crc):
@@ -155,7 +155,7 @@ def _payload_faults(shard: _Shard, index: Index) -> Iterator[Fault]:
                     what = f".{field} {fault}"
                 else:
                     continue
-                yield Fault(shard=shard.record.name, key=key.decode(errors="replace"), what=what)
+                yield Fault(shard=shard.entry.name, key=key.decode(errors="replace"), what=what)
 
 
 def content_fault(field: str, payload: bytes, codebook_size: int | None = None) -> str | None:

@@ -61,15 +61,15 @@ def _pope_lines(scenes: Mapping[str, Scene], seed: int, choose: Choice) -> list[
 def gqa(
     scenes: Mapping[str, Scene], seed: int, per_image: int, kinds: Sequence[str] = KINDS
 ) -> dict[str, dict[str, Any]]:
-    """GQA records by question id; ``scenes`` is keyed by image id."""
-    records: dict[str, dict[str, Any]] = {}
+    """GQA entries by question id; ``scenes`` is keyed by image id."""
+    entries: dict[str, dict[str, Any]] = {}
     for number, (image_id, scene) in enumerate(scenes.items(), start=1):
         dice = Dice("gqa", seed, image_id)
         chosen = some_questions(scene, dice, per_image, kinds)
         asked = {f"{number}{place:02d}": each for place, each in enumerate(chosen)}
         for question_id, question in asked.items():
-            records[question_id] = _gqa_record(question_id, question, image_id, asked)
-    return records
+            entries[question_id] = _gqa_entry(question_id, question, image_id, asked)
+    return entries
 
 
 def some_questions(scene: Scene, dice: Dice, count: int, kinds: Sequence[str] = KINDS) -> list[Question]:
@@ -77,7 +77,7 @@ def some_questions(scene: Scene, dice: Dice, count: int, kinds: Sequence[str] = 
     return dice.sample([each for each in questions(scene, dice) if each.detailed in kinds], count)
 
 
-def _gqa_record(question_id: str, question: Question, image_id: str, asked: Mapping[str, Question]) -> dict[str, Any]:
+def _gqa_entry(question_id: str, question: Question, image_id: str, asked: Mapping[str, Question]) -> dict[str, Any]:
     entailed = [question_id]
     if question.structural in ("query", "choose"):
         entailed += [other for other, each in asked.items() if other != question_id and each.about == question.about]

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datamodules.scenes.config import ScenesConfig
-from datamodules.shards.folders import holds, locked, new_folder, write_record
+from datamodules.shards.folders import holds, locked, new_folder, write_origin
 from datamodules.sources.coco import CocoConfig, build_coco
 from datamodules.sources.llava import LlavaConfig, build_llava
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-RECORD = "prepared.json"
+ORIGIN = "prepared.json"
 _FORMAT = 2
 """Raised whenever the same configuration gives other files."""
 _FIT_IMAGES = 2000
@@ -85,18 +85,18 @@ def prepare_scenes(config: PrepareScenesConfig, say: Say = print) -> PreparedPat
 
     Raises:
         ValueError: a broken rule.
-        FolderMismatch: the folder holds something else.
+        FolderError: the folder holds something else.
     """
     if problems := config.problems():
         raise ValueError("prepare scenes: " + "; ".join(problems))
     folder = Path(config.folder).resolve()
-    record = {"format_version": _FORMAT, **asdict(config)}
-    del record["folder"]
+    origin = {"format_version": _FORMAT, **asdict(config)}
+    del origin["folder"]
     with locked(folder):
-        if not holds(folder, RECORD, record):
+        if not holds(folder, ORIGIN, origin):
             with new_folder(folder) as partial:
                 _build_scenes(PreparedPaths.under(partial), config, say)
-                write_record(partial / RECORD, record)
+                write_origin(partial / ORIGIN, origin)
     return PreparedPaths.under(folder)
 
 

@@ -11,9 +11,9 @@ from datamodules.scenes.config import ScenesConfig
 from datamodules.scenes.dice import Dice
 from datamodules.scenes.draw import IMAGE_SIZE, Scene, Split, make_scene, render
 from datamodules.scenes.language import captions
-from datamodules.shards.folders import holds, new_folder, write_record
+from datamodules.shards.folders import holds, new_folder, write_origin
 
-RECORD = "scenes.json"
+ORIGIN = "scenes.json"
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 """LLaVA-1.5's suffix for short answers."""
 DESCRIBE = "Describe the image."
@@ -28,12 +28,12 @@ def write_scenes(folder: Path, config: ScenesConfig) -> None:
 
     Raises:
         ValueError: a broken rule in ``config``.
-        FolderMismatch: the folder holds something else.
+        FolderError: the folder holds something else.
     """
     if problems := config.problems():
         raise ValueError("scenes: " + "; ".join(problems))
-    record = {"format_version": _FORMAT, **{key: getattr(config, key) for key in ScenesConfig.__dataclass_fields__}}
-    if holds(folder, RECORD, record):
+    origin = {"format_version": _FORMAT, **{key: getattr(config, key) for key in ScenesConfig.__dataclass_fields__}}
+    if holds(folder, ORIGIN, origin):
         return
     with new_folder(folder) as partial:
         train = _scenes(config, "train", config.images)
@@ -43,7 +43,7 @@ def write_scenes(folder: Path, config: ScenesConfig) -> None:
         _write_llava(partial / "llava", config, train)
         _write_pope(partial / "pope" / "coco", config, val)
         _write_gqa(partial / "gqa", config, val)
-        write_record(partial / RECORD, record)
+        write_origin(partial / ORIGIN, origin)
 
 
 def image_name(split: Split, image_id: int) -> str:
@@ -122,8 +122,8 @@ def _write_pope(folder: Path, config: ScenesConfig, scenes: Mapping[int, Scene])
 
 def _write_gqa(folder: Path, config: ScenesConfig, scenes: Mapping[int, Scene]) -> None:
     named = {f"n{image_id:012d}": scene for image_id, scene in scenes.items()}
-    records = gqa(named, config.seed, config.gqa_questions, config.kinds)
-    _write_json(folder / "testdev_balanced_questions.json", records)
+    questions = gqa(named, config.seed, config.gqa_questions, config.kinds)
+    _write_json(folder / "testdev_balanced_questions.json", questions)
     (folder / "images").mkdir()
     for image_id, scene in named.items():
         (folder / "images" / f"{image_id}.jpg").write_bytes(_jpeg(scene))

@@ -2,7 +2,7 @@
 
 A build follows a frozen plan, a list of rows. Shard k holds what rows [k * per_shard, (k + 1) * per_shard) become; a
 row that is rejected makes its shard smaller, and a shard without samples has no file. While it is going on, the folder
-holds ``.build`` with the plan's hash and one record per finished shard, written after the shard itself; so a build
+holds ``.build`` with the plan's hash and a note of each finished shard, written after the shard itself; so a build
 that is started again goes on with the shards that are missing. ``manifest.json`` comes last.
 """
 
@@ -23,7 +23,7 @@ from datamodules.shards.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     Manifest,
-    ShardRecord,
+    ShardEntry,
     fingerprint_of,
     index_path,
     tar_path,
@@ -85,7 +85,7 @@ def build_shards(
 
     Raises:
         FileExistsError: the folder already holds another data set.
-        FolderMismatch: the folder holds an unfinished build of another plan.
+        FolderError: the folder holds an unfinished build of another plan.
         ValueError: a key with other signs than letters, digits, "-" and "_"; a key that occurs twice; samples with
             different fields; or no row became a sample, and the message gives the first reasons.
         ChildProcessError: a worker process died; started again, the build goes on.
@@ -196,19 +196,19 @@ class _Builder:
         samples = iter(kept())
         first = next(samples, None)
         build = self.folder / BUILD
-        record = None if first is None else write_shard(self.folder, shard.name, chain([first], samples), build)
+        written = None if first is None else write_shard(self.folder, shard.name, chain([first], samples), build)
         assert not keys, f"rows without sample or reject: {sorted(keys)[:3]}"
         commit = {
-            "record": record and asdict(record),
-            "idx_bytes": record and index_path(self.folder, shard.name).stat().st_size,
+            "record": written and asdict(written),
+            "idx_bytes": written and index_path(self.folder, shard.name).stat().st_size,
             "rejected": [asdict(each) for each in rejected],
-            "counts": {**counts, "samples": record.n if record else 0, "rejected": len(rejected)},
+            "counts": {**counts, "samples": written.n if written else 0, "rejected": len(rejected)},
         }
         _write(_commit_path(self.folder, shard.name), json.dumps(commit) + "\n", build)
 
 
 def _is_committed(folder: Path, shard: str) -> bool:
-    """Whether a shard's commit record is there, and the shard as it says."""
+    """Whether a shard is noted as done, and the shard as it says."""
     if not _commit_path(folder, shard).exists():
         return False
     commit = _read_commit(folder, shard)
@@ -219,42 +219,42 @@ def _is_committed(folder: Path, shard: str) -> bool:
 
 
 def _finish(folder: Path, name: str, shards: Sequence[str], meta: Mapping[str, Any]) -> Path:
-    """From all commit records to the rejects' list and the manifest."""
+    """From all notes to the rejects' list and the manifest."""
     commits = [_read_commit(folder, shard) for shard in shards]
-    records = [ShardRecord(**commit["record"]) for commit in commits if commit["record"]]
+    entries = [ShardEntry(**commit["record"]) for commit in commits if commit["record"]]
     rejected = [Rejected(**each) for commit in commits for each in commit["rejected"]]
     counts: Counter[str] = Counter()
     for commit in commits:
         counts.update(commit["counts"])
     build = folder / BUILD
     _write(folder / REJECTED, "".join(json.dumps(asdict(each)) + "\n" for each in rejected), build)
-    if not records:
+    if not entries:
         # so that a start with mended files begins anew
         shutil.rmtree(build)
         reasons = "; ".join(f"{each.key}: {each.reason}" for each in rejected[:3]) or "there were none"
         raise ValueError(f"none of the {len(rejected)} entries for {folder} can be used ({reasons})")
-    for before, after in pairwise(records):
+    for before, after in pairwise(entries):
         if before.fields != after.fields:
             raise ValueError(
                 f"shard {after.name} has fields {after.fields}, {before.name} before it {before.fields}; "
                 "all need the same"
             )
-    write_manifest(folder, name, records, {**meta, "counts": dict(sorted(counts.items()))}, build)
+    write_manifest(folder, name, entries, {**meta, "counts": dict(sorted(counts.items()))}, build)
     shutil.rmtree(build)
     return folder / MANIFEST
 
 
 def write_manifest(
-    folder: Path, name: str, records: Sequence[ShardRecord], meta: Mapping[str, Any], scratch: Path
+    folder: Path, name: str, entries: Sequence[ShardEntry], meta: Mapping[str, Any], scratch: Path
 ) -> None:
-    """Write what makes the shards of ``records`` a data set."""
+    """Write what makes the shards of ``entries`` a data set."""
     content = {
         "format_version": FORMAT_VERSION,
         "name": name,
-        "pattern": brace_pattern([record.name for record in records]),
-        "shards": [asdict(record) for record in records],
-        "total": sum(record.n for record in records),
-        "fingerprint": fingerprint_of(records),
+        "pattern": brace_pattern([entry.name for entry in entries]),
+        "shards": [asdict(entry) for entry in entries],
+        "total": sum(entry.n for entry in entries),
+        "fingerprint": fingerprint_of(entries),
         "meta": dict(meta),
     }
     _write(folder / MANIFEST, json.dumps(content, indent=2) + "\n", scratch)

@@ -37,7 +37,7 @@ class FetchError(ValueError):
     """A file could not be fetched; the message says what was found, what was expected, and the way out."""
 
 
-class _PassingFault(Exception):
+class _PassingError(Exception):
     """What another try may mend."""
 
 
@@ -119,7 +119,7 @@ def fetch_all(
     needed, free = sum(each.size or 0 for each in missing), shutil.disk_usage(cache).free
     if needed > free:
         raise FetchError(
-            f"{cache} has room for {free} bytes, but {len(missing)} files of {needed} bytes are to be staged there; "
+            f"{cache} has room for {free} bytes, but {len(missing)} files of {needed} bytes are to be copied there; "
             "make room or name another folder"
         )
     with ThreadPoolExecutor(THREADS) as pool:
@@ -178,9 +178,9 @@ def _download(place: str, target: Path, size: int | None, sha256: str, waits: Se
         filesystem.get_file(path, str(partial))
         found = partial.stat().st_size
         if size not in (None, found):
-            raise _PassingFault(f"{found} bytes came, {size} were expected")
+            raise _PassingError(f"{found} bytes came, {size} were expected")
         if (digest := sha256_of(partial)) != sha256:
-            raise _PassingFault(f"its sha256 is {digest}, expected was {sha256}")
+            raise _PassingError(f"its sha256 is {digest}, expected was {sha256}")
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, target)
@@ -209,7 +209,7 @@ def _tried(place: str, action: Callable[[Any, str], _T], waits: Sequence[float])
     for number, wait in enumerate((*waits, None), start=1):
         try:
             return _once(place, action)
-        except _PassingFault as fault:
+        except _PassingError as fault:
             if wait is None:
                 raise FetchError(
                     f"{shown(place)} could not be fetched in {number} tries: {fault}; "
@@ -232,16 +232,16 @@ def _once(place: str, action: Callable[[Any, str], _T]) -> _T:
         ) from error
     try:
         return action(filesystem, path)
-    except (_PassingFault, FileNotFoundError):
+    except (_PassingError, FileNotFoundError):
         raise
     except PermissionError as error:
         raise FetchError(f"{shown(place)} may not be read ({error}); check the rights and credentials") from error
     except OSError as error:
         if error.errno in _FULL:
             raise
-        raise _PassingFault(_said(error)) from error
+        raise _PassingError(_said(error)) from error
     except Exception as error:  # every backend raises its own
-        raise _PassingFault(_said(error)) from error
+        raise _PassingError(_said(error)) from error
 
 
 def _said(error: Exception) -> str:

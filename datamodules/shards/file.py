@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from datamodules.shards.manifest import ShardRecord, index_path, tar_path
+from datamodules.shards.manifest import ShardEntry, index_path, tar_path
 from datamodules.shards.reader import Sample
 from modules.files import sha256
 
@@ -21,7 +21,7 @@ _BLOCK = 512
 _EXTENSION = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 
 
-def write_shard(folder: Path, shard: str, samples: Iterable[Sample], scratch: Path) -> ShardRecord:
+def write_shard(folder: Path, shard: str, samples: Iterable[Sample], scratch: Path) -> ShardEntry:
     """Write ``samples``, at least one, to the tar of ``shard`` and its index, and return what a manifest says of them.
 
     Each file is written in ``scratch`` (on the same file system), brought safely to disk and moved to its place.
@@ -48,7 +48,7 @@ def write_shard(folder: Path, shard: str, samples: Iterable[Sample], scratch: Pa
                         columns.setdefault(f"{field}.{column}", []).append(value)
         size = file.tell()
     _write_index(index_path(folder, shard), keys, columns, scratch)
-    return ShardRecord(
+    return ShardEntry(
         name=shard,
         n=len(keys),
         bytes=size,

@@ -10,47 +10,47 @@ from pathlib import Path
 from typing import Any
 
 
-class FolderMismatch(ValueError):
+class FolderError(ValueError):
     """A folder holds something else than what is to be written there."""
 
 
-def write_record(path: Path, config: Mapping[str, Any]) -> None:
+def write_origin(path: Path, config: Mapping[str, Any]) -> None:
     """Write the configuration that a folder was made from."""
     path.write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
 
 
-def holds(folder: Path, record: str, config: Mapping[str, Any]) -> bool:
+def holds(folder: Path, origin: str, config: Mapping[str, Any]) -> bool:
     """Whether ``folder`` was made from this very ``config``; False when it is empty or does not exist.
 
     Raises:
-        FolderMismatch: it holds something else; the message names the keys that differ.
+        FolderError: it holds something else; the message names the keys that differ.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    if not (folder / record).is_file():
-        raise FolderMismatch(
-            f"{folder} is not empty and holds no {record}, so it was not made here; choose another folder"
+    if not (folder / origin).is_file():
+        raise FolderError(
+            f"{folder} is not empty and holds no {origin}, so it was not made here; choose another folder"
         )
-    there = _read(folder / record)
+    there = _read(folder / origin)
     here = json.loads(json.dumps(dict(config)))  # as it is read back: tuples become lists
     keys = sorted({*there, *here})
     differing = [key for key in keys if there.get(key) != here.get(key)]
     if differing:
         found = ", ".join(f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in differing)
-        raise FolderMismatch(
+        raise FolderError(
             f"{folder} was made from another configuration: {found}. "
             "Choose another folder, set the same values, or delete it"
         )
     return True
 
 
-def _read(record: Path) -> dict[str, Any]:
+def _read(origin: Path) -> dict[str, Any]:
     try:
-        content = json.loads(record.read_text(encoding="utf-8"))
+        content = json.loads(origin.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise FolderMismatch(f"{record} cannot be read ({error}); delete {record.parent} to begin anew") from error
+        raise FolderError(f"{origin} cannot be read ({error}); delete {origin.parent} to begin anew") from error
     if not isinstance(content, dict):
-        raise FolderMismatch(f"{record} holds no object; delete {record.parent} to begin anew")
+        raise FolderError(f"{origin} holds no object; delete {origin.parent} to begin anew")
     return content
 
 

@@ -25,7 +25,7 @@ class DamagedShardError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardRecord:
+class ShardEntry:
     """What the manifest says of one shard."""
 
     name: str
@@ -66,7 +66,7 @@ class Manifest:
 
     place: str
     """Path or URL that it was read from."""
-    records: list[ShardRecord]
+    entries: list[ShardEntry]
     meta: dict[str, Any]
 
     @classmethod
@@ -86,29 +86,29 @@ class Manifest:
             raise ValueError(
                 f"manifest {shown(place)} has format_version {version!r}; this code reads {FORMAT_VERSION}"
             )
-        records = _records(content, place)
+        entries = _entries(content, place)
         meta = content.get("meta")
         if not isinstance(meta, dict):
             raise DamagedShardError(f"manifest {shown(place)}: meta must be an object; it was altered, build it again")
-        return cls(place=place, records=records, meta=meta)
+        return cls(place=place, entries=entries, meta=meta)
 
     @property
     def fields(self) -> list[str]:
         """Extensions of every sample."""
-        return self.records[0].fields
+        return self.entries[0].fields
 
     @property
     def fingerprint(self) -> str:
         """What identifies the content."""
-        return fingerprint_of(self.records)
+        return fingerprint_of(self.entries)
 
-    def tar(self, record: ShardRecord) -> str:
+    def tar(self, entry: ShardEntry) -> str:
         """Path or URL of a shard."""
-        return sibling(self.place, f"{record.name}.tar")
+        return sibling(self.place, f"{entry.name}.tar")
 
-    def index(self, record: ShardRecord) -> str:
+    def index(self, entry: ShardEntry) -> str:
         """Path or URL of its index."""
-        return sibling(self.place, f"{record.name}.idx.npz")
+        return sibling(self.place, f"{entry.name}.idx.npz")
 
 
 def _content(place: str) -> dict[str, Any]:
@@ -135,31 +135,31 @@ def _content(place: str) -> dict[str, Any]:
     return content
 
 
-def _records(content: dict[str, Any], place: str) -> list[ShardRecord]:
+def _entries(content: dict[str, Any], place: str) -> list[ShardEntry]:
     shards = content.get("shards")
     if not isinstance(shards, list) or not shards:
         raise DamagedShardError(f"manifest {shown(place)} lists no shards; copy or build it again")
-    records = []
-    wanted = [field.name for field in fields(ShardRecord)]
+    entries = []
+    wanted = [field.name for field in fields(ShardEntry)]
     for number, shard in enumerate(shards):
         if not isinstance(shard, dict) or (missing := [key for key in wanted if key not in shard]):
             lacks = f"lacks {', '.join(missing)}" if isinstance(shard, dict) else "is no object"
             raise DamagedShardError(f"manifest {shown(place)}: shard {number} {lacks}; copy or build it again")
-        record = ShardRecord(**{key: shard[key] for key in wanted})
-        if problems := record.problems():
+        entry = ShardEntry(**{key: shard[key] for key in wanted})
+        if problems := entry.problems():
             raise DamagedShardError(
                 f"manifest {shown(place)}: shard {number}: {'; '.join(problems)}; copy or build it again"
             )
-        records.append(record)
-    if len({record.name for record in records}) < len(records):
+        entries.append(entry)
+    if len({entry.name for entry in entries}) < len(entries):
         raise DamagedShardError(f"manifest {shown(place)} names a shard twice; build it again")
-    if any(sorted(record.fields) != sorted(records[0].fields) for record in records):
+    if any(sorted(entry.fields) != sorted(entries[0].fields) for entry in entries):
         raise DamagedShardError(f"manifest {shown(place)}: its shards hold different fields; build it again")
-    if content.get("fingerprint") != fingerprint_of(records) or content.get("total") != sum(r.n for r in records):
+    if content.get("fingerprint") != fingerprint_of(entries) or content.get("total") != sum(r.n for r in entries):
         raise DamagedShardError(
             f"manifest {shown(place)}: total or fingerprint do not fit its shards; it was altered, build it again"
         )
-    return records
+    return entries
 
 
 def tar_path(folder: Path, shard: str) -> Path:
@@ -172,6 +172,6 @@ def index_path(folder: Path, shard: str) -> Path:
     return folder / f"{shard}.idx.npz"
 
 
-def fingerprint_of(records: Iterable[ShardRecord]) -> str:
+def fingerprint_of(entries: Iterable[ShardEntry]) -> str:
     """What identifies the content of a data set: it changes with any byte of any shard."""
-    return hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()
+    return hashlib.sha256("".join(entry.sha256 for entry in entries).encode()).hexdigest()

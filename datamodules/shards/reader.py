@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.shards.fetch import Progress, Wanted, cached_path, fetch, fetch_all, is_url, shown
-from datamodules.shards.manifest import DamagedShardError, Manifest, ShardRecord
+from datamodules.shards.manifest import DamagedShardError, Manifest, ShardEntry
 
 __all__ = ["DamagedShardError", "Index", "Sample", "ShardSet", "payload_fault", "read_index", "shard_files"]
 
@@ -33,7 +33,7 @@ Index = dict[str, NDArray[Any]]
 
 
 class ShardSet:
-    """Random access to a data set written by `shard_writer`.
+    """Random access to a data set that `build_shards` wrote.
 
     Files are opened when first read and never travel to another process with the object, so it can be pickled or
     inherited by data workers.
@@ -47,7 +47,7 @@ class ShardSet:
         self._manifest = manifest
         self._cache = cache
         self._paths = paths
-        self._ends = np.cumsum([record.n for record in manifest.records])
+        self._ends = np.cumsum([entry.n for entry in manifest.entries])
         self._index = index
         self._files: OrderedDict[int, int] = OrderedDict()
 
@@ -69,15 +69,15 @@ class ShardSet:
         read = Manifest.read(manifest)
         folder = None if cache is None else Path(cache)
         if folder is not None:
-            _stage(read, folder, progress)
+            _copy_to_cache(read, folder, progress)
         parts, paths = [], []
-        for record, (tar, index) in zip(read.records, shard_files(read, folder), strict=True):
+        for entry, (tar, index) in zip(read.entries, shard_files(read, folder), strict=True):
             found = _existing(tar, read).stat().st_size
-            if found != record.bytes:
+            if found != entry.bytes:
                 raise DamagedShardError(
-                    f"shard {tar} has {found} bytes, its manifest says {record.bytes}; copy or build it again"
+                    f"shard {tar} has {found} bytes, its manifest says {entry.bytes}; copy or build it again"
                 )
-            parts.append(read_index(_existing(index, read), record))
+            parts.append(read_index(_existing(index, read), entry))
             paths.append(tar)
         columns = {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
         return cls(read, folder, paths, columns)
@@ -94,12 +94,12 @@ class ShardSet:
     @property
     def starts(self) -> NDArray[np.int64]:
         """Number of each shard's first sample."""
-        return self._ends - [record.n for record in self._manifest.records]
+        return self._ends - [entry.n for entry in self._manifest.entries]
 
     @property
     def n_bytes(self) -> int:
         """Bytes of all shards."""
-        return sum(record.bytes for record in self._manifest.records)
+        return sum(entry.bytes for entry in self._manifest.entries)
 
     def sizes(self, field: str) -> NDArray[np.int64]:
         """Payload bytes of all samples, in order."""
@@ -121,17 +121,17 @@ class ShardSet:
             IndexError: there is no such sample.
         """
         self._check(i)
-        return self._manifest.records[self._shard(i)].name
+        return self._manifest.entries[self._shard(i)].name
 
     def get(self, i: int) -> dict[str, bytes]:
         """Payloads of sample ``i`` by extension.
 
-        A payload that is wrong is read again from a newly opened file, and then from a new copy if the set is staged.
+        A payload that is wrong is read again from a newly opened file, and then from a new copy if the set is cached.
 
         Raises:
             IndexError: there is no such sample.
             DamagedShardError: a payload is not the one that was written.
-            FetchError: a damaged staged shard cannot be had again.
+            FetchError: a damaged cached shard cannot be had again.
         """
         self._check(i)
         return {field: self._payload(self._shard(i), i, field) for field in self.fields}
@@ -154,8 +154,8 @@ class ShardSet:
             self._forget(shard)
             if self._cache is None:
                 raise
-        record = self._manifest.records[shard]
-        fetch(self._manifest.tar(record), self._cache, size=record.bytes, sha256=record.sha256, verify=True)
+        entry = self._manifest.entries[shard]
+        fetch(self._manifest.tar(entry), self._cache, size=entry.bytes, sha256=entry.sha256, verify=True)
         return self._read(shard, i, field)
 
     def _read(self, shard: int, i: int, field: str) -> bytes:
@@ -210,31 +210,31 @@ def shard_files(manifest: Manifest, cache: Path | None) -> list[tuple[Path, Path
     if cache is None:
         if is_url(manifest.place):
             raise ValueError(f"manifest {shown(manifest.place)} is a URL: name a cache folder for its shards, too")
-        return [(Path(manifest.tar(record)), Path(manifest.index(record))) for record in manifest.records]
+        return [(Path(manifest.tar(entry)), Path(manifest.index(entry))) for entry in manifest.entries]
     return [
         (
-            cached_path(manifest.tar(record), cache, record.sha256),
-            cached_path(manifest.index(record), cache, record.idx_sha256),
+            cached_path(manifest.tar(entry), cache, entry.sha256),
+            cached_path(manifest.index(entry), cache, entry.idx_sha256),
         )
-        for record in manifest.records
+        for entry in manifest.entries
     ]
 
 
-def read_index(path: Path, record: ShardRecord) -> Index:
+def read_index(path: Path, entry: ShardEntry) -> Index:
     """The index of one shard, checked against what the manifest says of it.
 
     Raises:
         DamagedShardError: it is another.
     """
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != record.idx_sha256:
+    if hashlib.sha256(content).hexdigest() != entry.idx_sha256:
         raise DamagedShardError(f"index {path} differs from its manifest; copy or build it again")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             table: NDArray[Any] = arrays["index"]
     except (OSError, ValueError, LookupError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise DamagedShardError(f"index {path} cannot be read ({error}); build the data set again") from error
-    if fault := _index_fault(table, record):
+    if fault := _index_fault(table, entry):
         raise DamagedShardError(f"index {path} {fault}; build the data set again")
     return {column: table[column] for column in table.dtype.names or ()}
 
@@ -247,26 +247,26 @@ def payload_fault(payload: bytes, size: int, crc: int) -> str | None:
     return f"{len(payload)} of {size} bytes read, crc32 {found:08x}, expected {crc:08x}"
 
 
-def _index_fault(table: NDArray[Any], record: ShardRecord) -> str | None:
-    columns = {f"{field}.{column}" for field in record.fields for column in ("offset", "size", "crc32")}
+def _index_fault(table: NDArray[Any], entry: ShardEntry) -> str | None:
+    columns = {f"{field}.{column}" for field in entry.fields for column in ("offset", "size", "crc32")}
     if set(table.dtype.names or ()) != {"key", *columns}:
-        return f"has not the columns of {', '.join(record.fields)}"
-    if table.shape != (record.n,):
-        return f"is of shape {table.shape}, its manifest says {record.n} samples"
+        return f"has not the columns of {', '.join(entry.fields)}"
+    if table.shape != (entry.n,):
+        return f"is of shape {table.shape}, its manifest says {entry.n} samples"
     if table.dtype["key"].kind != "S" or any(table.dtype[column].kind not in "iu" for column in columns):
         return "has columns of other types than text and whole numbers"
-    for field in record.fields:
+    for field in entry.fields:
         first, size = table[f"{field}.offset"], table[f"{field}.size"]
-        if first.min() < 0 or size.min() < 0 or (size > record.bytes - first).any():
+        if first.min() < 0 or size.min() < 0 or (size > entry.bytes - first).any():
             return f"places a .{field} outside its shard"
     return None
 
 
-def _stage(manifest: Manifest, cache: Path, progress: Progress | None) -> None:
+def _copy_to_cache(manifest: Manifest, cache: Path, progress: Progress | None) -> None:
     wanted = []
-    for record in manifest.records:
-        wanted.append(Wanted(place=manifest.tar(record), sha256=record.sha256, size=record.bytes))
-        wanted.append(Wanted(place=manifest.index(record), sha256=record.idx_sha256))
+    for entry in manifest.entries:
+        wanted.append(Wanted(place=manifest.tar(entry), sha256=entry.sha256, size=entry.bytes))
+        wanted.append(Wanted(place=manifest.index(entry), sha256=entry.idx_sha256))
     fetch_all(wanted, cache, progress=progress)
 
 

@@ -1,7 +1,7 @@
 """Task LoRA: one low-rank adapter per task on a linear layer, each applied to its own task's positions.
 
 Both adapters are computed in every forward pass and in a fixed order, also for a task without positions: so each gets
-its gradient under accumulation, checkpointing, DDP and every ZeRO stage. Switching one active adapter does not
+its gradient under accumulation, checkpointing, DDP and every ZeRO level. Switching one active adapter does not
 (docs/decisions/0003-own-lora-layer.md).
 
 Shapes: B batch, L length, D input, O output, R rank of both adapters together.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.run.console import run_verb, say
 
 if TYPE_CHECKING:
-    from pipelines.benchmark.data import Line
+    from pipelines.benchmark.data import DataResult
 
 
 def main() -> None:
@@ -112,7 +112,7 @@ def _keep(found: dict[str, Any], path: Path | None) -> None:
         say(f"written to {path}")
 
 
-def _show(lines: "list[Line]") -> None:
+def _show(lines: "list[DataResult]") -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -62,7 +62,7 @@ class DataBenchmarkConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class DataResult:
     """One measurement, beside plain webdataset's where there is one."""
 
     what: str
@@ -72,7 +72,7 @@ class Line:
     target: str = ""
 
 
-def measure_data(config: DataBenchmarkConfig, say: Callable[[str], None]) -> list[Line]:
+def measure_data(config: DataBenchmarkConfig, say: Callable[[str], None]) -> list[DataResult]:
     """All measurements; data are made first where they are not there yet."""
     folder = Path(config.folder)
     bench = _Bench(config, folder, _tokenizer(folder))
@@ -88,7 +88,7 @@ def measure_data(config: DataBenchmarkConfig, say: Callable[[str], None]) -> lis
     return lines
 
 
-def as_json(config: DataBenchmarkConfig, lines: Iterable[Line]) -> str:
+def as_json(config: DataBenchmarkConfig, lines: Iterable[DataResult]) -> str:
     """The measurements with the machine they were taken on."""
     import importlib.metadata as metadata
     import platform
@@ -111,11 +111,11 @@ class _Bench:
         self.t2i = self.mmu = self.deep = Path()
         torch.set_num_threads(1)
 
-    def decode(self) -> Iterator[Line]:
+    def decode(self) -> Iterator[DataResult]:
         payloads = [_photo(i) for i in range(16)]
         ours = self._rate(_endless(lambda: (mmu_pixels(payload, 384) for payload in payloads)), 1)
         pillow = self._rate(_endless(lambda: (_pillow(payload) for payload in payloads)), 1)
-        yield Line(
+        yield DataResult(
             what="decode + resize to 384 px, one core (beside it Pillow)",
             unit="images/s",
             ours=ours,
@@ -123,11 +123,11 @@ class _Bench:
             target="2 x Pillow",
         )
 
-    def t2i_stream(self) -> Iterator[Line]:
+    def t2i_stream(self) -> Iterator[DataResult]:
         for size in (90, 720):
             ours = self._rate(iter(self._module(t2i=size).train_dataloader()), size)
             plain = self._rate(_batched(_webdataset(self.t2i, self._t2i_sample), size), size)
-            yield Line(
+            yield DataResult(
                 what=f"T2I stream, batches of {size}, no workers",
                 unit="samples/s",
                 ours=ours,
@@ -135,19 +135,21 @@ class _Bench:
                 target="200k and 20 x webdataset",
             )
 
-    def mmu_stream(self) -> Iterator[Line]:
+    def mmu_stream(self) -> Iterator[DataResult]:
         for workers in (0, self.config.workers):
             ours = self._rate(iter(self._module(mmu=3, workers=workers).train_dataloader()), 3)
             plain = self._rate(_loader(_webdataset(self.mmu, self._mmu_sample), 3, workers), 3)
-            yield Line(what=f"MMU stream at 384 px, {workers} workers", unit="samples/s", ours=ours, webdataset=plain)
+            yield DataResult(
+                what=f"MMU stream at 384 px, {workers} workers", unit="samples/s", ours=ours, webdataset=plain
+            )
 
-    def mix(self) -> Iterator[Line]:
+    def mix(self) -> Iterator[DataResult]:
         workers = self.config.workers
         ours = self._rate(iter(self._module(mmu=3, t2i=48, workers=workers).train_dataloader()), 1)
         mmu = _loader(_webdataset(self.mmu, self._mmu_sample), 3, workers)
         plain = self._rate(zip(mmu, _batched(_webdataset(self.t2i, self._t2i_sample), 48), strict=False), 1)
         for what, size, need in (("T2I", 48, H100_T2I), ("MMU", 3, H100_MMU)):
-            yield Line(
+            yield DataResult(
                 what=f"3:48 mix, {workers} workers: {what}",
                 unit="samples/s",
                 ours=ours * size,
@@ -155,7 +157,7 @@ class _Bench:
                 target=f"10 x one H100 ({10 * need})",
             )
 
-    def memory(self) -> Iterator[Line]:
+    def memory(self) -> Iterator[DataResult]:
         """Growth of the workers' memory from their second hundred batches to the end of two epochs."""
         workers = self.config.workers
         loader = iter(self._module(mmu=4, t2i=64, workers=workers).train_dataloader())
@@ -163,9 +165,9 @@ class _Bench:
         before = _memory_of_workers()
         _drain(loader, max(200, 2 * self.config.mmu_samples // 4, self.config.t2i_samples // 64))
         grown = max(now - before[worker] for worker, now in _memory_of_workers().items())
-        yield Line(what="memory growth of a worker over an epoch", unit="MB", ours=grown, target="below 50")
+        yield DataResult(what="memory growth of a worker over an epoch", unit="MB", ours=grown, target="below 50")
 
-    def resume(self) -> Iterator[Line]:
+    def resume(self) -> Iterator[DataResult]:
         started = time.perf_counter()
         module = MixedDataModule(
             DataConfig(mmu=str(self.deep), micro_batch=Counts(mmu=3)),
@@ -177,7 +179,7 @@ class _Bench:
         state = module.state_dict()
         module.load_state_dict({**state, "positions": {"mmu": int(self.config.deep_samples * 1.6)}})
         next(iter(module.train_dataloader()))
-        yield Line(
+        yield DataResult(
             what=f"opening and first batch, deep in an epoch of {self.config.deep_samples:,}",
             unit="ms",
             ours=1000 * (time.perf_counter() - started),

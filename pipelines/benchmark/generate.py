@@ -52,7 +52,7 @@ class GenerateBenchmarkConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class GenerateResult:
     """Medians for one batch size, in seconds for the whole batch."""
 
     batch: int
@@ -127,7 +127,7 @@ def _draw(
     vq: LlamaGenVQ | None,
     batch: int,
     bandwidth: float | None,
-) -> Drawn:
+) -> GenerateResult:
     device, sizes = model.device, config.model
     generator = torch.Generator().manual_seed(0)
     captions = torch.randint(0, sizes.vocab_size, (batch, sizes.caption_length + 5), generator=generator).to(device)
@@ -138,7 +138,7 @@ def _draw(
     times = [time_drawing(model, vq, captions, uniforms) for _ in range(config.repeats)]
     prefill, loop, *decode = (statistics.median(part) for part in zip(*times, strict=True))
     precision = COMPUTE[config.precision]
-    return Drawn(
+    return GenerateResult(
         batch=batch,
         prefill_s=prefill,
         loop_s=loop,

@@ -64,7 +64,7 @@ class TrainBenchmarkConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class TrainResult:
     """One program's figures."""
 
     seconds_per_step: float
@@ -163,7 +163,7 @@ class _Clock(pl.Callback):
         self.losses.append(out["loss"].detach())
 
 
-def _ours(config: TrainBenchmarkConfig) -> Measured:
+def _ours(config: TrainBenchmarkConfig) -> TrainResult:
     if torch.cuda.is_available():
         gc.collect()  # what an earlier measurement in this process has left
         torch.cuda.reset_peak_memory_stats()
@@ -196,7 +196,7 @@ def _ours(config: TrainBenchmarkConfig) -> Measured:
     trainer.fit(stage, DataLoader(_Repeated(batch, count * trainer.world_size), batch_size=None))
     seconds = statistics.median(_seconds(clock.marks[config.warmup :]))
     tokens = positions(config.model, counts, tasks)
-    return Measured(
+    return TrainResult(
         seconds_per_step=seconds,
         tokens_per_second=tokens * trainer.world_size / seconds,
         peak_gib=_peak_gib(config.hardware),
@@ -205,7 +205,7 @@ def _ours(config: TrainBenchmarkConfig) -> Measured:
     )
 
 
-def _baseline(config: TrainBenchmarkConfig) -> Measured:
+def _baseline(config: TrainBenchmarkConfig) -> TrainResult:
     """One MambaLMHeadModel with the larger vocabulary; the tasks run one after the other, as published."""
     torch.cuda.reset_peak_memory_stats()
     model = kernels.language_model(config.model)
@@ -232,7 +232,7 @@ def _baseline(config: TrainBenchmarkConfig) -> Measured:
 
     seconds = statistics.median(_timed(step, config.warmup, config.steps))
     tokens = positions(config.model, config.micro_batch, tasks)
-    return Measured(
+    return TrainResult(
         seconds_per_step=seconds,
         tokens_per_second=tokens / seconds,
         peak_gib=_peak_gib(config.hardware),

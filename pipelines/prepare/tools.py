@@ -53,7 +53,7 @@ def _command(
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=what, description=what)
     parser.add_argument("manifest", metavar="MANIFEST", help="manifest.json of the data set: a path or a URL")
-    parser.add_argument("--cache", type=Path, help="folder that the shards are staged in")
+    parser.add_argument("--cache", type=Path, help="folder that the shards are copied to")
     parser.set_defaults(run=partial(_guarded, work))
     return parser
 

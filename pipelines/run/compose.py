@@ -55,7 +55,7 @@ class Origin(NamedTuple):
 
 
 COMPUTE = {"float32": torch.float32, "bf16": torch.bfloat16}
-ZERO_STAGES: dict[str, Literal[1, 2, 3]] = {"zero1": 1, "zero2": 2, "zero3": 3}
+ZERO_LEVELS: dict[str, Literal[1, 2, 3]] = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
 def check_hardware(config: HardwareConfig, *, deterministic: bool = False) -> None:
@@ -262,7 +262,7 @@ def _evaluation_context(
         assert isinstance(module, StageModule)
         strategy = trainer.strategy
         saving.settle(trainer)  # records name the checkpoint that they were made from
-        model = strategy.whole(module.model) if isinstance(strategy, ZeroStrategy) else module.model
+        model = strategy.gathered(module.model) if isinstance(strategy, ZeroStrategy) else module.model
         return EvaluationContext(
             model=model,
             weights=weights_fingerprint(model),
@@ -320,7 +320,7 @@ def build_strategy(config: HardwareConfig) -> Strategy | str:
     """How the ranks share the work."""
     timeout = timedelta(minutes=config.timeout_minutes)
     if config.strategy != "ddp":
-        return ZeroStrategy(ZERO_STAGES[config.strategy], timeout=timeout)
+        return ZeroStrategy(ZERO_LEVELS[config.strategy], timeout=timeout)
     if config.devices * config.nodes == 1:
         return "auto"
     return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)  # else gradients would lie in memory twice

@@ -59,7 +59,7 @@ def fit(config: RunConfig) -> Path:
     ranks = join(timedelta(minutes=config.hardware.timeout_minutes))
     report = say if leader else _silent
     check_hardware(config.hardware, deterministic=config.trainer.deterministic)
-    run = ranks.share(lambda: _open(config))
+    run = ranks.from_rank_0(lambda: _open(config))
     if run.complete:
         report(f"{run.path} is complete ({COMPLETE}); nothing to do")
         return run.path

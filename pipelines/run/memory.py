@@ -136,12 +136,12 @@ def _kept_for_parameters(model: OmniMamba, config: RunConfig) -> dict[str, float
     sizes = [(p.numel(), p.requires_grad, p.ndim > 1) for name, p in model.named_parameters()]
     total = sum(size for size, _, _ in sizes)
     trained = sum(size for size, on, _ in sizes if on)
-    stage = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}[hardware.strategy]
+    level = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}[hardware.strategy]
     parts = {
-        "weights, float32": FULL * total / (ranks if stage == 3 else 1),
-        "gradients": FULL * trained / (ranks if stage >= 2 else 1),
-        "optimizer: moments": 2 * FULL * trained / (ranks if stage else 1),
-        "optimizer: its own copy of the weights": FULL * trained / ranks if stage else 0.0,
+        "weights, float32": FULL * total / (ranks if level == 3 else 1),
+        "gradients": FULL * trained / (ranks if level >= 2 else 1),
+        "optimizer: moments": 2 * FULL * trained / (ranks if level else 1),
+        "optimizer: its own copy of the weights": FULL * trained / ranks if level else 0.0,
     }
     if config.trainer.precision == "bf16":
         matrices = sum(size for size, _, matrix in sizes if matrix)

@@ -34,7 +34,7 @@ class Ranks:
     store: Store | None = None
     timeout: timedelta = timedelta(minutes=30)
 
-    def share(self, make: Callable[[], T]) -> T:
+    def from_rank_0(self, make: Callable[[], T]) -> T:
         """What ``make`` returns on rank 0, on all ranks: they wait, and see what rank 0 saw and not a stale directory.
 
         Raises:
@@ -43,8 +43,8 @@ class Ranks:
         if self.store is None:
             return make()
         if self.rank:
-            answer: list[T] = pickle.loads(self.store.get("shared"))
-            self.store.set(f"shared/{self.rank}", "read")
+            answer: list[T] = pickle.loads(self.store.get("answer"))
+            self.store.set(f"answer/{self.rank}", "read")
             if not answer:
                 raise SystemExit(2)
             return answer[0]
@@ -52,9 +52,9 @@ class Ranks:
         try:
             answer.append(make())
         finally:
-            self.store.set("shared", pickle.dumps(answer))  # type: ignore[arg-type]  # bytes are taken too
+            self.store.set("answer", pickle.dumps(answer))  # type: ignore[arg-type]  # bytes are taken too
             # the store lives in this process, which may end as soon as it has its answer
-            self.store.wait([f"shared/{rank}" for rank in range(1, self.size)], self.timeout)
+            self.store.wait([f"answer/{rank}" for rank in range(1, self.size)], self.timeout)
         return answer[0]
 
 

@@ -70,7 +70,7 @@ class Runner:
                     break
                 trial = Trial(number=number, parameters=parameters)
             trial = replace(trial, state="started", reason="")
-            known[number] = self.folder.record(self._attempt(self.folder.record(trial), claim))
+            known[number] = self.folder.note(self._attempt(self.folder.note(trial), claim))
             failures += known[number].state == "failed"
             if failures >= max_failures:
                 break

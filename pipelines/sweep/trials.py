@@ -81,7 +81,7 @@ class SweepFolder:
         found = {row["number"]: Trial(**row) for row in self._rows()[1:]}
         return [found[number] for number in sorted(found)]
 
-    def record(self, trial: Trial) -> Trial:
+    def note(self, trial: Trial) -> Trial:
         """Write down where ``trial`` stands."""
         with (self.path / TRIALS).open("a") as file:
             _append(file, asdict(trial))

@@ -181,14 +181,14 @@ def test_a_key_in_two_shards_is_found(tmp_path: Path) -> None:
     assert shards_of(faults) == []
 
 
-def test_a_staged_set_is_verified_in_its_cache(manifest: Path, tmp_path: Path) -> None:
+def test_a_cached_set_is_verified_in_its_cache(manifest: Path, tmp_path: Path) -> None:
     ShardSet.open(manifest, tmp_path / "cache")
     damage(manifest, "flipped bit")
     assert verify(manifest, tmp_path / "cache", sha256=True).faults == []
     assert "is missing" in verify(manifest, tmp_path / "elsewhere").faults[0].what
 
 
-def test_a_url_is_verified_only_where_it_is_staged(manifest: Path, tmp_path: Path) -> None:
+def test_a_url_is_verified_only_where_it_is_cached(manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"manifest\.json is a URL: name a cache folder"):
         verify(f"file://{manifest}")
     ShardSet.open(f"file://{manifest}", tmp_path / "cache")

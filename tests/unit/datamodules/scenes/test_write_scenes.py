@@ -7,7 +7,7 @@ from PIL import Image
 
 from datamodules.scenes import ScenesConfig, write_scenes
 from datamodules.scenes.questions import ANSWERS
-from datamodules.shards.folders import FolderMismatch
+from datamodules.shards.folders import FolderError
 
 SMALL = ScenesConfig(images=24, val_images=8, caption_share=0.5)
 
@@ -112,14 +112,14 @@ def test_writing_again_touches_nothing(folder: Path) -> None:
 
 def test_another_configuration_is_refused_and_nothing_is_overwritten(folder: Path) -> None:
     before = digests(folder)
-    with pytest.raises(FolderMismatch, match=r"images is 24 there and 25 here.*Choose another folder"):
+    with pytest.raises(FolderError, match=r"images is 24 there and 25 here.*Choose another folder"):
         write_scenes(folder, ScenesConfig(images=25, val_images=8, caption_share=0.5))
     assert digests(folder) == before
 
 
 def test_a_strangers_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(FolderMismatch, match=r"is not empty and holds no scenes\.json"):
+    with pytest.raises(FolderError, match=r"is not empty and holds no scenes\.json"):
         write_scenes(tmp_path, SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -17,7 +17,7 @@ import torch
 import webdataset
 
 from datamodules.shards.builder import brace_pattern, build_shards
-from datamodules.shards.folders import FolderMismatch
+from datamodules.shards.folders import FolderError
 from datamodules.shards.reader import ShardSet
 from tests.unit.datamodules.writing import Item, Maker, build, items, payloads, threads_of_torch
 
@@ -240,9 +240,9 @@ def test_another_plan_is_refused_where_a_data_set_is_or_begins(tmp_path: Path) -
         build(tmp_path / "set", 9)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "begun", make=_interrupted)
-    with pytest.raises(FolderMismatch, match=r"rows is 10 there and 9 here\. Choose another folder.* or delete it"):
+    with pytest.raises(FolderError, match=r"rows is 10 there and 9 here\. Choose another folder.* or delete it"):
         build(tmp_path / "begun", 9)
-    with pytest.raises(FolderMismatch, match=r"licence is None there and 'mine' here"):
+    with pytest.raises(FolderError, match=r"licence is None there and 'mine' here"):
         build(tmp_path / "begun", meta={"licence": "mine"})
     assert len(commits(tmp_path / "begun")) == 2
 

@@ -253,7 +253,7 @@ def test_an_unknown_protocol_is_refused(tmp_path: Path) -> None:
         get("nonsense://shard.tar", tmp_path)
 
 
-def test_many_files_are_staged_and_counted(server: Server, tmp_path: Path) -> None:
+def test_many_files_are_cached_and_counted(server: Server, tmp_path: Path) -> None:
     contents = [bytes([number]) * (2000 + number) for number in range(30)]
     wanted = []
     for number, content in enumerate(contents):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.shards.folders import FolderMismatch, holds, locked, new_folder, write_record
+from datamodules.shards.folders import FolderError, holds, locked, new_folder, write_origin
 
 
 def test_a_new_folder_appears_whole(tmp_path: Path) -> None:
@@ -38,22 +38,22 @@ def test_a_folder_holds_what_its_record_says(tmp_path: Path) -> None:
     assert not holds(tmp_path / "data", "r.json", {"n": 1})
     (tmp_path / "data").mkdir()
     assert not holds(tmp_path / "data", "r.json", {"n": 1})
-    write_record(tmp_path / "data" / "r.json", {"n": 1, "m": "x"})
+    write_origin(tmp_path / "data" / "r.json", {"n": 1, "m": "x"})
     assert holds(tmp_path / "data", "r.json", {"m": "x", "n": 1})
-    with pytest.raises(FolderMismatch, match=r"k is None there and 3 here, n is 1 there and 2 here\. Choose another"):
+    with pytest.raises(FolderError, match=r"k is None there and 3 here, n is 1 there and 2 here\. Choose another"):
         holds(tmp_path / "data", "r.json", {"n": 2, "m": "x", "k": 3})
 
 
 @pytest.mark.parametrize("content", [b"", b'{"n": 1', b"[1]", b"\0\0\0", b"\xff\xfe"])
 def test_a_damaged_record_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "prepared.json").write_bytes(content)
-    with pytest.raises(FolderMismatch, match=rf"prepared\.json (cannot be read|holds no object).*delete {tmp_path} to"):
+    with pytest.raises(FolderError, match=rf"prepared\.json (cannot be read|holds no object).*delete {tmp_path} to"):
         holds(tmp_path, "prepared.json", {"n": 1})
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("x")
-    with pytest.raises(FolderMismatch, match=r"holds no r\.json"):
+    with pytest.raises(FolderError, match=r"holds no r\.json"):
         holds(tmp_path / "data", "r.json", {})
 
 

@@ -303,19 +303,19 @@ def test_a_url_that_is_not_there_is_no_data_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_a_staged_set_is_read_from_the_cache(manifest: Path, tmp_path: Path, scheme: str) -> None:
+def test_a_cached_set_is_read_from_the_cache(manifest: Path, tmp_path: Path, scheme: str) -> None:
     told: list[tuple[int, int]] = []
-    staged = ShardSet.open(f"{scheme}{manifest}", tmp_path / "cache", progress=lambda *count: told.append(count))
+    cached = ShardSet.open(f"{scheme}{manifest}", tmp_path / "cache", progress=lambda *count: told.append(count))
     assert told[-1] == (6, 6)
-    assert staged.fingerprint == ShardSet.open(manifest).fingerprint
+    assert cached.fingerprint == ShardSet.open(manifest).fingerprint
     for file in manifest.parent.glob("demo*"):
         file.unlink()
-    assert [staged.get(place) for place in range(10)] == [payloads for _, payloads in samples()]
+    assert [cached.get(place) for place in range(10)] == [payloads for _, payloads in samples()]
     again = ShardSet.open(f"{scheme}{manifest}", tmp_path / "cache")
-    assert again.get(9) == staged.get(9)
+    assert again.get(9) == cached.get(9)
 
 
-def staged_tar(cache: Path, number: int) -> Path:
+def cached_tar(cache: Path, number: int) -> Path:
     [path] = cache.glob(f"*-demo-00000{number}.tar")
     return path
 
@@ -326,33 +326,33 @@ def flip(tar: Path, offset: int) -> None:
     tar.write_bytes(content)
 
 
-def test_a_damaged_staged_shard_is_fetched_again(manifest: Path, tmp_path: Path) -> None:
-    staged = ShardSet.open(manifest, tmp_path / "cache")
-    tar = staged_tar(tmp_path / "cache", 1)
-    flip(tar, int(staged._index["vq.offset"][5]) + 100)
-    assert staged.get(5) == list(samples())[5][1]
+def test_a_damaged_cached_shard_is_fetched_again(manifest: Path, tmp_path: Path) -> None:
+    cached = ShardSet.open(manifest, tmp_path / "cache")
+    tar = cached_tar(tmp_path / "cache", 1)
+    flip(tar, int(cached._index["vq.offset"][5]) + 100)
+    assert cached.get(5) == list(samples())[5][1]
     assert tar.read_bytes() == (manifest.parent / "demo-000001.tar").read_bytes()
     tar.unlink()
-    staged.close()
-    assert staged.get(6) == list(samples())[6][1]
+    cached.close()
+    assert cached.get(6) == list(samples())[6][1]
 
 
 def test_a_worker_fetches_again_too(manifest: Path, tmp_path: Path) -> None:
-    staged = ShardSet.open(f"file://{manifest}", tmp_path / "cache")
-    staged.get(5)
-    flip(staged_tar(tmp_path / "cache", 1), int(staged._index["json.offset"][5]))
+    cached = ShardSet.open(f"file://{manifest}", tmp_path / "cache")
+    cached.get(5)
+    flip(cached_tar(tmp_path / "cache", 1), int(cached._index["json.offset"][5]))
     with get_context("fork").Pool(3) as pool:
-        assert pool.starmap(_read, [(staged, 5)] * 6) == [b'{"n": 5}'] * 6
+        assert pool.starmap(_read, [(cached, 5)] * 6) == [b'{"n": 5}'] * 6
 
 
 def test_a_shard_damaged_at_its_source_too_stops(manifest: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("datamodules.shards.fetch.time.sleep", lambda _: None)
-    staged = ShardSet.open(manifest, tmp_path / "cache")
-    offset = int(staged._index["vq.offset"][5])
-    for tar in (staged_tar(tmp_path / "cache", 1), manifest.parent / "demo-000001.tar"):
+    cached = ShardSet.open(manifest, tmp_path / "cache")
+    offset = int(cached._index["vq.offset"][5])
+    for tar in (cached_tar(tmp_path / "cache", 1), manifest.parent / "demo-000001.tar"):
         flip(tar, offset)
     with pytest.raises(FetchError, match=r"demo-000001\.tar could not be fetched in 5 tries: its sha256 is"):
-        staged.get(5)
+        cached.get(5)
 
 
 def test_a_file_replaced_by_a_good_one_is_opened_again(manifest: Path) -> None:
