@@ -122,7 +122,7 @@ def draw(
     numbers = torch.stack([uniforms(sampling.seed, index, config.image_tokens) for index in indices])
     return context.model.generate_image_ids(
         torch.tensor(ids, device=context.device),
-        uniforms=numbers.to(context.device),
+        uniforms_BI=numbers.to(context.device),
         temperature=sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p,

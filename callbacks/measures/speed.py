@@ -141,7 +141,7 @@ def time_drawing(model: OmniMamba, vq: ImageTokenizer | None, caption_ids: Tenso
     hook = model.backbone.register_forward_hook(lambda *_: clock.mark())
     try:
         clock.mark()
-        codes = model.generate_image_ids(caption_ids, uniforms=numbers)
+        codes = model.generate_image_ids(caption_ids, uniforms_BI=numbers)
         clock.mark()
         if vq is not None:
             vq.decode(codes)

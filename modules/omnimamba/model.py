@@ -1,9 +1,10 @@
 """The OmniMamba model: one Mamba-2 backbone, two vocabularies, one adapter per task (arXiv 2503.08686, section 3).
 
-Shapes: B batch, L positions of one sequence, R positions of a row, D d_model, V vocabulary, M labelled positions,
-T text ids, C caption ids, I image tokens, F features per image.
+Shapes, as in the endings of names: B batch, L positions of one sequence, R positions of a row, D d_model,
+V vocabulary, M labelled positions, T text ids, N prompt ids, C caption ids, I image tokens, F features per image,
+W their width, S pixels of a side.
 
-A training row holds all sequences of a micro-batch one behind the other, MMU before T2I, told apart by ``seq_idx``:
+A training row holds all sequences of a micro-batch one after the other, MMU before T2I, told apart by ``seq_idx``:
 one forward pass serves both tasks, and conv and scan start afresh at each sequence.
 """
 
@@ -92,22 +93,22 @@ class OmniMamba(nn.Module):
     def forward(self, batch: Batch) -> dict[Task, Labelled]:
         """Logits and labels of each task of a micro-batch, by one pass over one row."""
         embedded = {task: self.embed(task, batch[task]) for task in TASKS if task in batch}
-        lengths = {task: self._lengths(x, batch[task]) for task, x in embedded.items()}
+        lengths = {task: self._lengths(x_BLD, batch[task]) for task, x_BLD in embedded.items()}
         hidden = self._run_row(embedded, lengths)
         return {task: self._labelled(task, hidden[task], batch[task]) for task in embedded}
 
     @_in_its_precision
     def logits(self, task: Task, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits of every position of one task's sequences, (B, L, V)."""
-        x = self.embed(task, batch)
-        return self.head(task, self._run_row({task: x}, {task: self._lengths(x, batch)})[task])
+        x_BLD = self.embed(task, batch)
+        return self.head(task, self._run_row({task: x_BLD}, {task: self._lengths(x_BLD, batch)})[task])
 
     def embed(self, task: Task, batch: Mapping[str, Tensor]) -> Tensor:
         """Input embeddings of one task's sequences, positions added, (B, L, D)."""
         if task == "t2i":
             return self._embed_t2i(batch["caption_ids"], batch["image_ids"])
-        features = batch["features"] if "features" in batch else self.vision(batch["images"])
-        return self._embed_mmu(features, batch["input_ids"])
+        features_BFW = batch["features"] if "features" in batch else self.vision(batch["images"])
+        return self._embed_mmu(features_BFW, batch["input_ids"])
 
     def head(self, task: Task, hidden: Tensor) -> Tensor:
         """(..., D) to logits (..., V): the task's tied table, or the shared one."""
@@ -116,48 +117,50 @@ class OmniMamba(nn.Module):
         return F.linear(hidden, self.text_embedding.weight)
 
     @torch.no_grad()
-    def generate_text(self, images: Tensor, prompt_ids: Tensor, *, max_new_tokens: int, end_id: int) -> Tensor:
-        """Greedy answers (B, n), n <= ``max_new_tokens``; a row is filled with ``end_id`` behind its first one.
+    def generate_text(self, images_B3SS: Tensor, prompt_ids_BN: Tensor, *, max_new_tokens: int, end_id: int) -> Tensor:
+        """Greedy answers (B, n), n <= ``max_new_tokens``. After its first ``end_id`` a row holds nothing else.
 
-        ``images`` is uint8 (B, 3, S, S); the rows of ``prompt_ids`` (B, T+4) are of equal length, because a state-space
-        model sees padding.
+        ``images_B3SS`` is uint8. The rows of ``prompt_ids_BN`` are of equal length: a state-space model sees padding.
         """
-        return self.continue_text(self.vision(images), prompt_ids, max_new_tokens=max_new_tokens, end_id=end_id)
+        features_BFW = self.vision(images_B3SS)
+        return self.continue_text(features_BFW, prompt_ids_BN, max_new_tokens=max_new_tokens, end_id=end_id)
 
     @torch.no_grad()
-    def continue_text(self, features: Tensor, prompt_ids: Tensor, *, max_new_tokens: int, end_id: int | None) -> Tensor:
-        """`generate_text` from vision features (B, F, W); without ``end_id`` every row gets all its tokens.
+    def continue_text(
+        self, features_BFW: Tensor, prompt_ids_BN: Tensor, *, max_new_tokens: int, end_id: int | None
+    ) -> Tensor:
+        """`generate_text` from vision features; without ``end_id`` every row gets all its tokens.
 
         Raises:
             ValueError: prompt and answer together pass the learned positions.
             NotFiniteError: what the model computes is no number.
         """
-        room = self.answer_room(prompt_ids.shape[1])
+        room = self.answer_room(prompt_ids_BN.shape[1])
         if room < 1:
             raise ValueError(
-                f"a prompt of {prompt_ids.shape[1]} ids and {self.config.vision.patches} image features leaves no room "
-                f"for an answer in the model's {len(self.mmu_positions)} MMU positions; shorten the question"
+                f"a prompt of {prompt_ids_BN.shape[1]} ids and {self.config.vision.patches} image features leaves no "
+                f"room for an answer in the model's {len(self.mmu_positions)} MMU positions; shorten the question"
             )
         if max_new_tokens > room:
             raise ValueError(
-                f"max_new_tokens={max_new_tokens}, but behind this prompt the model's {len(self.mmu_positions)} MMU "
+                f"max_new_tokens={max_new_tokens}, but after this prompt the model's {len(self.mmu_positions)} MMU "
                 f"positions leave room for {room}; ask for fewer, or shorten the question"
             )
-        hidden, state = self._prefill("mmu", lambda: self._embed_mmu(features, prompt_ids))
+        hidden_BD, state = self._prefill("mmu", lambda: self._embed_mmu(features_BFW, prompt_ids_BN))
         decoder = self._decoder("mmu")
-        first = features.shape[1] + prompt_ids.shape[1]
-        done = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+        first = features_BFW.shape[1] + prompt_ids_BN.shape[1]
+        done_B = torch.zeros(len(hidden_BD), dtype=torch.bool, device=hidden_BD.device)
         tokens: list[Tensor] = []
         for position in range(first, first + max_new_tokens):
-            token = decoder.choose(hidden)
+            token_B = decoder.choose(hidden_BD)
             if end_id is not None:
-                token = token.masked_fill(done, end_id)
-                done |= token == end_id
-            tokens.append(token)
-            if len(tokens) == max_new_tokens or bool(done.all()):
+                token_B = token_B.masked_fill(done_B, end_id)
+                done_B |= token_B == end_id
+            tokens.append(token_B)
+            if len(tokens) == max_new_tokens or bool(done_B.all()):
                 break
-            hidden = decoder.step(token, self.mmu_positions[position], state)
-        decoder.check(hidden)
+            hidden_BD = decoder.step(token_B, self.mmu_positions[position], state)
+        decoder.check(hidden_BD)
         return torch.stack(tokens, dim=1)
 
     def answer_room(self, prompt_length: int) -> int:
@@ -167,44 +170,47 @@ class OmniMamba(nn.Module):
     @torch.no_grad()
     def generate_image_ids(
         self,
-        caption_ids: Tensor,
+        caption_ids_BC: Tensor,
         *,
-        uniforms: Tensor | None,
+        uniforms_BI: Tensor | None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
     ) -> Tensor:
-        """VQ codes (B, I) for captions (B, C+5): greedy, or the inverse CDF at ``uniforms`` (B, I) in [0, 1)."""
-        start = caption_ids.shape[1] - 1
-        hidden, state = self._prefill("t2i", lambda: self._caption(caption_ids[:, :-1]) + self.t2i_positions[:start])
+        """VQ codes (B, I) of captions (B, C+5): greedy, or the inverse CDF at ``uniforms_BI``, which lie in [0, 1)."""
+        start = caption_ids_BC.shape[1] - 1
+        hidden_BD, state = self._prefill(
+            "t2i", lambda: self._caption(caption_ids_BC[:, :-1]) + self.t2i_positions[:start]
+        )
         return self._decoder("t2i").draw(
-            hidden,
+            hidden_BD,
             state,
             start=start,
             count=self.config.image_tokens,
-            uniforms_BI=uniforms,
+            uniforms_BI=uniforms_BI,
             pick=partial(choose, temperature=temperature, top_k=top_k, top_p=top_p),
         )
 
     @_in_its_precision
     def _prefill(self, task: Task, embed: Callable[[], Tensor]) -> tuple[Tensor, BackboneState]:
         """The last hidden states (B, D) of a prompt, and what later positions need of it."""
-        x = embed()
+        x_BLD = embed()
         state: BackboneState = []
-        hidden: Tensor = self.backbone(x, segments_of(task, x.shape[1]), state=state)[:, -1]
-        return hidden, state
+        hidden_BD: Tensor = self.backbone(x_BLD, segments_of(task, x_BLD.shape[1]), state=state)[:, -1]
+        return hidden_BD, state
 
     def _decoder(self, task: Task) -> Decoder:
         """The task's weights, ready for single tokens."""
         if task == "mmu":
-            inputs, positions = self.text_embedding.weight, self.mmu_positions
-            head = inputs[: self.config.vocab_size]
+            inputs_UD, positions_PD = self.text_embedding.weight, self.mmu_positions
+            head_VD = inputs_UD[: self.config.vocab_size]
         else:
-            inputs = self._image_inputs()
-            positions = self.t2i_positions
-            shared = self.text_embedding.weight[self.config.vocab_size :]
-            head = shared if self.image_table is None else self.image_table.weight
-        return Decoder(self.backbone, task, self.compute, inputs_UD=inputs, head_VD=head, positions_PD=positions)
+            inputs_UD, positions_PD = self._image_inputs(), self.t2i_positions
+            shared_VD = self.text_embedding.weight[self.config.vocab_size :]
+            head_VD = shared_VD if self.image_table is None else self.image_table.weight
+        return Decoder(
+            self.backbone, task, self.compute, inputs_UD=inputs_UD, head_VD=head_VD, positions_PD=positions_PD
+        )
 
     @_in_its_precision
     def _image_inputs(self) -> Tensor:
@@ -212,60 +218,62 @@ class OmniMamba(nn.Module):
         return self._image(torch.arange(self.config.image_vocab, device=self.device))
 
     @staticmethod
-    def _lengths(x: Tensor, batch: Mapping[str, Any]) -> list[int]:
-        """Positions of each of the sequences ``x`` (B, L, D) without padding that is only there to stack them."""
+    def _lengths(x_BLD: Tensor, batch: Mapping[str, Any]) -> list[int]:
+        """Positions of each sequence of ``x_BLD``, without the padding that is only there to stack them."""
         if "lengths" not in batch:
-            return [x.shape[1]] * x.shape[0]
-        besides = x.shape[1] - batch["input_ids"].shape[1]
+            return [x_BLD.shape[1]] * x_BLD.shape[0]
+        besides = x_BLD.shape[1] - batch["input_ids"].shape[1]
         return [besides + length for length in batch["lengths"]]
 
     def _run_row(self, embedded: Mapping[Task, Tensor], lengths: Mapping[Task, list[int]]) -> dict[Task, Tensor]:
         """Run all sequences as one row and hand each task its hidden states back, (B, L, D)."""
-        row = torch.cat([_one_behind_the_other(x, lengths[task]) for task, x in embedded.items()])[None]
+        row_1RD = torch.cat([_concatenated(x_BLD, lengths[task]) for task, x_BLD in embedded.items()])[None]
         numbers = enumerate(n for task in embedded for n in lengths[task])
-        seq_idx = torch.cat([torch.full((n,), i, dtype=torch.int32, device=row.device) for i, n in numbers])[None]
+        ids_R = torch.cat([torch.full((n,), i, dtype=torch.int32, device=row_1RD.device) for i, n in numbers])
         mmu, t2i = (sum(lengths.get(task, [])) for task in TASKS)
         segments: Segments = (mmu, t2i)
-        hidden = self.backbone(row, segments, seq_idx)[0].split([sum(lengths[task]) for task in embedded])
-        return {task: _stacked(h, lengths[task]) for task, h in zip(embedded, hidden, strict=True)}
+        hidden_RD = self.backbone(row_1RD, segments, ids_R[None])[0]
+        parts = hidden_RD.split([sum(lengths[task]) for task in embedded])
+        return {task: _stacked(part_RD, lengths[task]) for task, part_RD in zip(embedded, parts, strict=True)}
 
-    def _labelled(self, task: Task, hidden: Tensor, batch: Mapping[str, Tensor]) -> Labelled:
+    def _labelled(self, task: Task, hidden_BLD: Tensor, batch: Mapping[str, Tensor]) -> Labelled:
         """A label is predicted from the position before it."""
         if task == "t2i":
-            labels = batch["image_ids"].long()
+            codes_BI = batch["image_ids"].long()
             start = batch["caption_ids"].shape[1] - 2
-            logits = self.head(task, hidden[:, start : start + labels.shape[1]].flatten(0, 1))
-            return Labelled(logits, labels.flatten() + (self.config.vocab_size if self.image_table is None else 0))
-        labels = batch["labels"].long()
-        hidden = hidden[:, -labels.shape[1] - 1 : -1].flatten(0, 1)
-        labels = labels.flatten()
-        # where the labels stand is known when the batch is made; to ask a GPU would be to wait for it
-        chosen = batch["labelled"] if "labelled" in batch else (labels != IGNORE).nonzero()[:, 0]
-        return Labelled(self.head(task, hidden[chosen]), labels[chosen])
+            logits_MV = self.head(task, hidden_BLD[:, start : start + codes_BI.shape[1]].flatten(0, 1))
+            return Labelled(logits_MV, codes_BI.flatten() + (self.config.vocab_size if self.image_table is None else 0))
+        labels_BT = batch["labels"].long()
+        before_BTD = hidden_BLD[:, -labels_BT.shape[1] - 1 : -1]
+        # where the labels are is known when the batch is made; to ask a GPU would be to wait for it
+        places_M = batch["labelled"] if "labelled" in batch else (labels_BT.flatten() != IGNORE).nonzero()[:, 0]
+        return Labelled(self.head(task, before_BTD.flatten(0, 1)[places_M]), labels_BT.flatten()[places_M])
 
-    def _caption(self, ids: Tensor) -> Tensor:
-        x: Tensor = self.caption_projection(self.text_embedding(ids))
-        return x
+    def _caption(self, ids_BL: Tensor) -> Tensor:
+        x_BLD: Tensor = self.caption_projection(self.text_embedding(ids_BL))
+        return x_BLD
 
     def _image(self, codes: Tensor) -> Tensor:
-        rows = (
-            self.text_embedding(codes + self.config.vocab_size) if self.image_table is None else self.image_table(codes)
-        )
+        """Codes (..., I) to their embeddings (..., I, D)."""
+        if self.image_table is None:
+            rows = self.text_embedding(codes + self.config.vocab_size)
+        else:
+            rows = self.image_table(codes)
         x: Tensor = self.image_mlp(rows)
         return x
 
-    def _embed_t2i(self, caption_ids: Tensor, image_ids: Tensor) -> Tensor:
-        before, after = self._caption(caption_ids[:, :-1]), self._caption(caption_ids[:, -1:])
-        x = torch.cat([before, self._image(image_ids), after], dim=1)
-        self._check_room("t2i_positions", x.shape[1])
-        return x + self.t2i_positions[: x.shape[1]]
+    def _embed_t2i(self, caption_ids_BC: Tensor, image_ids_BI: Tensor) -> Tensor:
+        before, after = self._caption(caption_ids_BC[:, :-1]), self._caption(caption_ids_BC[:, -1:])
+        x_BLD = torch.cat([before, self._image(image_ids_BI), after], dim=1)
+        self._check_room("t2i_positions", x_BLD.shape[1])
+        return x_BLD + self.t2i_positions[: x_BLD.shape[1]]
 
-    def _embed_mmu(self, features: Tensor, input_ids: Tensor) -> Tensor:
-        text = self.text_embedding(input_ids)
-        image = self.projector(features)
-        x = torch.cat([text[:, :MMU_HEAD], image, text[:, MMU_HEAD:]], dim=1)
-        self._check_room("mmu_positions", x.shape[1])
-        return x + self.mmu_positions[: x.shape[1]]
+    def _embed_mmu(self, features_BFW: Tensor, input_ids_BN: Tensor) -> Tensor:
+        text_BND = self.text_embedding(input_ids_BN)
+        image_BFD = self.projector(features_BFW)
+        x_BLD = torch.cat([text_BND[:, :MMU_HEAD], image_BFD, text_BND[:, MMU_HEAD:]], dim=1)
+        self._check_room("mmu_positions", x_BLD.shape[1])
+        return x_BLD + self.mmu_positions[: x_BLD.shape[1]]
 
     def _check_room(self, name: str, needed: int) -> None:
         have = len(getattr(self, name))
@@ -275,15 +283,15 @@ class OmniMamba(nn.Module):
             )
 
 
-def _one_behind_the_other(x: Tensor, lengths: list[int]) -> Tensor:
-    """The first ``lengths`` positions of sequences (B, L, D) as one, (R, D)."""
-    if min(lengths) == x.shape[1]:
-        return x.flatten(0, 1)
-    return torch.cat([sequence[:n] for sequence, n in zip(x, lengths, strict=True)])
+def _concatenated(x_BLD: Tensor, lengths: list[int]) -> Tensor:
+    """The first ``lengths`` positions of the sequences as one, (R, D)."""
+    if min(lengths) == x_BLD.shape[1]:
+        return x_BLD.flatten(0, 1)
+    return torch.cat([x_LD[:n] for x_LD, n in zip(x_BLD, lengths, strict=True)])
 
 
-def _stacked(x: Tensor, lengths: list[int]) -> Tensor:
+def _stacked(x_RD: Tensor, lengths: list[int]) -> Tensor:
     """The opposite: (R, D) to sequences (B, L, D), filled up with zeros to the longest."""
     if len(set(lengths)) == 1:
-        return x.reshape(len(lengths), lengths[0], x.shape[1])
-    return pad_sequence(list(torch.split(x, lengths)), batch_first=True)
+        return x_RD.reshape(len(lengths), lengths[0], x_RD.shape[1])
+    return pad_sequence(list(torch.split(x_RD, lengths)), batch_first=True)

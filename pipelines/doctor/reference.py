@@ -136,7 +136,7 @@ def _compare_task(model: OmniMamba, task: Task, inputs: dict[str, Tensor], recor
 
 
 def _compare_greedy(model: OmniMamba, recorded: Mapping[str, Tensor]) -> list[Row]:
-    image_ids = model.generate_image_ids(recorded["t2i.caption_ids"], uniforms=None)
+    image_ids = model.generate_image_ids(recorded["t2i.caption_ids"], uniforms_BI=None)
     answer = recorded["mmu.greedy_text_ids"]
     prompt = recorded["mmu.input_ids"][:, : 4 + recorded["mmu.labels"].shape[1] // 3]
     text_ids = model.continue_text(recorded["mmu.vision_features"], prompt, max_new_tokens=answer.shape[1], end_id=None)

@@ -40,7 +40,7 @@ def test_losses_and_gradients_equal_the_references() -> None:
 def test_generation_continues_what_prefill_computed() -> None:
     model, batch = build(CONFIG).cuda(), batch_of(CONFIG)["t2i"]
     on_gpu = {name: value.cuda() for name, value in batch.items()}
-    ids = model.generate_image_ids(on_gpu["caption_ids"], uniforms=None)
+    ids = model.generate_image_ids(on_gpu["caption_ids"], uniforms_BI=None)
     logits = model.logits("t2i", {**on_gpu, "image_ids": ids})
     start = CONFIG.caption_length + 3
     assert torch.equal(logits[:, start : start + CONFIG.image_tokens].argmax(-1), ids)
@@ -65,8 +65,8 @@ def test_a_few_tokens_are_the_first_of_many(tokens: int) -> None:
     many, few = (replace(CONFIG, image_tokens=n, t2i_positions=30) for n in (16, tokens))
     captions = batch_of(many)["t2i"]["caption_ids"].cuda()
     uniforms = torch.rand(3, 16, generator=torch.Generator().manual_seed(0)).cuda()
-    first = build(few).cuda().generate_image_ids(captions, uniforms=uniforms[:, :tokens])
-    assert torch.equal(first, build(many).cuda().generate_image_ids(captions, uniforms=uniforms)[:, :tokens])
+    first = build(few).cuda().generate_image_ids(captions, uniforms_BI=uniforms[:, :tokens])
+    assert torch.equal(first, build(many).cuda().generate_image_ids(captions, uniforms_BI=uniforms)[:, :tokens])
 
 
 def test_answers_continue_what_prefill_computed() -> None:

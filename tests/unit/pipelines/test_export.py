@@ -96,7 +96,7 @@ def test_with_encoders_the_names_and_shapes_are_exactly_the_published_ones(monke
         model, vq = OmniMamba(ModelConfig(vision=vision)), LlamaGenVQ(LlamaGenConfig())
     vits = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items() if "featurizer" in name}
     monkeypatch.setattr(DinoSiglip, "published_weights", lambda _: from_published(vits).vision)
-    found = exports.whole(model, vq, encoders=True)
+    found = exports.all_weights(model, vq, encoders=True)
     assert {name: tuple(value.shape) for name, value in found.items()} == shapes
 
 

@@ -74,9 +74,9 @@ def share_of_teacher_forcing(model: OmniMamba, settings: dict[str, Any]) -> floa
         block.mixer.dt_bias.fill_(3.0)
         block.mixer.A_log.fill_(-2.0)
     uniforms = torch.rand(5, config.image_tokens, generator=torch.Generator().manual_seed(0)).to(model.device)
-    ids = model.generate_image_ids(captions, uniforms=uniforms, **settings)
+    ids = model.generate_image_ids(captions, uniforms_BI=uniforms, **settings)
     assert len(ids.unique()) > 8
-    assert torch.equal(ids, model.generate_image_ids(captions, uniforms=uniforms, **settings))
+    assert torch.equal(ids, model.generate_image_ids(captions, uniforms_BI=uniforms, **settings))
     logits = model.logits("t2i", {"caption_ids": captions, "image_ids": ids})[..., -config.image_vocab :]
     start = config.caption_length + 3
     expected = [choose(logits[:, start + n], uniforms[:, n], **settings) for n in range(config.image_tokens)]

@@ -36,6 +36,6 @@ def generated(model: OmniMamba) -> list[Tensor]:
     answers = model.continue_text(
         batch["mmu"]["features"], batch["mmu"]["input_ids"][:, :6], max_new_tokens=5, end_id=None
     )
-    codes = model.generate_image_ids(batch["t2i"]["caption_ids"], uniforms=None)
+    codes = model.generate_image_ids(batch["t2i"]["caption_ids"], uniforms_BI=None)
     with torch.no_grad():
         return [answers, codes, model.logits("t2i", batch["t2i"])]

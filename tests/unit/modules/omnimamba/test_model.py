@@ -62,12 +62,12 @@ def test_the_answer_to_a_label_is_not_seen(model: OmniMamba) -> None:
 def test_greedy_image_tokens_equal_teacher_forcing(vocabularies: str) -> None:
     config = replace(TINY, vocabularies=vocabularies)
     model, batch = build(config), batch_of(config)["t2i"]
-    ids = model.generate_image_ids(batch["caption_ids"], uniforms=None)
+    ids = model.generate_image_ids(batch["caption_ids"], uniforms_BI=None)
     logits = model.logits("t2i", {**batch, "image_ids": ids})
     rows = slice(config.vocab_size, None) if vocabularies == "shared" else slice(None)
     start = config.caption_length + 3
     assert torch.equal(logits[:, start : start + config.image_tokens, rows].argmax(-1), ids)
-    one = model.generate_image_ids(batch["caption_ids"][1:2], uniforms=None)
+    one = model.generate_image_ids(batch["caption_ids"][1:2], uniforms_BI=None)
     assert torch.equal(one[0], ids[1])
 
 
@@ -93,10 +93,10 @@ def test_a_row_is_filled_with_the_end_token_behind_its_first(model: OmniMamba) -
 def test_sampling_does_not_depend_on_the_batch(model: OmniMamba) -> None:
     captions = batch_of()["t2i"]["caption_ids"]
     draws = torch.rand(3, TINY.image_tokens, generator=torch.Generator().manual_seed(0))
-    many = model.generate_image_ids(captions, uniforms=draws, temperature=1.3, top_k=10)
+    many = model.generate_image_ids(captions, uniforms_BI=draws, temperature=1.3, top_k=10)
     for row in range(3):
         one = model.generate_image_ids(
-            captions[row : row + 1], uniforms=draws[row : row + 1], temperature=1.3, top_k=10
+            captions[row : row + 1], uniforms_BI=draws[row : row + 1], temperature=1.3, top_k=10
         )
         assert torch.equal(one[0], many[row])
 
@@ -186,7 +186,7 @@ def test_tokens_of_weights_that_diverged_are_refused(model: OmniMamba) -> None:
     with torch.no_grad():
         model.backbone.norm.weight[0] = torch.nan
     with pytest.raises(NotFiniteError, match=r"not finite, .* Take an earlier checkpoint"):
-        model.generate_image_ids(batch["t2i"]["caption_ids"], uniforms=torch.rand(3, TINY.image_tokens), top_k=5)
+        model.generate_image_ids(batch["t2i"]["caption_ids"], uniforms_BI=torch.rand(3, TINY.image_tokens), top_k=5)
     with pytest.raises(NotFiniteError, match="not finite"):
         model.continue_text(batch["mmu"]["features"], batch["mmu"]["input_ids"], max_new_tokens=2, end_id=None)
 
