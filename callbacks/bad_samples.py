@@ -1,6 +1,5 @@
 """Samples that could not be used: written to ``RUN/bad_samples.jsonl``, counted over all ranks, limited."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,13 @@ import lightning.pytorch as pl
 import torch.distributed as dist
 
 from callbacks.steps import step_taken
-from callbacks.tracking import Tracker, drop_torn_line, read_lines
+from callbacks.tracking import Tracker
 from datamodules.datasets import DataError
 from datamodules.mixed import MixedDataModule
-from modules.omnimamba.adapters import Task
+from modules.json_lines import append_rows, drop_torn_line, read_rows
+from modules.omnimamba.config import Task
+from modules.run_files import BAD_SAMPLES
 
-BAD_SAMPLES = "bad_samples.jsonl"
 ALWAYS_ALLOWED = 10
 """So many bad samples stop no run, however short it is."""
 
@@ -70,8 +70,7 @@ class BadSampleLog(pl.Callback):
         if not rows:
             return
         if trainer.is_global_zero:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+            append_rows(self.path, rows)
         self.counts.update(row["task"] for row in rows)
         self.tracker.log(trainer.global_step, {f"data/bad_samples_{task}": n for task, n in self.counts.items()})
         self._check(trainer)
@@ -90,7 +89,6 @@ class BadSampleLog(pl.Callback):
 
 def read_bad_samples(path: Path, up_to_step: int) -> list[dict[str, Any]]:
     """Lines of steps that were taken; a step that was taken again has found the same, and counts once."""
-    if not path.is_file():
-        return []
-    found = {(row["step"], row["task"], row["epoch"], row["key"], row["substitute"]): row for row in read_lines(path)}
+    keys = ("step", "task", "epoch", "key", "substitute")
+    found = {tuple(row[key] for key in keys): row for row in read_rows(path, keys)}
     return [row for row in found.values() if row["step"] <= up_to_step]

@@ -16,7 +16,7 @@ from callbacks.steps import step_taken
 from callbacks.tracking import read_metrics
 from modules.checkpoint_writing import snapshot, write_checkpoint
 from modules.checkpoints import STATE, CheckpointError, read_state, remove_old
-from modules.files import step_name
+from modules.files import step_folders, step_name
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class CheckpointConfig:
 
 def best_step(rows: Sequence[Mapping[str, Any]], checkpoints: Path, config: CheckpointConfig) -> int | None:
     """The step, among those that have a checkpoint, at which ``config.best`` was best; of equals the earliest."""
-    there = {folder.name for folder in checkpoints.glob("step-*")}
+    there = {folder.name for folder in step_folders(checkpoints)}
     values: dict[int, float] = {
         row["step"]: row[config.best]
         for row in rows

@@ -1,7 +1,6 @@
 """Watches training for what would ruin it silently, and stops or reports before it does."""
 
 import faulthandler
-import json
 import logging
 import math
 import statistics
@@ -20,10 +19,11 @@ from torch import Tensor, nn
 from callbacks.steps import step_taken
 from callbacks.tracking import Tracker
 from datamodules.mixed import MixedDataModule
+from modules.files import GIB, write_json
 from modules.zero import ZeroStrategy
 
 log = logging.getLogger(__name__)
-GIB = 2**30
+
 ENOUGH = 32
 """Gradient norms that must be known before one is called a spike."""
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -129,7 +129,7 @@ class FiniteGuard(pl.Callback):
         file = self.folder / f"not_finite_step{step}_rank{trainer.global_rank}.json"
         found = {"step": step, "rank": trainer.global_rank, "where": where, "samples": keys}
         try:
-            file.write_text(json.dumps(found, indent=1))
+            write_json(file, found)
         except OSError as error:  # a full disk must not hide why the run ends
             log.warning("%s could not be written (%s): %s", file, error, found)
         raise DivergedError(

@@ -7,11 +7,10 @@ from typing import IO, Any
 import lightning.pytorch as pl
 import torch.distributed as dist
 
-from callbacks.tracking import drop_torn_line
 from datamodules.mixed import MixedDataModule
-from modules.omnimamba.adapters import TASKS
-
-SAMPLES = "samples.jsonl"
+from modules.json_lines import drop_torn_line
+from modules.omnimamba.config import TASKS
+from modules.run_files import SAMPLES_LOG
 
 
 class SampleLog(pl.Callback):
@@ -22,7 +21,7 @@ class SampleLog(pl.Callback):
     """
 
     def __init__(self, folder: Path, attempt: int) -> None:
-        self.path = folder / SAMPLES
+        self.path = folder / SAMPLES_LOG
         self.attempt = attempt
         self._file: IO[str] | None = None
         self._pending: list[str] = []

@@ -11,13 +11,13 @@ from torch import Tensor
 from callbacks.steps import step_taken
 from callbacks.tracking import Tracker
 from datamodules.mixed import MixedDataModule
+from modules.files import GIB
 from modules.flops import model_flops
 from modules.omnimamba.config import ModelConfig
 from modules.stages import StageModule
 
 Show = Callable[[int, dict[str, float]], None]
 """Told (step, metrics) at every log."""
-GIB = 2**30
 
 
 class Throughput(pl.Callback):

@@ -6,7 +6,6 @@ One object per log: {"step", "time", "attempt", name: value, ...}. After a rollb
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import IO, Any
 from PIL import Image
 
 from callbacks.wandb_run import Report, TrackingConfig, WandbRun
+from modules.json_lines import drop_torn_line, read_rows
+from modules.run_files import METRICS
 
-__all__ = ["METRICS", "Tracker", "TrackingConfig", "drop_torn_line", "read_metrics"]
+__all__ = ["Tracker", "TrackingConfig", "read_metrics"]
 
 log = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 Watch = Callable[[int, Mapping[str, float | None]], None]
 
 
@@ -180,41 +180,9 @@ def _checkpoint(run_id: str, manifest: str, metadata: dict[str, Any]) -> Any:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """One row a step, in order, with all that was logged at it; of a value logged twice the higher attempt's counts."""
     steps: dict[int, dict[str, Any]] = {}
-    for row in sorted(_rows(folder), key=lambda row: row["attempt"]):
+    for row in sorted(read_rows(folder / METRICS, ("step",)), key=lambda row: row["attempt"]):
         steps.setdefault(row["step"], {}).update(row)
     return [steps[step] for step in sorted(steps)]
-
-
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    path = folder / METRICS
-    return read_lines(path) if path.is_file() else []
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file that one line is appended to for each; what follows the last newline, a kill cut short.
-
-    Raises:
-        ValueError: a line is no object.
-    """
-    rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or "step" not in row:
-            raise ValueError(f"line {number} of {path} is damaged; delete that line")
-        rows.append(row)
-    return rows
-
-
-def drop_torn_line(path: Path) -> None:
-    """Cut off a last line that a kill left without its end."""
-    if path.is_file():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
 
 
 def _is_finite(value: float | None) -> bool:

@@ -19,8 +19,7 @@ from datamodules.plan import Places
 from datamodules.shards.reader import ShardSet
 from datamodules.stored import content_of, turns_of
 from datamodules.t2i_table import T2ITable
-from modules.omnimamba.adapters import Task
-from modules.omnimamba.config import ModelConfig
+from modules.omnimamba.config import ModelConfig, Task
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.seeds import keyed_hashes, keyed_seed
 

@@ -15,8 +15,7 @@ from datamodules.plan import Places, StepPlan, Stream
 from datamodules.shards.reader import ShardSet
 from datamodules.t2i_table import open_table
 from modules import signals
-from modules.omnimamba.adapters import TASKS, Task
-from modules.omnimamba.config import ModelConfig
+from modules.omnimamba.config import TASKS, ModelConfig, Task
 from modules.omnimamba.tokenizer import TextTokenizer
 
 FIELDS: dict[Task, set[str]] = {"mmu": {"json", "jpg"}, "t2i": {"json", "vq"}}
@@ -35,6 +34,14 @@ class Counts:
 
     mmu: int = 0
     t2i: int = 0
+
+    def of(self, task: Task) -> int:
+        """Samples of ``task``."""
+        return self.mmu if task == "mmu" else self.t2i
+
+    def positions(self, model: ModelConfig, tasks: Sequence[Task]) -> int:
+        """Positions of all sequences of a micro-batch of these samples."""
+        return sum(self.of(task) * model.length(task) for task in tasks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +98,7 @@ class DataConfig:
             return 1
         factors: dict[str, int] = {}
         for task in tasks:
-            whole, micro = getattr(self.global_batch, task), getattr(self.micro_batch, task)
+            whole, micro = self.global_batch.of(task), self.micro_batch.of(task)
             if whole < 1 or whole % (micro * world_size):
                 raise ValueError(
                     f"data.global_batch.{task}={whole} is not a multiple of data.micro_batch.{task}={micro} on "
@@ -246,7 +253,7 @@ class MixedDataModule(pl.LightningDataModule):
 
     def _plan(self, rank: int, world_size: int) -> StepPlan:
         streams = {task: Stream(task, len(samples.shards), self.seed) for task, samples in self.samples.items()}
-        micro = {task: int(getattr(self.config.micro_batch, task)) for task in self.samples}
+        micro = {task: self.config.micro_batch.of(task) for task in self.samples}
         return StepPlan(streams, micro, self.config.accumulation(list(self.samples), world_size), world_size, rank)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from modules.omnimamba.adapters import TASKS, Task
+from modules.omnimamba.config import TASKS, Task
 from modules.seeds import keyed_hashes, keyed_seed
 
 

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.encode import encode_caption
-from datamodules.shards.folders import locked, new_folder
+from datamodules.shards.folders import locked_folder
 from datamodules.shards.reader import DamagedShardError, ShardSet
 from datamodules.stored import captions_of, codes_of, content_of
+from modules.files import new_folder
 from modules.omnimamba.tokenizer import TextTokenizer
 
 _VERSION = 2
@@ -107,7 +108,7 @@ def open_table(
     kind = f"t2i-v{_VERSION}-{shards.fingerprint[:16]}-{tokenizer.fingerprint[:16]}-{caption_length}"
     path = folder / kind
     if not path.is_dir():
-        with locked(path):
+        with locked_folder(path):
             if not path.is_dir():
                 report(f"making the table of {len(shards)} T2I samples in {path}, once")
                 with new_folder(path) as partial:

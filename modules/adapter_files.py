@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modules.omnimamba.adapters import Task
+from modules.omnimamba.config import Task
 from modules.omnimamba.model import OmniMamba
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from modules.checkpoints import STATE, CheckpointError, commit
+from modules.files import GIB
 
-GIB = 2**30
 BESIDE = 2**20
 """Bytes that a checkpoint holds beside its tensors, and more than those."""
 

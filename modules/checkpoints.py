@@ -7,9 +7,8 @@ was damaged afterwards.
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modules.files import sha256, step_name
+from modules.files import move_into_place, sha256, step_folders, step_name
+from modules.omnimamba.weight_names import shortened
+from modules.run_files import CHECKPOINTS
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -39,13 +40,8 @@ def commit(temporary: Path, final: Path, step: int) -> None:
     }
     manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files}
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in [*(temporary / name for name in files), temporary / MANIFEST]:
-        _fsync(path)
-    _fsync(temporary)
-    if final.exists():  # an older attempt's, behind the state that this run resumed from
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    _fsync(final.parent)
+    # there may be one of an older attempt, of a step after the one that this run resumed from
+    move_into_place(temporary, final, over_folder=True)
 
 
 def problem(folder: Path) -> str | None:
@@ -79,7 +75,7 @@ def latest_valid(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
     Raises:
         CheckpointError: there are checkpoints but none of them is whole.
     """
-    folders = sorted(checkpoints.glob("step-*"), reverse=True)
+    folders = step_folders(checkpoints)[::-1]
     found = []
     for folder in folders:
         if (why := problem(folder)) is None:
@@ -106,7 +102,7 @@ def find_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
         raise CheckpointError(f"checkpoint {path} cannot be used: {why}; name another one")
     if not path.is_dir():
         raise CheckpointError(f"checkpoint {path} cannot be used: there is no such folder; name another one")
-    found = latest_valid(path / "checkpoints", warn)
+    found = latest_valid(path / CHECKPOINTS, warn)
     if found is None:
         raise CheckpointError(
             f"{path} holds no checkpoint (checkpoints/step-*); train that run first, or name another folder"
@@ -157,7 +153,7 @@ def refuse_misfit(weights: Mapping[str, Tensor], wanted: Mapping[str, torch.Size
     ]
     if odd:
         raise CheckpointError(
-            f"{origin} does not fit the model: {_shortened(odd, 2)}. Keep the model section as it was "
+            f"{origin} does not fit the model: {shortened(odd, 2)}. Keep the model section as it was "
             "(run.allow_changed lets no weights change their shape), or choose another run.dir to start anew"
         )
 
@@ -214,7 +210,7 @@ class LoadReport:
         lines = [f"{len(names)} parameters from {origin}" for origin, names in self.loaded.items()]
         for title, names in (("kept as initialised", self.kept), ("unexpected, not loaded", self.unexpected)):
             if names:
-                lines.append(f"{len(names)} {title}: {_shortened(names)}")
+                lines.append(f"{len(names)} {title}: {shortened(names)}")
         return lines
 
 
@@ -268,22 +264,9 @@ def remove_old(checkpoints: Path, keep_last: int, newest: int, best: int | None 
     Later ones are damaged and were passed over; they are not what is kept. The manifest goes first, so that a
     half-deleted checkpoint is never used.
     """
-    whole = [folder for folder in sorted(checkpoints.glob("step-*")) if folder.name <= step_name(newest)]
+    whole = [folder for folder in step_folders(checkpoints) if folder.name <= step_name(newest)]
     for folder in whole[:-keep_last]:
         if best is not None and folder.name == step_name(best):
             continue
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
-
-
-def _shortened(names: Iterable[str], most: int = 4) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

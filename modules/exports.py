@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modules.checkpoints import CheckpointError
-from modules.files import sha256
-from modules.omnimamba.adapters import Task, TaskLoraLinear
+from modules.files import sha256, write_json
+from modules.omnimamba.adapters import TaskLoraLinear
+from modules.omnimamba.config import Task
 from modules.omnimamba.llamagen import LlamaGenVQ
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.vision import DinoSiglip
@@ -74,7 +75,7 @@ def write(weights: Mapping[str, Tensor], folder: Path, facts: Mapping[str, Any])
         raise CheckpointError(f"{path} reads back otherwise than it was written; write it to another disk")
     entry = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     content = {"format_version": FORMAT_VERSION, "files": {SAFETENSORS: entry}, **facts}
-    (folder / EXPORT).write_text(json.dumps(content, indent=1))
+    write_json(folder / EXPORT, content)
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,9 +1,21 @@
-"""Small things about files that several parts need."""
+"""Files and folders that appear whole and safe on disk or not at all, and how they are named."""
 
 import hashlib
+import json
+import os
+import shutil
+import socket
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any, BinaryIO
+
+GIB = 2**30
+PARTIAL = ".partial-"
+"""Part of the name of every file and folder that is not whole yet."""
 
 
 def sha256(path: Path) -> str:
@@ -15,6 +27,105 @@ def sha256(path: Path) -> str:
 def step_name(step: int) -> str:
     """Name of the folders that belong to an optimizer step, for example step-000000020."""
     return f"step-{step:09d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step that a folder's name tells; None where it tells none."""
+    number = name.removeprefix("step-")
+    return int(number) if number != name and number.isascii() and number.isdecimal() else None
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """The folders of steps in ``folder``, in the order of their steps; empty where there is no such folder."""
+    found = {step: path for path in folder.glob("step-*") if (step := step_of(path.name)) is not None}
+    return [found[step] for step in sorted(found)]
+
+
+@contextmanager
+def new_path(path: Path, scratch: Path | None = None) -> Iterator[Path]:
+    """Where to write a file that takes the place of ``path``, safe on disk, once the block has succeeded.
+
+    Until then it lies in ``scratch`` (on the same file system), or beside ``path``.
+    """
+    partial = _partial(path, scratch)
+    try:
+        yield partial
+        move_into_place(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_file(path: Path, scratch: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write in the place of ``path``, see `new_path`.
+
+    Raises:
+        OSError: it cannot be written; the error names ``path``.
+    """
+    try:
+        with new_path(path, scratch) as partial, partial.open("wb") as file:
+            yield file
+    except OSError as error:
+        # a write's own error does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_file(path: Path, content: str | bytes, scratch: Path | None = None) -> None:
+    """Write a whole file, see `new_file`; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path, scratch) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, document: Any, scratch: Path | None = None) -> None:
+    """Write a whole file of readable JSON, see `write_file`."""
+    write_file(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n", scratch)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``folder`` (empty or not there yet) once the block has succeeded."""
+    partial = _partial(folder, None)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        move_into_place(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def move_into_place(partial: Path, path: Path, *, over_folder: bool = False) -> None:
+    """Rename a file or folder, after all of it is safe on disk: a machine that loses power leaves none half written.
+
+    A folder ``path`` that is not empty is deleted first with ``over_folder``, else it is an error.
+    """
+    for each in [*partial.rglob("*"), partial] if partial.is_dir() else [partial]:
+        _sync(each)
+    if over_folder and path.exists():
+        shutil.rmtree(path)
+    os.replace(partial, path)
+    _sync(path.parent)
+
+
+def remove_partials(folder: Path, name: str = "") -> None:
+    """Delete what killed processes left unfinished in ``folder``: of ``name``, or of all. Nobody may be writing it."""
+    for stale in folder.iterdir():
+        if stale.name.startswith(f".{name}{PARTIAL}") if name else PARTIAL in stale.name:
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+
+
+def _partial(path: Path, scratch: Path | None) -> Path:
+    # the host and the thread too: nodes share folders and process numbers, threads write at the same time
+    writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+    return (scratch or path.parent) / f".{path.name}{PARTIAL}{writer}"
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @cache

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.omnimamba.adapters import Task
+from modules.omnimamba.config import Task
 from modules.omnimamba.model import Labelled
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modules.checkpoints import CheckpointError, refuse_misfit
 from modules.objectives import LossWeights, task_losses, total_loss
-from modules.omnimamba.adapters import TASKS, Task
+from modules.omnimamba.config import TASKS, Task
 from modules.omnimamba.model import Batch, OmniMamba
 from modules.optim import OptimConfig, build_optimizer
 from modules.seeds import keyed_seed

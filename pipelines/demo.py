@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modules.run_files import RECORDS
 from pipelines.run.console import run_verb, say
 
 if TYPE_CHECKING:
@@ -78,8 +79,9 @@ def main() -> None:
 def _results(run: Path, *, first: bool = False) -> dict[str, Any]:
     """Results of the run's first or last evaluated step, by measure."""
     from callbacks.measures.records import read_results
+    from modules.files import step_folders
 
-    return read_results(sorted((run / "records").glob("step-*"))[0 if first else -1])
+    return read_results(step_folders(run / RECORDS)[0 if first else -1])
 
 
 def _fd_name(results: dict[str, Any]) -> str:
@@ -136,8 +138,7 @@ def _sheet(run: Path) -> "Image.Image":
     from callbacks.measures.pictures import draw, require_vq
     from datamodules.benchmarks.coco import CaptionSet
     from datamodules.images import centre_crop, read_image, to_image, to_tensor
-    from pipelines.evaluate import context_of
-    from pipelines.run.trained import load_trained, trained_config
+    from pipelines.run.trained import context_of, load_trained, trained_config
 
     context = context_of(load_trained(run))
     fid, vq = trained_config(run).evaluation.section(FidConfig), require_vq(context)

@@ -25,14 +25,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.run.console import run_verb, say
+from pipelines.run.console import run_verb, say, split_overrides
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from callbacks.measures.measure import EvaluationContext, Measure, Result
-    from pipelines.run.processes import Place
-    from pipelines.run.trained import Trained
 
 
 def main() -> None:
@@ -43,25 +41,25 @@ def main() -> None:
 
     from callbacks.measures.registry import build_measures, build_mini_measures
     from callbacks.measures.running import on_all_ranks, run_measure
-    from pipelines.run.processes import joined
-    from pipelines.run.trained import load_trained, trained_config
+    from pipelines.run.ranks import process_group
+    from pipelines.run.trained import context_of, load_trained, trained_config
 
     config = trained_config(arguments.run, overrides)
     if arguments.mini and not config.evaluation.mini:
         raise ValueError("--mini needs evaluation.mini=N, the number of samples; this run has none configured")
     build = build_mini_measures if arguments.mini else build_measures
     measures = choose(build(config.evaluation), arguments.measures)
-    with joined(timedelta(minutes=config.hardware.timeout_minutes)) as place:
-        context = context_of(load_trained(arguments.run, overrides), place)
+    with process_group(timedelta(minutes=config.hardware.timeout_minutes)) as ranks:
+        context = context_of(load_trained(arguments.run, overrides), ranks)
         on_all_ranks(lambda: _check(measures, context, fresh=arguments.fresh))
         results: dict[str, Result] = {}
         for measure in measures:
-            if place.leads:
+            if ranks.leads:
                 say(f"{measure.name}: {len(measure.sample_ids())} samples")
             result = run_measure(measure, context, generate=not arguments.score_only)
             if result is not None:  # this process is rank 0
                 results[measure.name] = result
-    if place.leads:
+    if ranks.leads:
         title = f"{context.folder} at step {context.step}"
         Console().print(result_table(results, title=title, details=arguments.details))
         say(f"results: {context.records / 'results.json'}")
@@ -73,27 +71,6 @@ def _check(measures: "Sequence[Measure]", context: "EvaluationContext", *, fresh
         measure.check(context)
         if fresh and not context.rank:
             measure.discard(context)
-
-
-def context_of(trained: "Trained", place: "Place | None" = None) -> "EvaluationContext":
-    """A loaded model as measures take it, in one process or several."""
-    from callbacks.measures.measure import EvaluationContext
-    from modules.checkpoints import weights_fingerprint
-
-    return EvaluationContext(
-        rank=place.rank if place else 0,
-        world_size=place.world_size if place else 1,
-        model=trained.model,
-        weights=weights_fingerprint(trained.model),
-        checkpoint=trained.origin,
-        tokenizer=trained.tokenizer,
-        vq=trained.vq,
-        template=trained.config.data.template,
-        device=trained.model.device,
-        step=trained.step,
-        folder=trained.folder,
-        batch_size=trained.config.evaluation.batch_size,
-    )
 
 
 def choose(measures: "Sequence[Measure]", keys: Sequence[str] | None) -> "list[Measure]":
@@ -168,14 +145,6 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
         overrides += [word for word in arguments.measures if "=" in word]
         arguments.measures = [word for word in arguments.measures if "=" not in word] or None
     return arguments, overrides
-
-
-def split_overrides(parser: argparse.ArgumentParser, rest: Sequence[str]) -> list[str]:
-    """The words that ``parser`` did not know, if they all are key=value; otherwise it ends with its usage."""
-    for word in rest:
-        if word.startswith("-") or "=" not in word:
-            parser.error(f"unrecognized argument: {word}")
-    return list(rest)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ FORMS = ("model", "adapters", "merged")
 
 def main() -> None:
     """Parse the command line and export."""
-    from pipelines.evaluate import split_overrides
+    from pipelines.run.console import split_overrides
 
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -62,31 +62,27 @@ def export(
 
     from modules import exports
     from modules.adapter_files import save_adapter
-    from modules.omnimamba.adapters import TASKS
+    from modules.files import new_folder
+    from modules.omnimamba.config import TASKS
     from pipelines.run.trained import load_trained, trained_config
 
     if out.exists():
         raise FileExistsError(f"{out} exists; name a folder that does not, nothing is overwritten")
     trained = load_trained(run, ["hardware.accelerator=cpu", "trainer.precision=float32", *overrides])
     trained = replace(trained, config=trained_config(run, overrides))  # whose own hardware is not this CPU
-    temporary = out.with_name(f".{out.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        if "model" in forms:
-            _write(temporary, exports.all_weights(trained.model, trained.vq, encoders=encoders), trained)
-        for task in TASKS:
-            if "adapters" in forms:
-                save_adapter(trained.model, task, temporary / "adapters" / task)
-            if "merged" in forms:
-                _write(temporary / "merged" / task, exports.merged(trained.model, task), trained, merged=task)
-        temporary.rename(out)
+        with new_folder(out) as partial:
+            if "model" in forms:
+                _write(partial, exports.all_weights(trained.model, trained.vq, encoders=encoders), trained)
+            for task in TASKS:
+                if "adapters" in forms:
+                    save_adapter(trained.model, task, partial / "adapters" / task)
+                if "merged" in forms:
+                    _write(partial / "merged" / task, exports.merged(trained.model, task), trained, merged=task)
     except FileNotFoundError:
         raise  # of what is exported; the message says which
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{out} could not be written: {error}; make room, or name a folder elsewhere") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         say(f"{path}  {path.stat().st_size:,} bytes")
 
@@ -96,8 +92,8 @@ def _write(folder: Path, weights: "dict[str, Tensor]", trained: "Trained", merge
 
     from modules import exports
     from modules.files import code_version
+    from modules.run_files import CONFIG
     from pipelines.run.config import as_dict
-    from pipelines.run.runfolder import CONFIG
     from pipelines.run.trained import TOKENIZER
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modules.run_files import SAMPLES
 from pipelines.run.console import run_verb, say, warn
 
 if TYPE_CHECKING:
@@ -49,9 +50,8 @@ def text2image(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     from callbacks.measures.pictures import NO_VQ, draw, require_vq
     from callbacks.measures.samples import require_short
     from datamodules.images import to_image
-    from pipelines.evaluate import context_of
     from pipelines.run.compose import build_tokenizer
-    from pipelines.run.trained import load_trained, trained_config
+    from pipelines.run.trained import context_of, load_trained, trained_config
 
     config = trained_config(arguments.run, overrides)
     sampling = _sampling(arguments, config)
@@ -80,8 +80,7 @@ def describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     from callbacks.measures.answers import SHORT_ANSWER, answer
     from datamodules.encode import encode_question
     from datamodules.images import read_image
-    from pipelines.evaluate import context_of
-    from pipelines.run.trained import load_trained, trained_config
+    from pipelines.run.trained import context_of, load_trained, trained_config
 
     if not arguments.question.strip():
         raise ValueError('the question is empty; ask something, for example "What is in the image?"')
@@ -120,7 +119,7 @@ def _out(arguments: argparse.Namespace, folder: Path) -> Path:
     out: Path | None = arguments.out
     if out is None:
         slug = re.sub(r"[^a-z0-9]+", "-", arguments.caption.lower()).strip("-")[:60] or "picture"
-        out = folder / "samples" / f"{slug}-seed{arguments.seed}.png"
+        out = folder / SAMPLES / f"{slug}-seed{arguments.seed}.png"
     elif not out.parent.is_dir():
         raise FileNotFoundError(f"folder {out.parent} does not exist; make it first or name another --out")
     if out.suffix.lower() != ".png":
@@ -138,7 +137,7 @@ def _say_if_untrained(config: "RunConfig", task: str, run: Path) -> None:
 
 
 def _parse() -> tuple[argparse.Namespace, list[str]]:
-    from pipelines.evaluate import split_overrides
+    from pipelines.run.console import split_overrides
 
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

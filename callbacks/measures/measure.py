@@ -23,6 +23,7 @@ from modules.files import code_version, sha256, step_name
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer
+from modules.run_files import RECORDS
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class EvaluationContext:
     @property
     def records(self) -> Path:
         """Folder of this step's records and results."""
-        return self.folder / "records" / step_name(self.step)
+        return self.folder / RECORDS / step_name(self.step)
 
 
 @dataclass(frozen=True, kw_only=True)

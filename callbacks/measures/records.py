@@ -4,11 +4,13 @@
 """
 
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from modules.files import write_json
+from modules.json_lines import append_rows, drop_torn_line, read_rows
 
 WEIGHTS = "weights"
 """Key of the fingerprint of the weights in a protocol."""
@@ -69,15 +71,12 @@ class RecordBook:
         self.require_protocol(protocol)
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "protocol.json").is_file():
-            write_json(self.folder / "protocol.json", protocol, unique=self.path.stem)
-        if self.path.is_file():
-            data = self.path.read_bytes()
-            os.truncate(self.path, data.rfind(b"\n") + 1)
+            write_json(self.folder / "protocol.json", protocol)
+        drop_torn_line(self.path)
 
     def append(self, records: Iterable[Record]) -> None:
-        """Write ``records`` behind those of this rank and flush them."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        """Write ``records`` after those of this rank."""
+        append_rows(self.path, records)
 
     def read(self) -> dict[str, Record]:
         """The complete records of all ranks by sample id.
@@ -87,24 +86,9 @@ class RecordBook:
         """
         merged: dict[str, Record] = {}
         for path in sorted(self.folder.glob("rank*.jsonl")):
-            for record in _lines(path):
+            for record in read_rows(path, ("sample_id",), mend="delete the file to make it anew"):
                 merged.setdefault(record["sample_id"], record)
         return merged
-
-
-def _lines(path: Path) -> Iterator[Record]:
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        if not line.endswith(b"\n"):
-            return
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(
-                f"line {number} of {path} is no record ({error}); delete the file to make it anew"
-            ) from error
-        if not isinstance(record, dict) or "sample_id" not in record:
-            raise ValueError(f"line {number} of {path} has no sample_id; delete the file to make it anew")
-        yield record
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -128,11 +112,3 @@ def drop_result(folder: Path, name: str) -> None:
     results = read_results(folder)
     if results.pop(name, None) is not None:
         write_json(folder / "results.json", results)
-
-
-def write_json(path: Path, document: Mapping[str, Any] | Sequence[Any], unique: str = "new") -> None:
-    """Write a JSON file as a whole or not at all; ``unique`` tells writers apart that may write it at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{unique}")
-    temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

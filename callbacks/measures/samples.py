@@ -9,13 +9,14 @@ from PIL import Image
 
 from callbacks.measures.measure import EvaluationContext, MeasureConfig, Result
 from callbacks.measures.pictures import Drawing, PictureMeasure, SamplingConfig, decode
-from callbacks.measures.records import Record, write_json
+from callbacks.measures.records import Record
 from callbacks.tracking import Tracker
 from datamodules.benchmarks.coco import CaptionSet
 from datamodules.encode import caption_overflow
 from datamodules.images import to_image
-from modules.files import step_name
+from modules.files import step_name, write_json
 from modules.omnimamba.tokenizer import TextTokenizer
+from modules.run_files import SAMPLES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class Samples(PictureMeasure):
 
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
         """Write the pictures, ``<id>.png``, and ``captions.json`` beside them."""
-        folder = context.folder / "samples" / step_name(context.step)
+        folder = context.folder / SAMPLES / step_name(context.step)
         folder.mkdir(parents=True, exist_ok=True)
         for record, picture in zip(records, _pictures(context, records), strict=True):
             picture.save(folder / f"{record['sample_id']}.png")

@@ -1,11 +1,9 @@
 """How fast pictures are drawn (the paper's Table 3): one batch at a time, prompt, tokens and decoder timed apart."""
 
 import platform
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -16,13 +14,14 @@ from callbacks.measures.measure import EvaluationContext, Measure, MeasureConfig
 from callbacks.measures.pictures import require_vq, uniforms
 from callbacks.measures.records import Record
 from datamodules.encode import encode_caption
+from modules.files import GIB
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.vq import ImageTokenizer
+from modules.timing import Clock
 
 PROMPT = "A man rides a brown horse along a sandy beach while two dogs run after them."
 """Every caption is filled up to the same length, so what it says does not change the time."""
 PARTS = ("prefill_s", "tokens_s", "vq_s")
-GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,35 +148,6 @@ def time_drawing(model: OmniMamba, vq: ImageTokenizer | None, caption_ids: Tenso
     finally:
         hook.remove()
     return clock.seconds()
-
-
-class Clock:
-    """Marks on a device's time axis: its own events on a GPU, so that nothing waits between them."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._marks: list[Any] = []
-        self._wait()
-
-    def mark(self) -> None:
-        """Set a mark behind all work so far."""
-        if self.device.type != "cuda":
-            self._marks.append(time.perf_counter())
-            return
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self.device))
-        self._marks.append(event)
-
-    def seconds(self) -> list[float]:
-        """From each mark to the next."""
-        self._wait()
-        if self.device.type != "cuda":
-            return [later - earlier for earlier, later in pairwise(self._marks)]
-        return [earlier.elapsed_time(later) / 1000 for earlier, later in pairwise(self._marks)]
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def _memory(device: torch.device) -> dict[str, float]:

@@ -7,10 +7,11 @@ from typing import ClassVar, Self
 
 from callbacks.measures.answers import QuestionMeasure, QuestionsConfig
 from callbacks.measures.measure import EvaluationContext, Result
-from callbacks.measures.records import Record, write_json
+from callbacks.measures.records import Record
 from callbacks.tracking import Tracker
 from datamodules.benchmarks.questions import Question
 from datamodules.benchmarks.vqav2 import Split, question_ids, read_vqav2
+from modules.files import write_json
 from modules.metrics import vqav2
 from modules.metrics.vqa_answers import evalai_form
 

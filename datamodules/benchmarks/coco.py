@@ -7,7 +7,6 @@ Two published protocols bring tables of prompts that were chosen once; `read_pro
 import csv
 import io
 import json
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from datamodules.benchmarks.questions import (
     require_images,
     require_keys,
 )
+from modules.files import write_file
 
 OFFICIAL_IMAGES = 40_504
 """Pictures of val2014."""
@@ -153,9 +153,7 @@ def write_prompts(path: Path, prompts: Sequence[Prompt | CaptionPair]) -> None:
         }
         for index, prompt in enumerate(prompts)
     ]
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    os.replace(temporary, path)
+    write_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def pictures_in(folder: Path, *, official: bool) -> list[Path]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datamodules.scenes.config import ScenesConfig
-from datamodules.shards.folders import holds, locked, new_folder, write_origin
+from datamodules.shards.folders import holds, locked_folder, write_origin
 from datamodules.sources.coco import CocoConfig, build_coco
 from datamodules.sources.llava import LlavaConfig, build_llava
+from modules.files import new_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +93,7 @@ def prepare_scenes(config: PrepareScenesConfig, say: Say = print) -> PreparedPat
     folder = Path(config.folder).resolve()
     origin = {"format_version": _FORMAT, **asdict(config)}
     del origin["folder"]
-    with locked(folder):
+    with locked_folder(folder):
         if not holds(folder, ORIGIN, origin):
             with new_folder(folder) as partial:
                 _build_scenes(PreparedPaths.under(partial), config, say)

@@ -11,7 +11,8 @@ from datamodules.scenes.config import ScenesConfig
 from datamodules.scenes.dice import Dice
 from datamodules.scenes.draw import IMAGE_SIZE, Scene, Split, make_scene, render
 from datamodules.scenes.language import captions
-from datamodules.shards.folders import holds, new_folder, write_origin
+from datamodules.shards.folders import holds, write_origin
+from modules.files import new_folder
 
 ORIGIN = "scenes.json"
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."

@@ -17,8 +17,8 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from datamodules.shards.file import PARTIAL, replacing, write_shard
-from datamodules.shards.folders import holds, locked
+from datamodules.shards.file import write_shard
+from datamodules.shards.folders import holds, locked_folder
 from datamodules.shards.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -30,6 +30,7 @@ from datamodules.shards.manifest import (
 )
 from datamodules.shards.reader import Sample
 from datamodules.shards.workers import Tick, run_jobs
+from modules.files import remove_partials, write_file
 
 REJECTED = "rejected.jsonl"
 BUILD = ".build"
@@ -98,7 +99,7 @@ def build_shards(
     ]
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; name a folder for the shards")
-    with locked(folder):
+    with locked_folder(folder):
         if _is_built(folder, plan):
             return folder / MANIFEST
         _open_build(folder, plan)
@@ -160,10 +161,9 @@ def _open_build(folder: Path, plan: Mapping[str, Any]) -> None:
     """Begin the build of ``plan`` in ``folder``, or see that the one there is the same."""
     build = folder / BUILD
     build.mkdir(parents=True, exist_ok=True)
-    for stale in build.glob(f"*{PARTIAL}*"):
-        stale.unlink()
+    remove_partials(build)
     if not holds(build, _PLAN, plan):
-        _write(build / _PLAN, json.dumps(plan, indent=2) + "\n", build)
+        write_file(build / _PLAN, json.dumps(plan, indent=2) + "\n", build)
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class _Builder:
             "rejected": [asdict(each) for each in rejected],
             "counts": {**counts, "samples": written.n if written else 0, "rejected": len(rejected)},
         }
-        _write(_commit_path(self.folder, shard.name), json.dumps(commit) + "\n", build)
+        write_file(_commit_path(self.folder, shard.name), json.dumps(commit) + "\n", build)
 
 
 def _is_committed(folder: Path, shard: str) -> bool:
@@ -227,7 +227,7 @@ def _finish(folder: Path, name: str, shards: Sequence[str], meta: Mapping[str, A
     for commit in commits:
         counts.update(commit["counts"])
     build = folder / BUILD
-    _write(folder / REJECTED, "".join(json.dumps(asdict(each)) + "\n" for each in rejected), build)
+    write_file(folder / REJECTED, "".join(json.dumps(asdict(each)) + "\n" for each in rejected), build)
     if not entries:
         # so that a start with mended files begins anew
         shutil.rmtree(build)
@@ -257,7 +257,7 @@ def write_manifest(
         "fingerprint": fingerprint_of(entries),
         "meta": dict(meta),
     }
-    _write(folder / MANIFEST, json.dumps(content, indent=2) + "\n", scratch)
+    write_file(folder / MANIFEST, json.dumps(content, indent=2) + "\n", scratch)
 
 
 def brace_pattern(shards: Sequence[str]) -> str:
@@ -271,11 +271,6 @@ def brace_pattern(shards: Sequence[str]) -> str:
             runs.append([number])
     parts = [run[0] if len(run) == 1 else f"{{{run[0]}..{run[-1]}}}" for run in runs]
     return f"{name}-{parts[0] if len(parts) == 1 else '{' + ','.join(parts) + '}'}.tar"
-
-
-def _write(path: Path, text: str, scratch: Path) -> None:
-    with replacing(path, scratch) as file:
-        file.write(text.encode())
 
 
 def _commit_path(folder: Path, shard: str) -> Path:

@@ -4,21 +4,18 @@ A place is a path or a URL of anything that fsspec opens: http(s)://, s3://, gs:
 """
 
 import errno
-import fcntl
-import glob
-import os
 import shutil
-import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from modules.files import new_path, remove_partials
 from modules.files import sha256 as sha256_of
+from modules.locks import lock_of, locked
 
 WAITS = (1.0, 2.0, 4.0, 8.0)
 """Seconds between the tries of a download; one try more than there are waits."""
@@ -100,7 +97,7 @@ def fetch(
     if not verify and _is_there(target, size, None):
         return target
     _make(cache)
-    with _locked(target):
+    with locked(lock_of(target)):
         if not _is_there(target, size, sha256 if verify else None):
             _download(place, target, size, sha256, waits)
     return target
@@ -169,21 +166,16 @@ def _is_there(target: Path, size: int | None, sha256: str | None) -> bool:
 
 
 def _download(place: str, target: Path, size: int | None, sha256: str, waits: Sequence[float]) -> None:
-    mine = f".{target.name}.partial-{socket.gethostname()}-"
-    for stale in target.parent.glob(f"{glob.escape(mine)}*"):  # a killed download's: we hold the lock
-        stale.unlink(missing_ok=True)
-    partial = target.with_name(f"{mine}{os.getpid()}")
+    remove_partials(target.parent, target.name)  # a killed download's: we hold the lock
 
     def download(filesystem: Any, path: str) -> None:
-        filesystem.get_file(path, str(partial))
-        found = partial.stat().st_size
-        if size not in (None, found):
-            raise _PassingError(f"{found} bytes came, {size} were expected")
-        if (digest := sha256_of(partial)) != sha256:
-            raise _PassingError(f"its sha256 is {digest}, expected was {sha256}")
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, target)
+        with new_path(target) as partial:
+            filesystem.get_file(path, str(partial))
+            found = partial.stat().st_size
+            if size not in (None, found):
+                raise _PassingError(f"{found} bytes came, {size} were expected")
+            if (digest := sha256_of(partial)) != sha256:
+                raise _PassingError(f"its sha256 is {digest}, expected was {sha256}")
 
     try:
         _tried(place, download, waits)
@@ -194,8 +186,6 @@ def _download(place: str, target: Path, size: int | None, sha256: str, waits: Se
             f"no space left in {target.parent} for {shown(place)} of {size or 'some'} bytes ({error}); "
             "make room or name another folder"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _tried(place: str, action: Callable[[Any, str], _T], waits: Sequence[float]) -> _T:
@@ -257,10 +247,3 @@ def _options(place: str) -> dict[str, Any]:
     # aiohttp's own limit is five minutes for a whole file
     timeout = ClientTimeout(total=None, sock_connect=_STALLED, sock_read=_STALLED)
     return {"client_kwargs": {"timeout": timeout, "trust_env": True}}
-
-
-@contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    with open(target.with_name(f".{target.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

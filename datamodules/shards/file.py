@@ -1,22 +1,16 @@
 """One shard on disk: a webdataset tar and its index, the same bytes for the same samples."""
 
-import os
 import re
-import socket
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from datamodules.shards.manifest import ShardEntry, index_path, tar_path
 from datamodules.shards.reader import Sample
-from modules.files import sha256
+from modules.files import new_file, sha256
 
-PARTIAL = ".partial-"
-"""Part of the name of every file that is not whole yet."""
 _BLOCK = 512
 _EXTENSION = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 
@@ -34,7 +28,7 @@ def write_shard(folder: Path, shard: str, samples: Iterable[Sample], scratch: Pa
 
     keys: list[str] = []
     columns: dict[str, list[int]] = {}
-    with replacing(tar_path(folder, shard), scratch) as file:
+    with new_file(tar_path(folder, shard), scratch) as file:
         # an integer mtime: a fractional one costs a header per member and no two builds would be alike
         with TarWriter(file, encoder=False, mtime=0) as writer:
             for key, payloads in _alike(samples):
@@ -56,24 +50,6 @@ def write_shard(folder: Path, shard: str, samples: Iterable[Sample], scratch: Pa
         idx_sha256=sha256(index_path(folder, shard)),
         fields=sorted({column.rsplit(".", 1)[0] for column in columns}),
     )
-
-
-@contextmanager
-def replacing(path: Path, scratch: Path) -> Iterator[BinaryIO]:
-    """A file in the folder ``scratch`` that takes ``path``'s place, safe on disk, once the block has succeeded."""
-    # the host too: builders on two nodes may share a folder and a process number
-    partial = scratch / f"{path.name}{PARTIAL}{socket.gethostname()}-{os.getpid()}"
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        # a write's own error does not say where
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _alike(samples: Iterable[Sample]) -> Iterator[Sample]:
@@ -100,5 +76,5 @@ def _write_index(path: Path, keys: list[str], columns: dict[str, list[int]], scr
     index["key"] = encoded
     for column, values in columns.items():
         index[column] = values
-    with replacing(path, scratch) as file:
+    with new_file(path, scratch) as file:
         np.savez(file, index=index)

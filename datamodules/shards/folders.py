@@ -1,13 +1,13 @@
-"""Folders that exist whole or not at all, and that say what they were made from."""
+"""Folders that say what they were made from, and that one process makes while others wait."""
 
-import fcntl
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from modules.files import remove_partials, write_file
+from modules.locks import lock_of, locked
 
 
 class FolderError(ValueError):
@@ -16,7 +16,7 @@ class FolderError(ValueError):
 
 def write_origin(path: Path, config: Mapping[str, Any]) -> None:
     """Write the configuration that a folder was made from."""
-    path.write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(dict(config), indent=2) + "\n")
 
 
 def holds(folder: Path, origin: str, config: Mapping[str, Any]) -> bool:
@@ -55,26 +55,12 @@ def _read(origin: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` (empty or not there yet) that takes its place when the block succeeds."""
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path) -> Iterator[None]:
     """Hold the lock of ``folder`` (a hidden file beside it); whoever else wants it waits.
 
     What a killed holder left behind of `new_folder` is removed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for stale in folder.parent.glob(f".{folder.name}.partial-*"):
-            shutil.rmtree(stale)
+    with locked(lock_of(folder)):
+        remove_partials(folder.parent, folder.name)
         yield

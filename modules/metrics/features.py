@@ -1,6 +1,5 @@
 """What is kept of the features of many pictures, in parts that add up to the whole."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from modules.files import new_file
 from modules.metrics.fid import Moments
 
 KEPT = 10_000
@@ -69,9 +69,8 @@ def write_part(folder: Path, sets: Mapping[str, FeatureSet], rank: int, world_si
         values = (np.array(moments.n), moments.shift, moments.first, moments.second, part.positions, part.kept)
         arrays |= {f"{name}/{i}": value for i, value in enumerate(values)}
     path = _part(folder, rank, world_size)
-    temporary = path.with_name(f".{path.name}.new.npz")
-    np.savez(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
-    os.replace(temporary, path)
+    with new_file(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
 
 
 def take_parts(folder: Path, world_size: int) -> dict[str, FeatureSet]:

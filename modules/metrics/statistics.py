@@ -1,7 +1,6 @@
 """Statistics of reference pictures, as they are published and as we keep them: npz files with ``mu`` and ``sigma``."""
 
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from modules.files import new_file
 
 Array = NDArray[np.float64]
 
@@ -37,9 +38,8 @@ class Statistics:
             arrays["n"] = self.n
         if self.kept is not None:
             arrays["kept"] = self.kept
-        temporary = path.with_name(f".{path.name}.new.npz")
-        np.savez(temporary, **arrays)
-        os.replace(temporary, path)
+        with new_file(path) as file:
+            np.savez(file, **arrays)
 
 
 def read_statistics(path: Path, width: int, wanted: Mapping[str, str]) -> Statistics:

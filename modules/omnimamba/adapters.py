@@ -7,17 +7,12 @@ its gradient under accumulation, checkpointing, DDP and every ZeRO level. Switch
 Shapes: B batch, L length, D input, O output, R rank of both adapters together.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules.omnimamba.config import LoraConfig
+from modules.omnimamba.config import TASKS, LoraConfig, Task
 
-Task = Literal["mmu", "t2i"]
-TASKS: tuple[Task, ...] = ("mmu", "t2i")
-"""The fixed order of tasks: in rows, in adapters, in reports."""
 Segments = tuple[int, int]
 """Number of positions of each task along a row, in the order of `TASKS`; together they cover it."""
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modules.omnimamba import kernels
-from modules.omnimamba.adapters import Segments, Task
-from modules.omnimamba.config import ModelConfig
+from modules.omnimamba.adapters import Segments
+from modules.omnimamba.config import ModelConfig, Task
 from modules.omnimamba.mixer import Mamba2Mixer, MixerState, RMSNorm, StepWeights
 
 BackboneState = list[MixerState]

@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+Task = Literal["mmu", "t2i"]
+TASKS: tuple[Task, ...] = ("mmu", "t2i")
+"""The fixed order of tasks: in rows, in adapters, in reports."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
@@ -165,6 +169,10 @@ class ModelConfig:
     def n_heads(self) -> int:
         """State-space heads per block."""
         return self.d_inner // self.headdim
+
+    def length(self, task: Task) -> int:
+        """Positions of a sequence of ``task``."""
+        return self.mmu_length if task == "mmu" else self.t2i_length
 
     @property
     def t2i_length(self) -> int:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.omnimamba.adapters import Task
 from modules.omnimamba.backbone import Backbone, BackboneState
+from modules.omnimamba.config import Task
 from modules.omnimamba.sampling import choose
 
 EAGER = 2

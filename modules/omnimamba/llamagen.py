@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modules.files import write_file
 from modules.omnimamba.llamagen_layers import Decoder, Encoder, LlamaGenConfig
 from modules.omnimamba.vq_files import check_codes, check_images, read_metadata
 from modules.omnimamba.weight_names import NamesReport, match_names, shapes_of
@@ -141,7 +142,7 @@ class LlamaGenVQ(nn.Module):
     def save(self, path: Path) -> None:
         """Write the weights to ``path`` as safetensors, with kind and sizes in the metadata."""
         weights = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
-        path.write_bytes(save(weights, metadata={"kind": self.name, "sizes": _sizes(self.config)}))
+        write_file(path, save(weights, metadata={"kind": self.name, "sizes": _sizes(self.config)}))
 
     @classmethod
     def load(cls, path: Path) -> "LlamaGenVQ":

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modules.omnimamba import kernels
-from modules.omnimamba.adapters import Segments, Task, TaskLoraLinear
-from modules.omnimamba.config import ModelConfig
+from modules.omnimamba.adapters import Segments, TaskLoraLinear
+from modules.omnimamba.config import ModelConfig, Task
 from modules.omnimamba.ssd import causal_conv, ssd_chunked, ssd_step
 
 

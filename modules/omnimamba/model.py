@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from modules.omnimamba.adapters import TASKS, Segments, Task, segments_of
+from modules.omnimamba.adapters import Segments, segments_of
 from modules.omnimamba.backbone import Backbone, BackboneState
-from modules.omnimamba.config import ModelConfig
+from modules.omnimamba.config import TASKS, ModelConfig, Task
 from modules.omnimamba.decoding import Decoder
 from modules.omnimamba.embeddings import CaptionProjection, Mlp
 from modules.omnimamba.sampling import choose

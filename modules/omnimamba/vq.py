@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from modules.files import write_file
 from modules.omnimamba.kmeans import fit_centres, nearest
 from modules.omnimamba.llamagen import LlamaGenVQ, holds_llamagen, load_llamagen
 from modules.omnimamba.vq_files import check_codebook_size, check_codes, check_images, read_metadata
@@ -149,7 +150,7 @@ class PatchKMeans(nn.Module):
     def save(self, path: Path) -> None:
         """Write the codebook to ``path`` as safetensors, with kind and sizes in the metadata."""
         metadata = {"kind": self.name, "image_size": str(self.image_size), "patch_size": str(self.patch_size)}
-        path.write_bytes(save({"codebook": self.codebook.cpu().contiguous()}, metadata=metadata))
+        write_file(path, save({"codebook": self.codebook.cpu().contiguous()}, metadata=metadata))
 
     @classmethod
     def load(cls, path: Path) -> "PatchKMeans":

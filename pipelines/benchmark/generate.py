@@ -6,7 +6,6 @@ takes at the rate of a large copy, measured in the same run: no loop that does s
 
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -14,15 +13,16 @@ from typing import Any, Literal
 import torch
 
 from callbacks.measures.speed import time_drawing
+from modules.files import GIB
 from modules.omnimamba import kernels
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.llamagen import LlamaGenVQ
 from modules.omnimamba.llamagen_layers import LlamaGenConfig
 from modules.omnimamba.model import OmniMamba
+from modules.timing import copy_rate, timed
 from pipelines.benchmark.train import PUBLISHED_VISION
-from pipelines.run.compose import COMPUTE, check_hardware
-from pipelines.run.config import HardwareConfig
+from pipelines.run.hardware import COMPUTE, HardwareConfig, check_hardware
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,13 +106,6 @@ def measure_generate(config: GenerateBenchmarkConfig, say: Callable[[str], None]
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # plain data
 
 
-def copy_rate(size: int = 2**30) -> float:
-    """Bytes a second that this GPU reads and writes in copying ``size`` bytes."""
-    source = torch.empty(size, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * size / _median(lambda: target.copy_(source), torch.device("cuda"), repeats=10)
-
-
 def floor_seconds(model: OmniMamba, batch: int, precision: torch.dtype, bandwidth: float) -> float:
     """Seconds that moving the blocks' weights once a token, and the states twice, takes for one image each."""
     config, size = model.config, torch.finfo(precision).bits // 8
@@ -145,7 +138,7 @@ def _draw(
         decode_s=sum(decode),
         images_per_s=batch / (prefill + loop + sum(decode)),
         floor_s=None if bandwidth is None else floor_seconds(model, batch, precision, bandwidth),
-        peak_gib=torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
+        peak_gib=torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else None,
     )
 
 
@@ -158,22 +151,4 @@ def _baseline(config: GenerateBenchmarkConfig, model: Any, batch: int) -> float:
     def work() -> None:
         model.generate(prompt, max_length=length, cg=True, top_k=0, temperature=1.0)
 
-    work()
-    return _median(work, prompt.device, config.repeats)
-
-
-def _median(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Seconds that ``work`` takes until the device is done."""
-    times = []
-    for _ in range(repeats):
-        _wait(device)
-        start = time.perf_counter()
-        work()
-        _wait(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return statistics.median(timed(work, prompt.device, warmup=1, repeats=config.repeats))

@@ -8,9 +8,7 @@ import gc
 import json
 import math
 import statistics
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -20,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.mixed import Counts
+from modules.files import GIB
 from modules.flops import model_flops
 from modules.omnimamba import kernels
 from modules.omnimamba.config import ModelConfig, VisionConfig
@@ -27,9 +26,8 @@ from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.optim import OptimConfig
 from modules.stages import STAGES, StageConfig
-from pipelines.run.compose import COMPUTE, build_strategy, check_hardware
-from pipelines.run.config import HardwareConfig
-from pipelines.run.warmup import take_gpu
+from modules.timing import Clock, gemm_tflops, timed
+from pipelines.run.hardware import COMPUTE, HardwareConfig, build_strategy, check_hardware, take_gpu
 
 PUBLISHED_VISION = VisionConfig(kind="features", given_patches=729, given_width=2176)
 
@@ -55,7 +53,7 @@ class TrainBenchmarkConfig:
         """Broken rules, each with the way out."""
         found = self.model.problems()
         for task in STAGES[self.stage].tasks:
-            if getattr(self.micro_batch, task) < 1:
+            if self.micro_batch.of(task) < 1:
                 found.append(f"stage {self.stage} trains {task}: micro_batch.{task} must be at least 1")
         for name in ("warmup", "steps"):
             if getattr(self, name) < 1:
@@ -100,13 +98,6 @@ def measure_train(config: TrainBenchmarkConfig) -> dict[str, Any]:
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # plain data
 
 
-def gemm_tflops(size: int = 8192) -> float:
-    """Rate of a large bf16 matrix product on this GPU, 1e12 operations a second."""
-    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    times = _timed(lambda: a @ b, warmup=5, steps=20)
-    return 2 * size**3 / statistics.median(times) / 1e12
-
-
 def synthetic_batch(model: ModelConfig, counts: Counts, tasks: tuple[str, ...], seed: int = 0) -> dict[str, Any]:
     """A batch as the data module makes them, from random numbers; MMU brings features."""
     generator = torch.Generator().manual_seed(seed)
@@ -132,12 +123,6 @@ def synthetic_batch(model: ModelConfig, counts: Counts, tasks: tuple[str, ...], 
     return batch
 
 
-def positions(model: ModelConfig, counts: Counts, tasks: tuple[str, ...]) -> int:
-    """Positions of all sequences of a batch."""
-    lengths = {"mmu": model.mmu_length, "t2i": model.t2i_length}
-    return sum(getattr(counts, task) * lengths[task] for task in tasks)
-
-
 class _Repeated(Dataset[Any]):
     def __init__(self, batch: dict[str, Any], count: int) -> None:
         self.batch, self.count = batch, count
@@ -149,15 +134,15 @@ class _Repeated(Dataset[Any]):
         return self.batch
 
 
-class _Clock(pl.Callback):
+class _Steps(pl.Callback):
     """Times of steps on the device, and their losses."""
 
-    def __init__(self) -> None:
-        self.marks: list[Any] = []
+    def __init__(self, device: torch.device) -> None:
+        self.clock = Clock(device)
         self.losses: list[Tensor] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        self.marks.append(_mark())
+        self.clock.mark()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
         self.losses.append(out["loss"].detach())
@@ -169,7 +154,8 @@ def _ours(config: TrainBenchmarkConfig) -> TrainResult:
         torch.cuda.reset_peak_memory_stats()
     stage_class = STAGES[config.stage]
     counts, tasks = config.micro_batch, stage_class.tasks
-    with take_gpu() if config.hardware.accelerator == "gpu" else torch.device("cpu"):
+    device = take_gpu() if config.hardware.accelerator == "gpu" else torch.device("cpu")
+    with device:
         model = OmniMamba(config.model)
     initialise(model, 0)
     model.compute = COMPUTE[config.precision]
@@ -178,7 +164,7 @@ def _ours(config: TrainBenchmarkConfig) -> TrainResult:
     optim = OptimConfig(lr=config.lr)
     stage = stage_class(model, StageConfig(name=config.stage), optim, max_steps=10 * count, seed=0)
     batch = synthetic_batch(config.model, counts, tasks)
-    clock = _Clock()
+    steps = _Steps(device)
     trainer = pl.Trainer(
         accelerator=config.hardware.accelerator,
         devices=config.hardware.devices,
@@ -187,21 +173,21 @@ def _ours(config: TrainBenchmarkConfig) -> TrainResult:
         deterministic=config.deterministic or None,
         max_steps=count,
         gradient_clip_val=1.0,
-        callbacks=[clock],
+        callbacks=[steps],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(stage, DataLoader(_Repeated(batch, count * trainer.world_size), batch_size=None))
-    seconds = statistics.median(_seconds(clock.marks[config.warmup :]))
-    tokens = positions(config.model, counts, tasks)
+    seconds = statistics.median(steps.clock.seconds()[config.warmup :])
+    tokens = counts.positions(config.model, tasks)
     return TrainResult(
         seconds_per_step=seconds,
         tokens_per_second=tokens * trainer.world_size / seconds,
         peak_gib=_peak_gib(config.hardware),
         tflops=model_flops(stage, batch, tokens) / seconds / 1e12,
-        **_first_and_last(clock.losses, config.lr),
+        **_first_and_last(steps.losses, config.lr),
     )
 
 
@@ -214,9 +200,10 @@ def _baseline(config: TrainBenchmarkConfig) -> TrainResult:
             parameter.requires_grad = ".layers." not in name
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=config.lr, fused=True)
     tasks = STAGES[config.stage].tasks
-    lengths = {"mmu": config.model.mmu_length, "t2i": config.model.t2i_length}
     ids = {
-        task: torch.randint(0, config.model.image_vocab, (getattr(config.micro_batch, task), lengths[task])).cuda()
+        task: torch.randint(
+            0, config.model.image_vocab, (config.micro_batch.of(task), config.model.length(task))
+        ).cuda()
         for task in tasks
     }
     losses = []
@@ -230,8 +217,8 @@ def _baseline(config: TrainBenchmarkConfig) -> TrainResult:
         optimizer.step()
         losses.append(loss.detach())
 
-    seconds = statistics.median(_timed(step, config.warmup, config.steps))
-    tokens = positions(config.model, config.micro_batch, tasks)
+    seconds = statistics.median(timed(step, torch.device("cuda"), warmup=config.warmup, repeats=config.steps))
+    tokens = config.micro_batch.positions(config.model, tasks)
     return TrainResult(
         seconds_per_step=seconds,
         tokens_per_second=tokens / seconds,
@@ -245,36 +232,8 @@ def _next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
-def _timed(work: Callable[[], Any], warmup: int, steps: int) -> list[float]:
-    for _ in range(warmup):
-        work()
-    marks = [_mark()]
-    for _ in range(steps):
-        work()
-        marks.append(_mark())
-    return _seconds(marks)
-
-
-def _mark() -> Any:
-    """A moment, on the GPU's own clock where there is one."""
-    if not torch.cuda.is_available():
-        import time
-
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event
-
-
-def _seconds(marks: list[Any]) -> list[float]:
-    if not torch.cuda.is_available():
-        return [b - a for a, b in pairwise(marks)]
-    torch.cuda.synchronize()
-    return [a.elapsed_time(b) / 1000 for a, b in pairwise(marks)]
-
-
 def _peak_gib(config: HardwareConfig) -> float | None:
-    return torch.cuda.max_memory_allocated() / 2**30 if config.accelerator == "gpu" else None
+    return torch.cuda.max_memory_allocated() / GIB if config.accelerator == "gpu" else None
 
 
 def _first_and_last(losses: list[Tensor], lr: float) -> dict[str, float]:

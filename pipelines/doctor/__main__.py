@@ -60,14 +60,14 @@ def _check(arguments: argparse.Namespace) -> bool:
 
     from pipelines.doctor.checks import examine
     from pipelines.run.config import load
-    from pipelines.run.processes import joined
+    from pipelines.run.ranks import process_group
 
     config = load(arguments.config, arguments.overrides) if arguments.config else None
     passed = True
-    with joined(timedelta(minutes=10)) as place:
-        for verdict in examine(config, place):
+    with process_group(timedelta(minutes=10)) as ranks:
+        for verdict in examine(config, ranks):
             passed = passed and verdict.state != "failed"
-            if place.leads or verdict.state == "failed":
+            if ranks.leads or verdict.state == "failed":
                 say(f"{verdict.state:<8} {verdict.name:<14} {verdict.text}")
     return passed
 
@@ -84,8 +84,9 @@ def _reference(arguments: argparse.Namespace) -> bool:
 def _memory(arguments: argparse.Namespace) -> bool:
     import torch
 
+    from modules.files import GIB
     from pipelines.run.config import load
-    from pipelines.run.memory import GIB, estimate_memory, ways_out
+    from pipelines.run.memory import estimate_memory, ways_out
 
     config = load(arguments.config, arguments.overrides)
     estimate = estimate_memory(config)

@@ -17,17 +17,19 @@ from packaging.requirements import Requirement
 from callbacks.wandb_run import tracking_mode
 from datamodules.plan import Places
 from modules.checkpoints import MANIFEST
-from modules.files import code_version
+from modules.files import GIB, code_version, step_folders
 from modules.omnimamba import kernels
 from modules.omnimamba.vision import build_vision
+from modules.run_files import CHECKPOINTS, COMPLETE, CONFIG
 from modules.stages import STAGES
+from modules.timing import gemm_tflops, timed
 from modules.weight_files import weight_files
-from pipelines.run.compose import build_data, build_tokenizer, build_vq, check_hardware
+from pipelines.run.compose import build_data, build_tokenizer, build_vq
 from pipelines.run.config import RunConfig
-from pipelines.run.console import USER_ERRORS
-from pipelines.run.memory import GIB, estimate_memory, planned_model
-from pipelines.run.processes import Place
-from pipelines.run.runfolder import COMPLETE, CONFIG
+from pipelines.run.ending import USER_ERRORS
+from pipelines.run.hardware import check_hardware
+from pipelines.run.memory import estimate_memory, planned_model
+from pipelines.run.ranks import Ranks
 
 State = Literal["ok", "warning", "failed"]
 PROJECT = "omnimamba-pipeline"
@@ -46,19 +48,19 @@ class Verdict:
     text: str
 
 
-Check = Callable[[RunConfig | None, Place], Iterator[Verdict]]
+Check = Callable[[RunConfig | None, Ranks], Iterator[Verdict]]
 
 
-def examine(config: RunConfig | None, place: Place) -> Iterator[Verdict]:
-    """All verdicts, with what concerns a run if ``config`` is one. Processes joined in ``place`` call it together."""
+def examine(config: RunConfig | None, ranks: Ranks) -> Iterator[Verdict]:
+    """All verdicts, with what concerns a run if ``config`` is one. Processes joined in ``ranks`` call it together."""
     for check in CHECKS:
         try:
-            yield from check(config, place)
+            yield from check(config, ranks)
         except Exception as error:  # noqa: BLE001  # whatever is wrong there is a verdict, and the others are wanted too
             yield Verdict(check.__name__.strip("_").replace("_", " "), "failed", str(error) or repr(error))
 
 
-def _packages(_config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+def _packages(_config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
     found = []
     for text in requires(PROJECT) or []:
         requirement = Requirement(text)
@@ -77,7 +79,7 @@ def _packages(_config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
     yield Verdict("packages", "ok", f"{len(found)} as pinned; torch {torch.__version__}, code {commit[:12]}")
 
 
-def _gpus(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+def _gpus(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
     wanted = config is not None and config.hardware.accelerator == "gpu"
     if wanted and config is not None:
         check_hardware(config.hardware)
@@ -94,7 +96,7 @@ def _gpus(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
         )
 
 
-def _kernels(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+def _kernels(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
     if not torch.cuda.is_available():
         yield Verdict("kernels", "ok", "a CPU computes the reference")
         return
@@ -103,38 +105,32 @@ def _kernels(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
     yield Verdict("kernels", "ok", ", ".join(f"{name} {version(name)}" for name in names))
 
 
-def _speed(_config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+def _speed(_config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
     if not torch.cuda.is_available():
         return
-    from pipelines.benchmark.train import gemm_tflops
-
     rate = gemm_tflops()
     yield Verdict("GEMM", "ok", f"{rate:.0f} TFLOP/s in bf16")
 
 
-def _all_reduce(_config: RunConfig | None, place: Place) -> Iterator[Verdict]:
-    if place.world_size == 1:
+def _all_reduce(_config: RunConfig | None, ranks: Ranks) -> Iterator[Verdict]:
+    if ranks.world_size == 1:
         yield Verdict("all-reduce", "ok", "one process; start it by torchrun or srun to try the network")
         return
     cuda = torch.cuda.is_available()
     group = dist.new_group(backend="nccl" if cuda else "gloo")
     size, repeats = (2**26, 10) if cuda else (2**20, 3)
-    value = torch.full((size,), float(place.rank + 1), device="cuda" if cuda else "cpu")
+    value = torch.full((size,), float(ranks.rank + 1), device="cuda" if cuda else "cpu")
     dist.all_reduce(value, group=group)
-    right = place.world_size * (place.world_size + 1) / 2
+    right = ranks.world_size * (ranks.world_size + 1) / 2
     if not bool((value == right).all()):
-        yield Verdict("all-reduce", "failed", f"{place.world_size} processes sum up to {value[0]:g}, not {right:g}")
+        yield Verdict("all-reduce", "failed", f"{ranks.world_size} processes sum up to {value[0]:g}, not {right:g}")
         return
-    start = time.perf_counter()
-    for _ in range(repeats):
-        dist.all_reduce(value, group=group)
-    if cuda:
-        torch.cuda.synchronize()
-    rate = 2 * (place.world_size - 1) / place.world_size * 4 * size * repeats / (time.perf_counter() - start)
-    yield Verdict("all-reduce", "ok", f"{place.world_size} processes, {rate / 1e9:.2f} GB/s each")
+    seconds = sum(timed(lambda: dist.all_reduce(value, group=group), value.device, repeats=repeats))
+    rate = 2 * (ranks.world_size - 1) / ranks.world_size * 4 * size * repeats / seconds
+    yield Verdict("all-reduce", "ok", f"{ranks.world_size} processes, {rate / 1e9:.2f} GB/s each")
 
 
-def _memory(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+def _memory(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
     if config is None or config.hardware.accelerator == "cpu" or not torch.cuda.is_available():
         return
     needed, has = estimate_memory(config).needed, torch.cuda.get_device_properties(0).total_memory
@@ -143,7 +139,7 @@ def _memory(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
     yield Verdict("GPU memory", "ok" if needed <= has else "failed", text + more)
 
 
-def _files(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+def _files(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
     if config is None:
         return
     if config.scenes is not None:
@@ -178,7 +174,7 @@ def _tried(name: str, look: Callable[[], object], text: str) -> Verdict:
     return Verdict(name, "ok", text)
 
 
-def _data(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+def _data(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
     if config is None:
         return
     if config.scenes is not None:
@@ -198,7 +194,7 @@ def _data(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
             yield Verdict(f"data, {task}", "ok", text)
 
 
-def _disk(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+def _disk(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
     if config is None:
         return
     folder = _existing(config.folder)
@@ -218,7 +214,7 @@ def _disk(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
     yield Verdict("clock", "ok" if skew <= CLOCK_SKEW else "warning", text)
 
 
-def _tracking(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
+def _tracking(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
     if config is None:
         return
     mode, why = tracking_mode(config.tracking)
@@ -227,7 +223,7 @@ def _tracking(config: RunConfig | None, _place: Place) -> Iterator[Verdict]:
 
 def _saved(config: RunConfig) -> list[Path]:
     """Checkpoints that the run has written so far."""
-    return sorted((config.folder / "checkpoints").glob("step-*"))
+    return step_folders(config.folder / CHECKPOINTS)
 
 
 def _existing(folder: Path) -> Path:

@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from modules.objectives import task_losses
-from modules.omnimamba.adapters import TASKS, Task
-from modules.omnimamba.config import LoraConfig, ModelConfig, VisionConfig
+from modules.omnimamba.config import TASKS, LoraConfig, ModelConfig, Task, VisionConfig
 from modules.omnimamba.model import OmniMamba
 from modules.published import from_published, ours
 from pipelines.doctor.comparison import Comparison, Row, compare_ids, compare_values

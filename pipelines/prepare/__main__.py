@@ -19,7 +19,8 @@ from datamodules.sources.images import ImagesConfig, build_images
 from datamodules.sources.llava import LlavaConfig, build_llava
 from modules.redaction import redact
 from pipelines.prepare.tools import add_tools
-from pipelines.run.console import INTERRUPTED, say
+from pipelines.run.console import say
+from pipelines.run.ending import INTERRUPTED
 from pipelines.run.overrides import parse_overrides
 
 _REASONS = 5

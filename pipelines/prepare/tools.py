@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.run.console import USER_ERRORS, say
+from pipelines.run.console import say
+from pipelines.run.ending import USER_ERRORS
 
 if TYPE_CHECKING:
     from datamodules.inspection.peek import Peek, Token

@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from datamodules.images import ImageSource
+from modules.files import write_file
 from modules.metrics.paper import OURS
 from pipelines.report.charts import Line, colour, draw
 from pipelines.report.read import Run, read_runs
@@ -57,7 +58,7 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
     """
     page = render(read_runs(list(paths)))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    write_file(out, page)
     return out
 
 

@@ -11,10 +11,10 @@ from typing import Any, ParamSpec, TypeVar
 from omegaconf import OmegaConf
 
 from callbacks.measures.records import read_results
-from callbacks.tracking import METRICS
+from modules.files import step_folders, step_name, step_of
+from modules.run_files import COMPLETE, CONFIG, METRICS, PROVENANCE, RECORDS
 from pipelines.run.overrides import read_yaml
 
-CONFIG, PROVENANCE, COMPLETE = "config.yaml", "provenance.json", "COMPLETE"
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -63,8 +63,8 @@ class Run:
 
     def restarts(self) -> list[int]:
         """Steps from which the run went on after an interruption: of the checkpoints, or 0 where it began again."""
-        resumed = [str(attempt.get("resumed") or "step-0") for attempt in self.attempts[1:]]
-        return [int(name[5:]) for name in resumed if name[5:].isdecimal()]
+        steps = [step_of(str(attempt.get("resumed") or step_name(0))) for attempt in self.attempts[1:]]
+        return [step for step in steps if step is not None]
 
     def noted(self, read: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T | None:
         """What ``read`` returns; where a file is damaged or gone, None and a note."""
@@ -96,13 +96,14 @@ def _read(path: Path, label: str) -> Run:
     run.config = run.noted(_config, path / CONFIG) or {}
     run.wandb_run_id, run.attempts = run.noted(_provenance, path / PROVENANCE) or ("", [])
     _read_curves(run)
-    for folder in sorted((path / "records").glob("step-*")):
+    for folder in step_folders(path / RECORDS):
         results = run.noted(read_results, folder) or {}
         broken = [name for name, result in results.items() if not _is_result(result)]
         if broken:
             run.notes.append(f"{folder / 'results.json'} holds no result under {', '.join(broken)}")
         results = {name: result for name, result in results.items() if name not in broken}
-        if results and (step := run.noted(int, folder.name[5:])) is not None:
+        step = step_of(folder.name)
+        if results and step is not None:
             run.results[step] = results
     if not run.results:
         run.notes.append("no evaluation yet: there is no results.json under records/")

@@ -13,8 +13,9 @@ from callbacks.measures.answers import QuestionMeasure, table_rows
 from callbacks.measures.records import Record, RecordBook
 from callbacks.measures.registry import build_measures
 from datamodules.images import ImageSource, read_image
-from modules.files import step_name
-from pipelines.report.read import CONFIG, Run
+from modules.files import step_folders, step_name, step_of
+from modules.run_files import CONFIG, RECORDS, SAMPLES
+from pipelines.report.read import Run
 from pipelines.run.config import load
 
 SIDE = 128
@@ -90,12 +91,16 @@ def read_sheet(run: Run) -> Sheet | None:
         left_out.append(f"{len(folders)} of {len(found)} evaluated steps")
     if len(chosen) < len(captions):
         left_out.append(f"{len(chosen)} of {len(captions)} captions")
-    return Sheet(steps=[int(folder.name[5:]) for folder in folders], rows=rows, remark=" and ".join(left_out))
+    return Sheet(
+        steps=[step for folder in folders if (step := step_of(folder.name)) is not None],
+        rows=rows,
+        remark=" and ".join(left_out),
+    )
 
 
 def sample_folders(run: Run) -> list[Path]:
     """The folders of sample pictures, by step."""
-    return sorted(path.parent for path in (run.path / "samples").glob("step-*/captions.json"))
+    return [folder for folder in step_folders(run.path / SAMPLES) if (folder / "captions.json").is_file()]
 
 
 def read_captions(path: Path) -> dict[str, str]:
@@ -124,7 +129,7 @@ def read_answers(run: Run, steps: Mapping[str, int], most: int = MOST_ANSWERS) -
     """Of the measures in ``steps`` that ask questions, at most ``most`` answers each, given at that step."""
     asked: dict[str, list[Record]] = {}
     for name, step in steps.items():
-        book = RecordBook(run.path / "records" / step_name(step) / name)
+        book = RecordBook(run.path / RECORDS / step_name(step) / name)
         asked[name] = [record for record in (run.noted(book.read) or {}).values() if _is_answer(record)]
     measures = (run.noted(_question_measures, run) if any(asked.values()) else None) or {}
     found = []

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from callbacks.measures.answers import COLUMNS, TABLE_ROWS
-from callbacks.tracking import METRICS, read_metrics
+from callbacks.tracking import read_metrics
 from datamodules.images import read_image
-from modules.files import step_name
-from pipelines.report.read import CONFIG, PROVENANCE, Run, metric_rows, read_runs
+from modules.files import step_name, step_of
+from modules.run_files import CONFIG, METRICS, PROVENANCE, RECORDS
+from pipelines.report.read import Run, metric_rows, read_runs
 from pipelines.report.samples import Answer, read_answers, read_captions, sample_folders
 from pipelines.run.console import say, warn
 from pipelines.run.runfolder import claim
@@ -117,7 +118,7 @@ def _pictures(run: Run) -> list[tuple[int, dict[str, Any]]]:
         captions = run.noted(read_captions, folder / "captions.json") or {}
         images = {sample: run.noted(read_image, folder / f"{sample}.png") for sample in captions}
         pictures = [wandb.Image(image, caption=captions[sample]) for sample, image in images.items() if image]
-        found.append((int(folder.name[5:]), {"eval/samples": pictures}))
+        found.append((step_of(folder.name) or 0, {"eval/samples": pictures}))
     return found
 
 
@@ -153,7 +154,7 @@ def _log_records(run: Run, session: Any) -> None:
 
     for step, results in run.results.items():
         for name in results:
-            folder = run.path / "records" / step_name(step) / name
+            folder = run.path / RECORDS / step_name(step) / name
             if folder.is_dir():
                 artifact = wandb.Artifact(f"{run.wandb_run_id}-{name}-{step_name(step)}", type="eval_predictions")
                 artifact.add_dir(str(folder))

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
-from callbacks.bad_samples import BAD_SAMPLES, read_bad_samples
+from callbacks.bad_samples import read_bad_samples
 from modules.metrics.paper import TABLES, PaperTable, paper_value
-from modules.omnimamba.adapters import TASKS
+from modules.omnimamba.config import TASKS
+from modules.run_files import BAD_SAMPLES, PREEMPTED
 from pipelines.report.read import Run
 from pipelines.run.config import RunConfig
-from pipelines.run.runfolder import PREEMPTED
 
 PER_RUN = ("name", "run.dir")
 """Keys that say which run it is, not how it is done."""

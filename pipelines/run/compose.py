@@ -1,14 +1,13 @@
 """Builds the parts of a run out of its configuration."""
 
-import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from callbacks.bad_samples import BadSampleLog
 from callbacks.checkpointing import Checkpointing
@@ -27,22 +26,21 @@ from datamodules.scenes.prepare import prepare_scenes
 from modules.checkpoints import MANIFEST, StageResult, checkpoint_id, load_results, weights_fingerprint
 from modules.files import sha256, step_name
 from modules.flops import peak_tflops
-from modules.omnimamba import kernels
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer, load_image_tokenizer
 from modules.pretrained import load_pretrained
+from modules.run_files import CHECKPOINTS, COMPLETE, CONFIG
 from modules.stages import STAGES, StageModule
 from modules.weight_files import weight_files
 from modules.zero import ZeroStrategy
-from pipelines.run.config import HardwareConfig, RunConfig
+from pipelines.run.config import RunConfig
 from pipelines.run.console import warn
+from pipelines.run.hardware import COMPUTE, build_strategy
 from pipelines.run.overrides import ConfigError
 from pipelines.run.ranks import cluster
-from pipelines.run.runfolder import COMPLETE, CONFIG
-from pipelines.run.warmup import use_kernel_cache
 
 
 class Origin(NamedTuple):
@@ -54,32 +52,26 @@ class Origin(NamedTuple):
     manifest: str
 
 
-COMPUTE = {"float32": torch.float32, "bf16": torch.bfloat16}
-ZERO_LEVELS: dict[str, Literal[1, 2, 3]] = {"zero1": 1, "zero2": 2, "zero3": 3}
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a run consists of, before anything watches it."""
+
+    tokenizer: TextTokenizer
+    vq: ImageTokenizer | None
+    data: MixedDataModule
+    stage: StageModule
+    origins: tuple[Origin, ...]
+    """What its weights started from."""
 
 
-def check_hardware(config: HardwareConfig, *, deterministic: bool = False) -> None:
-    """Refuse hardware that this machine does not have, before anything else is done, and load a GPU's kernels.
-
-    Raises:
-        ConfigError: GPUs are asked for and too few are there.
-        KernelsMissingError: their kernels are not installed.
-    """
-    if config.accelerator == "gpu" and torch.cuda.device_count() < config.devices:
-        raise ConfigError(
-            f"hardware.accelerator=gpu with hardware.devices={config.devices}, but this machine "
-            f"shows {torch.cuda.device_count()} GPUs; use hardware.accelerator=cpu or a machine that has them"
-        )
-    if config.accelerator == "gpu":
-        use_kernel_cache(config)
-        if deterministic:
-            kernels.choose_deterministic()
-        kernels.load()
-    cores = os.cpu_count() or 1
-    if config.threads > cores:
-        raise ConfigError(
-            f"hardware.threads={config.threads}, but this machine has {cores} CPU cores; 0 leaves it to torch"
-        )
+def build_parts(config: RunConfig, report: Callable[[str], None], *, resumed: bool) -> Parts:
+    """Tokenizers, data and the stage with its model, in the order in which their errors are wanted."""
+    tokenizer, vq = build_tokenizer(config.model), build_vq(config.model)
+    data = build_data(config, tokenizer, vq, report)
+    origins: list[Origin] = []
+    model = build_model(config, report=report, resumed=resumed, started_from=origins.append)
+    stage = build_stage(config, model)
+    return Parts(tokenizer=tokenizer, vq=vq, data=data, stage=stage, origins=tuple(origins))
 
 
 def make_embedded_data(config: RunConfig) -> None:
@@ -208,16 +200,14 @@ def build_data(
 def build_callbacks(
     config: RunConfig,
     tracker: Tracker,
-    tokenizer: TextTokenizer,
-    vq: ImageTokenizer | None,
+    parts: Parts,
     show: Show,
     facts: dict[str, Any],
-    origins: Sequence[Origin] = (),
 ) -> list[pl.Callback]:
     """What watches the run, in the order that matters: guard, commit, log, save, stop, evaluate.
 
     Saved before it is evaluated, a step is never trained again because its evaluation was cut short. ``facts`` go into
-    every checkpoint; ``origins`` are what the run starts from.
+    every checkpoint.
     """
     log_every = config.trainer.log_every_n_steps
     finite = FiniteGuard(config.guards, tracker, config.folder)
@@ -234,17 +224,17 @@ def build_callbacks(
         return {"train/grad_norm": finite.norm, "system/resident_gib": memory.look(), **norms.look(), **counts}
 
     def saved(checkpoint: Path) -> None:
-        started_from = [f"{origin.run_id} {origin.checkpoint}" for origin in origins]
+        started_from = [f"{origin.run_id} {origin.checkpoint}" for origin in parts.origins]
         tracker.log_checkpoint(checkpoint.name, (checkpoint / MANIFEST).read_text(), started_from)
 
-    saving = Checkpointing(config.checkpoint, config.folder / "checkpoints", facts, saved)
+    saving = Checkpointing(config.checkpoint, config.folder / CHECKPOINTS, facts, saved)
     throughput = Throughput(tracker, config.model, log_every, show, beside, _peak(config))
     callbacks: list[pl.Callback] = [*guards, CommitPosition(), bad, norms, throughput]
     if config.data.log_samples:
         callbacks.append(SampleLog(config.folder, tracker.attempt))
     callbacks.append(saving)
     callbacks.append(Preemption(timedelta(minutes=config.hardware.timeout_minutes)))
-    context = _evaluation_context(config, tokenizer, vq, saving)
+    context = _evaluation_context(config, parts, saving)
     callbacks += [
         EvaluationCallback(measure, tracker, config.evaluation, context, mini=mini)
         for measure, mini in build_pairs(config.evaluation)
@@ -254,7 +244,7 @@ def build_callbacks(
 
 
 def _evaluation_context(
-    config: RunConfig, tokenizer: TextTokenizer, vq: ImageTokenizer | None, saving: Checkpointing
+    config: RunConfig, parts: Parts, saving: Checkpointing
 ) -> Callable[[pl.Trainer, pl.LightningModule], EvaluationContext]:
     """What makes the context of an evaluation when one is due."""
 
@@ -266,9 +256,9 @@ def _evaluation_context(
         return EvaluationContext(
             model=model,
             weights=weights_fingerprint(model),
-            checkpoint=checkpoint_id(config.folder / "checkpoints" / step_name(trainer.global_step)),
-            tokenizer=tokenizer,
-            vq=vq,
+            checkpoint=checkpoint_id(config.folder / CHECKPOINTS / step_name(trainer.global_step)),
+            tokenizer=parts.tokenizer,
+            vq=parts.vq,
             template=config.data.template,
             device=strategy.root_device,
             step=trainer.global_step,
@@ -291,7 +281,6 @@ def _peak(config: RunConfig) -> float | None:
 def build_trainer(config: RunConfig, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
     """Lightning's Trainer, told to leave data order, logging and saving to this project."""
     hardware = config.hardware
-    ranks = hardware.devices * hardware.nodes
     environment = cluster()
     return pl.Trainer(
         accelerator=hardware.accelerator,
@@ -303,7 +292,7 @@ def build_trainer(config: RunConfig, callbacks: Sequence[pl.Callback]) -> pl.Tra
         deterministic=config.trainer.deterministic or None,
         max_steps=config.trainer.max_steps,
         max_epochs=-1,
-        accumulate_grad_batches=config.data.accumulation(STAGES[config.stage.name].tasks, ranks),
+        accumulate_grad_batches=config.data.accumulation(STAGES[config.stage.name].tasks, hardware.ranks),
         gradient_clip_val=config.optim.clip_grad_norm or None,
         callbacks=list(callbacks),
         logger=False,
@@ -314,13 +303,3 @@ def build_trainer(config: RunConfig, callbacks: Sequence[pl.Callback]) -> pl.Tra
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
-
-
-def build_strategy(config: HardwareConfig) -> Strategy | str:
-    """How the ranks share the work."""
-    timeout = timedelta(minutes=config.timeout_minutes)
-    if config.strategy != "ddp":
-        return ZeroStrategy(ZERO_LEVELS[config.strategy], timeout=timeout)
-    if config.devices * config.nodes == 1:
-        return "auto"
-    return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)  # else gradients would lie in memory twice

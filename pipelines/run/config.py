@@ -12,15 +12,14 @@ from callbacks.measures.registry import EvaluationConfig
 from callbacks.tracking import TrackingConfig
 from datamodules.mixed import DataConfig
 from datamodules.scenes.prepare import PrepareScenesConfig
-from modules.omnimamba.adapters import TASKS
-from modules.omnimamba.config import ModelConfig
+from modules.omnimamba.config import TASKS, ModelConfig
 from modules.optim import OptimConfig
 from modules.stages import STAGES, StageConfig
+from pipelines.run.hardware import HardwareConfig
 from pipelines.run.overrides import ConfigError, build, dotlist, merge, read_yaml
 
 __all__ = [
     "ConfigError",
-    "HardwareConfig",
     "RunConfig",
     "RunFolderConfig",
     "TrainerConfig",
@@ -52,28 +51,13 @@ class TrainerConfig:
     """On a GPU, kernels that sum in a fixed order: a run and its resume are equal to the bit, for a fifth more time
     (docs/experiments.md). A CPU is always like this."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class HardwareConfig:
-    """What to run on."""
-
-    accelerator: Literal["cpu", "gpu"] = "cpu"
-    devices: int = 1
-    """Devices of each node: GPUs, or processes on a CPU."""
-    nodes: int = 1
-    strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
-    """How several GPUs share the work: whole copies, or DeepSpeed ZeRO with sharded optimizer states (1), gradients
-    (2) and parameters (3). Checkpoints are the same, so a resume may choose another."""
-    recompute: bool = False
-    """Keep only each block's input in training and compute the rest again in the backward pass: a third more work for
-    a fraction of the memory."""
-    threads: int = 0
-    """CPU threads of each process; 0 leaves it to torch."""
-    timeout_minutes: float = 60.0
-    """Longest that a rank waits for the others, for example while one of them evaluates, before it ends with an
-    error."""
-    kernel_cache: str = ""
-    """Folder of this node for compiled and tuned GPU kernels; empty: TRITON_CACHE_DIR, else ~/.triton/cache."""
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        return [
+            f"trainer.{name}={getattr(self, name)} must be at least 1"
+            for name in ("max_steps", "log_every_n_steps")
+            if getattr(self, name) < 1
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,24 +93,9 @@ class RunConfig:
 
     def problems(self) -> list[str]:
         """Broken rules of all sections, each with the way out."""
-        found = (
-            self.stage.problems()
-            + self.model.problems()
-            + self.data.problems()
-            + self.optim.problems()
-            + self.checkpoint.problems()
-            + self.guards.problems()
-            + self.evaluation.problems()
-            + self.tracking.problems()
-        )
-        for key, value in (
-            ("trainer.max_steps", self.trainer.max_steps),
-            ("trainer.log_every_n_steps", self.trainer.log_every_n_steps),
-            ("hardware.devices", self.hardware.devices),
-            ("hardware.nodes", self.hardware.nodes),
-        ):
-            if value < 1:
-                found.append(f"{key}={value} must be at least 1")
+        sections = (self.stage, self.trainer, self.model, self.data, self.optim, self.checkpoint, self.guards)
+        sections_too = (self.evaluation, self.tracking, self.hardware)
+        found = [problem for section in (*sections, *sections_too) for problem in section.problems()]
         if self.trainer.precision != "float32" and self.hardware.accelerator == "cpu":
             found.append(
                 f"trainer.precision={self.trainer.precision} needs hardware.accelerator=gpu; a CPU computes in float32"
@@ -138,10 +107,6 @@ class RunConfig:
                 f"guards.spike_sigma={self.guards.spike_sigma} needs hardware.strategy=ddp: under "
                 f"{self.hardware.strategy} an update cannot be left out"
             )
-        if not self.hardware.timeout_minutes > 0:
-            found.append(f"hardware.timeout_minutes={self.hardware.timeout_minutes} must be above 0")
-        if self.hardware.threads < 0:
-            found.append(f"hardware.threads={self.hardware.threads} must be 0 or more")
         if self.run.dir.startswith("~") and not _has_home(self.run.dir):
             found.append(f"run.dir={self.run.dir} names the home of a user that is not known; write it out")
         if not self.name or "/" in self.name:
@@ -159,7 +124,7 @@ class RunConfig:
         found = []
         tasks = STAGES[self.stage.name].tasks
         for task in TASKS:
-            count = getattr(self.data.micro_batch, task)
+            count = self.data.micro_batch.of(task)
             if task in tasks and count < 1:
                 found.append(
                     f"stage {self.stage.name} trains {task}, but data.micro_batch.{task}={count}; it must be at least 1"
@@ -169,7 +134,7 @@ class RunConfig:
         if "mmu" in tasks and self.model.vision.kind == "features":
             found.append("model.vision.kind=features cannot train MMU: the shards hold images; choose an encoder")
         try:
-            self.data.accumulation(tasks, self.hardware.devices * self.hardware.nodes)
+            self.data.accumulation(tasks, self.hardware.ranks)
         except ValueError as error:
             found.append(str(error))
         except ZeroDivisionError:  # reported above as an empty micro-batch

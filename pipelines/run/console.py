@@ -1,33 +1,19 @@
 """How the verbs speak: results on standard output, warnings on standard error, errors with exit code 2."""
 
+import argparse
 import errno
 import faulthandler
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
 from modules.redaction import redact
 from pipelines.run import ending
-
-USER_ERRORS = (
-    ValueError,
-    FileNotFoundError,
-    FileExistsError,
-    NotADirectoryError,
-    IsADirectoryError,
-    PermissionError,
-)
-"""What a user can mend: shown as a message. Anything else is a fault of the program and keeps its traceback."""
-
-
-INTERRUPTED, PREEMPTED = 130, 75
-"""Exit codes of a verb stopped by Ctrl-C, as shells count it, and of a training that was told to stop, saved its step
-and will go on from there (EX_TEMPFAIL of sysexits.h)."""
-
+from pipelines.run.ending import DONE, FAILED, INTERRUPTED, PREEMPTED, UNUSABLE, USER_ERRORS
 
 STDERR = 2
 """The file itself: what stands in for `sys.stderr` has none."""
@@ -45,6 +31,14 @@ def warn(text: str) -> None:
     print(f"WARNING: {redact(text)}", file=sys.stderr, flush=True)
 
 
+def split_overrides(parser: argparse.ArgumentParser, rest: Sequence[str]) -> list[str]:
+    """The words that ``parser`` did not know, if they all are key=value; otherwise it ends with its usage."""
+    for word in rest:
+        if word.startswith("-") or "=" not in word:
+            parser.error(f"unrecognized argument: {word}")
+    return list(rest)
+
+
 def run_verb(main: Callable[[], None]) -> NoReturn:
     """Run a verb; what a user can mend ends as a message and exit code 2. Secrets are shown nowhere."""
     handler = logging.StreamHandler()
@@ -57,18 +51,18 @@ def run_verb(main: Callable[[], None]) -> NoReturn:
         _leave(stop.code)
     except USER_ERRORS as error:
         _complain(f"error: {error}")
-        _leave(2)
+        _leave(UNUSABLE)
     except KeyboardInterrupt:
         _complain("stopped by Ctrl-C")
         _leave(INTERRUPTED)
     except Exception as error:  # noqa: BLE001  # the last one to hear of it
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             _complain(f"error: {error}: make room, and start the same command again")
-            _leave(2)
+            _leave(UNUSABLE)
         # not by sys.excepthook, which torch.distributed makes hold back what is printed
         _complain("".join(traceback.format_exception(error)).rstrip("\n"))
-        _leave(1)
-    _leave(0)
+        _leave(FAILED)
+    _leave(DONE)
 
 
 def _leave(code: Any) -> NoReturn:
@@ -79,16 +73,16 @@ def _leave(code: Any) -> NoReturn:
     """
     distributed = sys.modules.get("torch.distributed")  # not loaded for its own sake
     if distributed is not None and distributed.is_initialized():
-        if code not in (0, None, PREEMPTED):
+        if code not in (DONE, None, PREEMPTED):
             if not isinstance(code, int):
                 _complain(str(code))
-                code = 1
+                code = FAILED
             logging.shutdown()
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError, ValueError, AttributeError):  # a full disk, a closed pipe, none
                     stream.flush()
             os._exit(code)
-        ending.exit_code = code or 0
+        ending.exit_code = code or DONE
     sys.exit(code)
 
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from modules.omnimamba.config import ModelConfig, VitConfig
+from modules.files import GIB
+from modules.omnimamba.config import TASKS, ModelConfig, VitConfig
 from modules.omnimamba.model import OmniMamba
 from modules.stages import STAGES
 from modules.trainable import set_trainable
 from modules.zero import BUCKET
 from pipelines.run.config import RunConfig
 
-GIB = 2**30
 FULL, HALF = 4, 2
 """Bytes of a number in float32 and in bf16."""
 LOGIT = 10
@@ -60,9 +60,9 @@ def estimate_memory(config: RunConfig) -> MemoryEstimate:
     model, hardware = config.model, config.hardware
     stage, built = STAGES[config.stage.name], planned_model(config)
     tasks, counts = stage.tasks, config.data.micro_batch
-    mmu, t2i = (getattr(counts, task) if task in tasks else 0 for task in ("mmu", "t2i"))
+    mmu, t2i = (counts.of(task) if task in tasks else 0 for task in TASKS)
     number = HALF if config.trainer.precision == "bf16" else FULL
-    positions = mmu * model.mmu_length + t2i * model.t2i_length
+    positions = counts.positions(model, tasks)
     layer = positions * _kept_by_a_layer(built, number)
     block = WORKSPACE + positions * number * (_width(model) + 3 * model.d_inner)
     kept = model.n_layer * layer
@@ -72,7 +72,7 @@ def estimate_memory(config: RunConfig) -> MemoryEstimate:
     parts = _kept_for_parameters(built, config)
     if hardware.strategy != "ddp":
         block += FULL * BUCKET * (1 if hardware.strategy == "zero3" else 2)  # in the backward pass alone
-    accumulation = config.data.accumulation(tasks, hardware.devices * hardware.nodes)
+    accumulation = config.data.accumulation(tasks, hardware.ranks)
     if hardware.strategy in ("zero1", "zero2") and accumulation == 1:
         # freed after the step before, they come back as activations go
         parts["gradients"] = max(0.0, parts["gradients"] - kept)
@@ -106,7 +106,7 @@ def planned_model(config: RunConfig) -> OmniMamba:
 def ways_out(config: RunConfig) -> dict[str, MemoryEstimate]:
     """What would need less, as overrides, without changing what is trained."""
     hardware, micro = config.hardware, config.data.micro_batch
-    ranks = hardware.devices * hardware.nodes
+    ranks = hardware.ranks
     found: dict[str, RunConfig] = {}
     if not hardware.recompute:
         found["hardware.recompute=true"] = replace(config, hardware=replace(hardware, recompute=True))
@@ -115,15 +115,13 @@ def ways_out(config: RunConfig) -> dict[str, MemoryEstimate]:
             if strategy > hardware.strategy:
                 found[f"hardware.strategy={strategy}"] = replace(config, hardware=replace(hardware, strategy=strategy))
     tasks = STAGES[config.stage.name].tasks
-    if all(getattr(micro, task) % 2 == 0 for task in tasks):
-        half = replace(micro, **{task: getattr(micro, task) // 2 for task in tasks})
-        whole = config.data.global_batch or replace(
-            micro, **{task: getattr(micro, task) * ranks for task in ("mmu", "t2i")}
-        )
-        words = ",".join(f"{task}: {getattr(half, task)}" for task in tasks)
-        totals = ",".join(f"{task}: {getattr(whole, task)}" for task in tasks)
+    if all(micro.of(task) % 2 == 0 for task in tasks):
+        half = replace(micro, **{task: micro.of(task) // 2 for task in tasks})
+        total = config.data.global_batch or replace(micro, **{task: micro.of(task) * ranks for task in TASKS})
+        words = ",".join(f"{task}: {half.of(task)}" for task in tasks)
+        totals = ",".join(f"{task}: {total.of(task)}" for task in tasks)
         found[f'"data.micro_batch={{{words}}}" "data.global_batch={{{totals}}}"'] = replace(
-            config, data=replace(config.data, micro_batch=half, global_batch=whole)
+            config, data=replace(config.data, micro_batch=half, global_batch=total)
         )
     peak = estimate_memory(config).peak
     estimates = {words: estimate_memory(changed) for words, changed in found.items()}
@@ -132,7 +130,7 @@ def ways_out(config: RunConfig) -> dict[str, MemoryEstimate]:
 
 def _kept_for_parameters(model: OmniMamba, config: RunConfig) -> dict[str, float]:
     hardware = config.hardware
-    ranks = hardware.devices * hardware.nodes
+    ranks = hardware.ranks
     sizes = [(p.numel(), p.requires_grad, p.ndim > 1) for name, p in model.named_parameters()]
     total = sum(size for size, _, _ in sizes)
     trained = sum(size for size, on, _ in sizes if on)

@@ -1,13 +1,12 @@
 """The run folder: whose it is, whether to start, resume or leave it alone, and what is written into it."""
 
-import fcntl
 import json
 import os
 import platform
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,18 +14,18 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from callbacks.tracking import METRICS, read_metrics
+from callbacks.tracking import read_metrics
 from datamodules.mixed import Counts
 from modules.checkpoints import latest_valid, read_facts
-from modules.files import code_version, step_name
-from modules.omnimamba.adapters import TASKS
+from modules.files import code_version, step_name, write_file
+from modules.locks import locked
+from modules.omnimamba.config import TASKS
 from modules.redaction import redacted
+from modules.run_files import CHECKPOINTS, COMPLETE, CONFIG, LOCK, METRICS, PREEMPTED, PROVENANCE
 from pipelines.run.config import FREE_ON_RESUME, RunConfig, as_dict, differences
 from pipelines.run.console import warn
 from pipelines.run.overrides import ConfigError, build, read_yaml
 
-CONFIG, PROVENANCE, COMPLETE, LOCK = "config.yaml", "provenance.json", "COMPLETE", ".lock"
-PREEMPTED = "PREEMPTED"
 PACKAGES = ("torch", "lightning", "mamba-ssm", "causal-conv1d", "deepspeed", "wandb", "webdataset", "datasets", "peft",
             "omegaconf", "numpy", "pillow", "tokenizers", "safetensors")  # fmt: skip
 
@@ -72,14 +71,14 @@ class RunFolder:
         run_id: str = known.get("wandb_run_id") or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(8)
         _refuse_other_trial(self.path, run_id)
         (self.path / COMPLETE).unlink(missing_ok=True)  # there is one where a complete run is trained further
-        _write(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(as_dict(self.config))))
+        write_file(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(as_dict(self.config))))
         resumed = self.checkpoint.name if self.checkpoint else None
         before = [each["attempt"] for each in (*attempts, *read_metrics(self.path)) if "attempt" in each]
         number = 1 + max([len(attempts), *before])
         attempts = [*attempts, {"attempt": number, "time": round(time.time(), 3), "resumed": resumed, "data": data,
                                 "weights": weights, **provenance()}]  # fmt: skip
         facts = redacted({"wandb_run_id": run_id, "attempts": attempts})
-        _write(self.path / PROVENANCE, json.dumps(facts, indent=1))
+        write_file(self.path / PROVENANCE, json.dumps(facts, indent=1))
         return run_id, number
 
     def _known_elsewhere(self) -> dict[str, Any]:
@@ -94,11 +93,11 @@ class RunFolder:
 
     def finish(self, step: int) -> None:
         """Mark the run as done. Rank 0 alone calls this."""
-        _write(self.path / COMPLETE, f"{step}\n")
+        write_file(self.path / COMPLETE, f"{step}\n")
 
     def pause(self, step: int) -> None:
         """Mark the run as stopped in order at ``step``, to be started again. Rank 0 alone calls this."""
-        _write(self.path / PREEMPTED, f"{step}\n")
+        write_file(self.path / PREEMPTED, f"{step}\n")
 
 
 @contextmanager
@@ -108,16 +107,14 @@ def claim(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: another process holds it.
     """
-    path = folder / LOCK
-    with path.open("w") as lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(folder / LOCK, wait=False))
         except BlockingIOError as error:
             raise ConfigError(
                 f"another process is training in run folder {folder}; wait for it, or choose another run.dir"
             ) from error
         yield
-        path.unlink(missing_ok=True)
 
 
 def open_run(config: RunConfig) -> RunFolder:
@@ -144,7 +141,7 @@ def open_run(config: RunConfig) -> RunFolder:
         )
     config = _settled(config, stored)
     _refuse_changes(config, {str(key): value for key, value in stored.items()})
-    checkpoint = latest_valid(path / "checkpoints", warn)
+    checkpoint = latest_valid(path / CHECKPOINTS, warn)
     complete = _reached_its_end(config, checkpoint)
     metrics = path / METRICS
     if checkpoint is None and not complete and metrics.is_file() and metrics.stat().st_size:
@@ -195,8 +192,8 @@ def _settled(config: RunConfig, stored: Any = None) -> RunConfig:
     if whole is None and isinstance(known, dict) and known.keys() == set(TASKS):
         whole = Counts(**known)
     if whole is None:
-        ranks = config.hardware.devices * config.hardware.nodes
-        whole = Counts(**{task: getattr(config.data.micro_batch, task) * ranks for task in TASKS})
+        ranks = config.hardware.ranks
+        whole = Counts(**{task: config.data.micro_batch.of(task) * ranks for task in TASKS})
     settled = replace(config, data=replace(config.data, global_batch=whole))
     if problems := settled.problems():
         raise ConfigError(f"{config.folder}:\n" + "\n".join(f"  - {problem}" for problem in problems))
@@ -273,12 +270,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not whole:
         raise ConfigError(f"{path} is damaged; move it away to go on without this run's history and W&B run")
     return content
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # else a machine that loses power may leave an empty file behind
-    os.replace(temporary, path)

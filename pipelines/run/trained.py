@@ -10,8 +10,17 @@ from pathlib import Path
 
 import torch
 
+from callbacks.measures.measure import EvaluationContext
 from modules import exports
-from modules.checkpoints import MANIFEST, checkpoint_id, find_checkpoint, model_weights, read_state, refuse_misfit
+from modules.checkpoints import (
+    MANIFEST,
+    checkpoint_id,
+    find_checkpoint,
+    model_weights,
+    read_state,
+    refuse_misfit,
+    weights_fingerprint,
+)
 from modules.files import sha256
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
@@ -19,12 +28,14 @@ from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer
 from modules.pretrained import load_pretrained
 from modules.published import load_language
+from modules.run_files import CONFIG
 from modules.weight_files import SAFETENSORS, weight_files
-from pipelines.run.compose import COMPUTE, build_tokenizer, build_vq, check_hardware
+from pipelines.run.compose import build_tokenizer, build_vq
 from pipelines.run.config import RunConfig, load
 from pipelines.run.console import say, warn
+from pipelines.run.hardware import COMPUTE, check_hardware
 from pipelines.run.overrides import ConfigError
-from pipelines.run.runfolder import CONFIG
+from pipelines.run.ranks import Ranks
 
 TOKENIZER = "tokenizer.json"
 """Name of the copy in an exported folder."""
@@ -93,6 +104,25 @@ def load_trained(path: Path, overrides: Sequence[str] = ()) -> Trained:
         step=step,
         origin=origin,
         folder=config.folder,
+    )
+
+
+def context_of(trained: Trained, ranks: Ranks | None = None) -> EvaluationContext:
+    """A loaded model as measures take it, in one process or several."""
+    ranks = ranks or Ranks()
+    return EvaluationContext(
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        model=trained.model,
+        weights=weights_fingerprint(trained.model),
+        checkpoint=trained.origin,
+        tokenizer=trained.tokenizer,
+        vq=trained.vq,
+        template=trained.config.data.template,
+        device=trained.model.device,
+        step=trained.step,
+        folder=trained.folder,
+        batch_size=trained.config.evaluation.batch_size,
     )
 
 

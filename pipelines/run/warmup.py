@@ -6,36 +6,20 @@ eight times over. So one process of a node does it first, outside of training, i
 later runs read.
 """
 
-import fcntl
-import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from modules.locks import locked
 from modules.omnimamba.backbone import Backbone
 from modules.omnimamba.config import ModelConfig
-from pipelines.run.config import HardwareConfig
+from pipelines.run.hardware import take_gpu
 
 LOCK = "omnimamba.lock"
-
-
-def use_kernel_cache(config: HardwareConfig) -> Path:
-    """Have Triton, which must not be imported yet, keep compiled and tuned kernels in one folder; made if need be."""
-    folder = Path(config.kernel_cache or os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ["TRITON_CACHE_DIR"] = str(folder)
-    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
-    return folder
-
-
-def take_gpu() -> torch.device:
-    """This process's GPU, from now on the current one: where Triton's tuning works, and whatever says just "cuda"."""
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
-    torch.cuda.set_device(device)
-    return device
 
 
 def warm_up(
@@ -51,12 +35,12 @@ def warm_up(
 
 def one_first(lock: Path, work: Callable[[], None]) -> None:
     """Have one of several processes do ``work`` while the others wait; then they do it, all at once."""
-    with lock.open("w+") as file:  # NFS gives a shared lock to those alone who may read
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(lock, wait=False))
         except BlockingIOError:
-            fcntl.flock(file, fcntl.LOCK_SH)
-            fcntl.flock(file, fcntl.LOCK_UN)
+            with locked(lock):
+                pass  # the first is done
         work()
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.run.console import INTERRUPTED, PREEMPTED, say, warn
+from modules.run_files import COMPLETE
+from pipelines.run.console import say, warn
+from pipelines.run.ending import INTERRUPTED, PREEMPTED
 from pipelines.run.overrides import ConfigError
-from pipelines.run.runfolder import COMPLETE
 from pipelines.sweep.file import Sweep
 from pipelines.sweep.trials import SweepFolder, Trial, best
 

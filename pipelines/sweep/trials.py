@@ -1,14 +1,14 @@
 """A sweep's folder: whose it is, what was tried in it, and what came of it."""
 
-import fcntl
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-from callbacks.tracking import drop_torn_line, read_metrics
+from callbacks.tracking import read_metrics
+from modules.json_lines import append_rows, drop_torn_line, read_rows
+from modules.locks import lock_of, locked
 from pipelines.run.overrides import ConfigError
 
 TRIALS, LOCK = "trials.jsonl", ".lock"
@@ -48,12 +48,11 @@ class SweepFolder:
             ConfigError: it is another sweep's.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / TRIALS).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # the tasks of an array start at once
+        with locked(lock_of(self.path / TRIALS)):  # the tasks of an array start at once
             drop_torn_line(self.path / TRIALS)
             rows = self._rows()
             if not rows:
-                _append(file, sweep)
+                append_rows(self.path / TRIALS, [sweep])
                 return
         if changed := [key for key in sweep if rows[0].get(key) != sweep[key]]:
             lines = "\n".join(f"  {key}: {rows[0].get(key)!r} there, {sweep[key]!r} now" for key in changed)
@@ -66,15 +65,15 @@ class SweepFolder:
         Raises:
             ConfigError: another process holds it.
         """
-        with (self.path / LOCK).open("w") as lock:
+        with ExitStack() as held:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                claim = held.enter_context(locked(self.path / LOCK, wait=False))
             except BlockingIOError as error:
                 raise ConfigError(
                     f"another process runs the sweep in {self.path}, or its last trial is still training; wait for it, "
                     "or choose another --folder"
                 ) from error
-            yield lock.fileno()
+            yield claim
 
     def trials(self) -> list[Trial]:
         """All trials begun, in order."""
@@ -83,8 +82,7 @@ class SweepFolder:
 
     def note(self, trial: Trial) -> Trial:
         """Write down where ``trial`` stands."""
-        with (self.path / TRIALS).open("a") as file:
-            _append(file, asdict(trial))
+        append_rows(self.path / TRIALS, [asdict(trial)])
         return trial
 
     def run(self, trial: Trial) -> Path:
@@ -111,8 +109,7 @@ class SweepFolder:
         return float(values[-1])
 
     def _rows(self) -> list[dict[str, Any]]:
-        path = self.path / TRIALS
-        return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.is_file() else []
+        return list(read_rows(self.path / TRIALS))
 
 
 def best(trials: list[Trial], *, maximize: bool) -> Trial | None:
@@ -122,8 +119,3 @@ def best(trials: list[Trial], *, maximize: bool) -> Trial | None:
         return None
     values = [value for value, _ in finished]
     return finished[values.index(max(values) if maximize else min(values))][1]
-
-
-def _append(file: IO[str], row: dict[str, Any]) -> None:
-    file.write(json.dumps(row) + "\n")
-    file.flush()

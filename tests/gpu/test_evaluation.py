@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from callbacks.measures.speed import Clock
 from modules.files import sha256
 from modules.metrics.networks import load_network
 from modules.metrics.protocols import PROTOCOLS
 from modules.omnimamba.llamagen import exactly
+from modules.timing import Clock
 from tests.gpu.running import COMMON, Trainings
 from tests.integration.running import ROOT, UNIFIED, command
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modules.objectives import task_losses
-from modules.omnimamba.adapters import TASKS
+from modules.omnimamba.config import TASKS
 from tests.unit.modules.omnimamba.conftest import SAMPLING, TINY, batch_of, build, share_of_teacher_forcing
 
 if not torch.cuda.is_available():

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from datamodules.mixed import Counts, DataConfig
+from modules.files import GIB
 from modules.omnimamba.config import ModelConfig
 from modules.stages import StageConfig
 from pipelines.benchmark.train import PUBLISHED_VISION, TrainBenchmarkConfig, measure_train
-from pipelines.run.config import HardwareConfig, RunConfig, TrainerConfig
-from pipelines.run.memory import GIB, estimate_memory
+from pipelines.run.config import RunConfig, TrainerConfig
+from pipelines.run.hardware import HardwareConfig
+from pipelines.run.memory import estimate_memory
 
 ROOT = Path(__file__).parents[2]
 if not torch.cuda.is_available():
@@ -23,16 +25,17 @@ WARM = """
 import sys, torch
 from pathlib import Path
 from modules.omnimamba.config import ModelConfig
-from pipelines.run.config import HardwareConfig
-from pipelines.run.warmup import use_kernel_cache, warm_up
+from pipelines.run.hardware import HardwareConfig
+from pipelines.run.hardware import use_kernel_cache
+from pipelines.run.warmup import warm_up
 cache = use_kernel_cache(HardwareConfig(kernel_cache=sys.argv[1]))
 warm_up(ModelConfig(d_model=512, n_layer=1), 700, torch.bfloat16, cache, print)
 """
 
 FIXED = """
 import gc, json
-from pipelines.run.compose import check_hardware
-from pipelines.run.config import HardwareConfig
+from pipelines.run.hardware import check_hardware
+from pipelines.run.hardware import HardwareConfig
 check_hardware(HardwareConfig(accelerator="gpu"), deterministic=True)
 from triton.runtime.autotuner import Autotuner
 tuned = [each for each in gc.get_objects() if isinstance(each, Autotuner)]

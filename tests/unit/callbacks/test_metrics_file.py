@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from callbacks.tracking import METRICS, read_metrics
+from callbacks.tracking import read_metrics
+from modules.run_files import METRICS
 
 
 def test_of_a_step_logged_again_the_higher_attempt_counts(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ import wandb
 from PIL import Image
 
 from callbacks import wandb_run
-from callbacks.tracking import METRICS, Tracker, TrackingConfig, _checkpoint, read_metrics
+from callbacks.tracking import Tracker, TrackingConfig, _checkpoint, read_metrics
+from modules.run_files import METRICS
 from tests.servers import silent_server
 from tests.wandb_files import wandb_entries, wandb_history
 

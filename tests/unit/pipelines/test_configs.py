@@ -6,12 +6,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from modules.files import GIB
 from modules.omnimamba.model import OmniMamba
 from modules.published import published
 from modules.stages import STAGES
 from modules.trainable import set_trainable
 from pipelines.run.config import load
-from pipelines.run.memory import GIB, estimate_memory
+from pipelines.run.memory import estimate_memory
 from tests.unit.modules.omnimamba.recorded import published_shapes
 
 CONFIGS = Path(__file__).parents[3] / "configs"

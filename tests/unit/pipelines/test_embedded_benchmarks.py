@@ -16,8 +16,7 @@ from callbacks.measures.running import run_measure
 from datamodules.benchmarks.questions import Question
 from datamodules.encode import encode_caption, encode_question
 from datamodules.images import centre_crop, read_image, read_mmu_pixels, to_tensor
-from pipelines.evaluate import context_of
-from pipelines.run.trained import load_trained
+from pipelines.run.trained import context_of, load_trained
 
 WHOLE = ["evaluation.pope.limit=null", "evaluation.gqa.limit=null", "evaluation.gqa.max_new_tokens=30"]
 Setting = tuple[EvaluationContext, dict[str, Measure]]

@@ -8,8 +8,8 @@ import torch
 from peft import PeftModel
 
 from modules.adapter_files import load_adapter, save_adapter
-from modules.omnimamba.adapters import TASKS, TaskLoraLinear
-from modules.omnimamba.config import LoraConfig
+from modules.omnimamba.adapters import TaskLoraLinear
+from modules.omnimamba.config import TASKS, LoraConfig
 
 from .conftest import TINY, batch_of, build
 

@@ -8,8 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from modules.objectives import LossWeights, task_losses, total_loss
-from modules.omnimamba.adapters import TASKS
-from modules.omnimamba.config import ModelConfig
+from modules.omnimamba.config import TASKS, ModelConfig
 from modules.omnimamba.decoding import NotFiniteError
 from modules.omnimamba.model import OmniMamba
 

@@ -16,7 +16,7 @@ from pipelines.benchmark import __main__ as benchmark
 from pipelines.benchmark.data import DataBenchmarkConfig
 from pipelines.benchmark.generate import GenerateBenchmarkConfig, floor_seconds, measure_generate
 from pipelines.benchmark.train import TrainBenchmarkConfig, measure_train, positions
-from pipelines.run.config import HardwareConfig
+from pipelines.run.hardware import HardwareConfig
 from tests.unit.modules.omnimamba.conftest import TINY as SMALL
 
 ROOT = Path(__file__).parents[4]

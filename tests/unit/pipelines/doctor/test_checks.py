@@ -14,7 +14,7 @@ from pipelines.doctor import checks
 from pipelines.doctor.checks import Verdict, examine
 from pipelines.run.config import RunConfig, load
 from pipelines.run.memory import planned_model
-from pipelines.run.processes import Place
+from pipelines.run.ranks import Ranks
 
 ROOT = Path(__file__).parents[4]
 Usage = namedtuple("Usage", "total used free")
@@ -27,7 +27,7 @@ def config(run_folder: Path, tmp_path: Path) -> RunConfig:
 
 
 def verdicts(config: RunConfig | None) -> dict[str, Verdict]:
-    return {verdict.name: verdict for verdict in examine(config, Place())}
+    return {verdict.name: verdict for verdict in examine(config, Ranks())}
 
 
 def test_what_is_in_order_is_ok(config: RunConfig) -> None:
@@ -42,7 +42,7 @@ def test_what_is_in_order_is_ok(config: RunConfig) -> None:
 def test_a_package_of_another_version_is_named(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     own = checks.version
     monkeypatch.setattr(checks, "version", lambda name: "2.6.3" if name == "lightning" else own(name))
-    found = [verdict for verdict in examine(None, Place()) if verdict.state == "failed"]
+    found = [verdict for verdict in examine(None, Ranks()) if verdict.state == "failed"]
     assert found == [Verdict("packages", "failed", "lightning 2.6.3 is installed, lightning==2.6.6 is needed")]
 
 
@@ -51,7 +51,7 @@ def test_missing_files_are_named_one_by_one(config: RunConfig, run_folder: Path,
     broken = replace(
         config, model=model, pretrained=str(tmp_path / "none"), init_from=(str(tmp_path / "gone"), str(run_folder))
     )
-    found = {(v.name, v.state): v.text for v in examine(broken, Place()) if v.state != "ok"}
+    found = {(v.name, v.state): v.text for v in examine(broken, Ranks()) if v.state != "ok"}
     assert "none.json does not exist" in found["tokenizer", "failed"]
     assert "none.safetensors does not exist" in found["VQ tokenizer", "failed"]
     assert "none does not exist" in found["pretrained", "failed"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines.report.sync import sync_run
-from pipelines.run.console import USER_ERRORS
+from pipelines.run.ending import USER_ERRORS
 from tests.wandb_files import wandb_entries, wandb_history
 
 from .reporting import add_results, add_samples, make_run, result, write_json, write_lines

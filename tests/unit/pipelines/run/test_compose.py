@@ -13,16 +13,10 @@ from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.vq import PatchKMeans
 from modules.published import to_mamba2
-from pipelines.run.compose import (
-    build_data,
-    build_model,
-    build_tokenizer,
-    build_vq,
-    check_hardware,
-    weight_fingerprints,
-)
-from pipelines.run.config import ConfigError, HardwareConfig, load
+from pipelines.run.compose import build_data, build_model, build_tokenizer, build_vq, weight_fingerprints
+from pipelines.run.config import ConfigError, load
 from pipelines.run.fit import fit
+from pipelines.run.hardware import HardwareConfig, check_hardware
 
 
 def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from datamodules.mixed import Counts, DataConfig
+from modules.files import GIB
 from modules.omnimamba.config import ModelConfig
 from modules.stages import StageConfig
 from pipelines.benchmark.train import PUBLISHED_VISION
-from pipelines.run.config import HardwareConfig, RunConfig, TrainerConfig, load
-from pipelines.run.memory import FULL, GIB, estimate_memory, ways_out
+from pipelines.run.config import RunConfig, TrainerConfig, load
+from pipelines.run.hardware import HardwareConfig
+from pipelines.run.memory import FULL, estimate_memory, ways_out
 
 ROOT = Path(__file__).parents[4]
 

@@ -13,8 +13,8 @@ import torch
 
 from modules.omnimamba.kernels import choose_deterministic
 from pipelines.run import warmup
-from pipelines.run.config import HardwareConfig
-from pipelines.run.warmup import one_first, run_blocks, use_kernel_cache
+from pipelines.run.hardware import HardwareConfig, use_kernel_cache
+from pipelines.run.warmup import one_first, run_blocks
 from tests.unit.modules.omnimamba.conftest import TINY
 
 

@@ -1,0 +1,108 @@
+"""What a run computes on: its configuration, whether this machine has it, and how several devices work together."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from modules.omnimamba import kernels
+from modules.zero import Level, ZeroStrategy
+from pipelines.run.overrides import ConfigError
+
+COMPUTE = {"float32": torch.float32, "bf16": torch.bfloat16}
+ZERO_LEVELS: dict[str, Level] = {"zero1": 1, "zero2": 2, "zero3": 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareConfig:
+    """What to run on."""
+
+    accelerator: Literal["cpu", "gpu"] = "cpu"
+    devices: int = 1
+    """Devices of each node: GPUs, or processes on a CPU."""
+    nodes: int = 1
+    strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
+    """How several GPUs share the work: whole copies, or DeepSpeed ZeRO with sharded optimizer states (1), gradients
+    (2) and parameters (3). Checkpoints are the same, so a resume may choose another."""
+    recompute: bool = False
+    """Keep only each block's input in training and compute the rest again in the backward pass: a third more work for
+    a fraction of the memory."""
+    threads: int = 0
+    """CPU threads of each process; 0 leaves it to torch."""
+    timeout_minutes: float = 60.0
+    """Longest that a rank waits for the others, for example while one of them evaluates, before it ends with an
+    error."""
+    kernel_cache: str = ""
+    """Folder of this node for compiled and tuned GPU kernels; empty: TRITON_CACHE_DIR, else ~/.triton/cache."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train, one a device."""
+        return self.devices * self.nodes
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        found = [
+            f"hardware.{name}={getattr(self, name)} must be at least 1"
+            for name in ("devices", "nodes")
+            if getattr(self, name) < 1
+        ]
+        if not self.timeout_minutes > 0:
+            found.append(f"hardware.timeout_minutes={self.timeout_minutes} must be above 0")
+        if self.threads < 0:
+            found.append(f"hardware.threads={self.threads} must be 0 or more")
+        return found
+
+
+def check_hardware(config: HardwareConfig, *, deterministic: bool = False) -> None:
+    """Refuse hardware that this machine does not have, before anything else is done, and load a GPU's kernels.
+
+    Raises:
+        ConfigError: GPUs are asked for and too few are there.
+        KernelsMissingError: their kernels are not installed.
+    """
+    if config.accelerator == "gpu" and torch.cuda.device_count() < config.devices:
+        raise ConfigError(
+            f"hardware.accelerator=gpu with hardware.devices={config.devices}, but this machine "
+            f"shows {torch.cuda.device_count()} GPUs; use hardware.accelerator=cpu or a machine that has them"
+        )
+    if config.accelerator == "gpu":
+        use_kernel_cache(config)
+        if deterministic:
+            kernels.choose_deterministic()
+        kernels.load()
+    cores = os.cpu_count() or 1
+    if config.threads > cores:
+        raise ConfigError(
+            f"hardware.threads={config.threads}, but this machine has {cores} CPU cores; 0 leaves it to torch"
+        )
+
+
+def build_strategy(config: HardwareConfig) -> Strategy | str:
+    """How the ranks share the work."""
+    timeout = timedelta(minutes=config.timeout_minutes)
+    if config.strategy != "ddp":
+        return ZeroStrategy(ZERO_LEVELS[config.strategy], timeout=timeout)
+    if config.devices * config.nodes == 1:
+        return "auto"
+    return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)  # else gradients would lie in memory twice
+
+
+def use_kernel_cache(config: HardwareConfig) -> Path:
+    """Have Triton, which must not be imported yet, keep compiled and tuned kernels in one folder; made if need be."""
+    folder = Path(config.kernel_cache or os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["TRITON_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
+    return folder
+
+
+def take_gpu() -> torch.device:
+    """This process's GPU, from now on the current one: where Triton's tuning works, and whatever says just "cuda"."""
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
+    torch.cuda.set_device(device)
+    return device
