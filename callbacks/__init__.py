@@ -1,0 +1,1 @@
+"""What watches a run: Lightning callbacks, and the tracker that they log to."""

@@ -1,0 +1,1 @@
+"""Looking into prepared data: verify it, count it, look at a sample."""

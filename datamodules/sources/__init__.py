@@ -1,0 +1,1 @@
+"""Corpora in: COCO, image folders, LLaVA-style conversations, Hugging Face data sets."""

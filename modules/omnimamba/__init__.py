@@ -1,0 +1,1 @@
+"""The model, in plain torch; `kernels` alone reaches the GPU packages."""

@@ -1,0 +1,1 @@
+"""`python -m pipelines.benchmark`: how fast the parts are on this machine."""

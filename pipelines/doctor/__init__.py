@@ -1,0 +1,1 @@
+"""`python -m pipelines.doctor`: whether this installation is fit for a run."""

@@ -1,0 +1,1 @@
+"""`python -m pipelines.prepare`: corpora into shards, and a look at them."""

@@ -2,9 +2,8 @@
 
 import argparse
 import json
-import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -17,10 +16,8 @@ from datamodules.sources.coco import CocoConfig, build_coco
 from datamodules.sources.hf import HfConfig, build_hf
 from datamodules.sources.images import ImagesConfig, build_images
 from datamodules.sources.llava import LlavaConfig, build_llava
-from modules.redaction import redact
 from pipelines.prepare.tools import add_tools
-from pipelines.run.console import say
-from pipelines.run.ending import INTERRUPTED
+from pipelines.run.console import run_verb, say
 from pipelines.run.overrides import parse_overrides
 
 _REASONS = 5
@@ -89,8 +86,8 @@ SOURCES = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the verb; 0 on success, 2 when something the user gave cannot be used, 130 after Ctrl-C."""
+def main() -> None:
+    """Parse the command line and prepare."""
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.prepare",
         description=__doc__,
@@ -109,25 +106,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("overrides", nargs="*", metavar="key=value", help="settings, listed below")
         command.set_defaults(run=partial(_run, source))
     add_tools(commands)
-    given = parser.parse_args(arguments)
-    try:
-        code: int = given.run(given)
-        return code
-    except (ValueError, OSError) as error:
-        print(f"error: {redact(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        return INTERRUPTED
+    arguments = parser.parse_args()
+    arguments.run(arguments)
 
 
-def _run(source: Source, arguments: argparse.Namespace) -> int:
+def _run(source: Source, arguments: argparse.Namespace) -> None:
     try:
         source.work(parse_overrides(source.config, arguments.overrides))
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C; run the same command again to go on: finished shards stay", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("run the same command again to go on: finished shards stay") from stop
 
 
 def _keys(name: str, source: Source) -> str:
@@ -156,4 +143,4 @@ def _report(manifest: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_verb(main)

@@ -7,23 +7,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.run.console import say
-from pipelines.run.ending import USER_ERRORS
+from pipelines.run.ending import FAILED
 
 if TYPE_CHECKING:
     from datamodules.inspection.peek import Peek, Token
     from datamodules.inspection.survey import Summary, Survey
 
-FAULTY, UNUSABLE = 1, 2
-"""Exit codes: the data has faults; what the user gave cannot be used."""
-
 
 def add_tools(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add ``verify``, ``stats`` and ``peek``; each sets ``run``, from the arguments to the exit code."""
+    """Add ``verify``, ``stats`` and ``peek``; each sets ``run``, which takes the arguments."""
     verify = _command(commands, "verify", _verify, "look for every fault of a data set; exits 1 if there is one")
     verify.add_argument("--sha256", action="store_true", help="hash every shard, and name the keys that are damaged")
     verify.add_argument("--decode", action="store_true", help="check and decode every payload")
@@ -49,13 +45,13 @@ def add_tools(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _command(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
     name: str,
-    work: Callable[[argparse.Namespace], int],
+    work: Callable[[argparse.Namespace], None],
     what: str,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=what, description=what)
     parser.add_argument("manifest", metavar="MANIFEST", help="manifest.json of the data set: a path or a URL")
     parser.add_argument("--cache", type=Path, help="folder that the shards are copied to")
-    parser.set_defaults(run=partial(_guarded, work))
+    parser.set_defaults(run=work)
     return parser
 
 
@@ -64,14 +60,6 @@ def _processes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processes", type=int, default=cores, help=f"processes that work (default {cores}: all cores)"
     )
-
-
-def _guarded(work: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    try:
-        return work(arguments)
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return UNUSABLE
 
 
 @contextmanager
@@ -86,7 +74,7 @@ def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, of: progress.update(task, completed=done, total=of)
 
 
-def _verify(arguments: argparse.Namespace) -> int:
+def _verify(arguments: argparse.Namespace) -> None:
     from datamodules.inspection.verify import shards_of, verify
 
     with _bar("shards") as progress:
@@ -107,10 +95,10 @@ def _verify(arguments: argparse.Namespace) -> int:
     )
     if found.faults:
         say(f"copy or build again: {', '.join(shards_of(found.faults)) or 'the data set'}")
-    return FAULTY if found.faults else 0
+        sys.exit(FAILED)
 
 
-def _stats(arguments: argparse.Namespace) -> int:
+def _stats(arguments: argparse.Namespace) -> None:
     from datamodules.inspection.evaluation_images import read_evaluation
     from datamodules.inspection.findings import SurveyConfig
     from datamodules.inspection.survey import survey
@@ -132,7 +120,6 @@ def _stats(arguments: argparse.Namespace) -> int:
         say(json.dumps(asdict(found), indent=2))
     else:
         _show_survey(found)
-    return 0
 
 
 def _show_survey(found: "Survey") -> None:
@@ -172,7 +159,7 @@ def _show_survey(found: "Survey") -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def _peek(arguments: argparse.Namespace) -> int:
+def _peek(arguments: argparse.Namespace) -> None:
     from datamodules.encode import PromptTemplate
     from datamodules.inspection.findings import MMU_LENGTH, T2I_LENGTH
     from datamodules.inspection.peek import peek, tokens
@@ -196,7 +183,6 @@ def _peek(arguments: argparse.Namespace) -> int:
                 caption=arguments.caption,
             )
         )
-    return 0
 
 
 def _write_picture(sample: "Peek", arguments: argparse.Namespace) -> None:

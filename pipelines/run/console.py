@@ -52,8 +52,8 @@ def run_verb(main: Callable[[], None]) -> NoReturn:
     except USER_ERRORS as error:
         _complain(f"error: {error}")
         _leave(UNUSABLE)
-    except KeyboardInterrupt:
-        _complain("stopped by Ctrl-C")
+    except KeyboardInterrupt as stop:
+        _complain("; ".join(["stopped by Ctrl-C", *map(str, stop.args)]))
         _leave(INTERRUPTED)
     except Exception as error:  # noqa: BLE001  # the last one to hear of it
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

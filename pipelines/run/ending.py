@@ -21,6 +21,7 @@ USER_ERRORS = (
     NotADirectoryError,
     IsADirectoryError,
     PermissionError,
+    ChildProcessError,
 )
 """What a user can mend: shown as a message. Anything else is a fault of the program and keeps its traceback."""
 

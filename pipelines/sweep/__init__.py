@@ -1,0 +1,1 @@
+"""`python -m pipelines.sweep`: many trials of one configuration, without a server."""

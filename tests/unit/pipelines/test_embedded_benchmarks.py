@@ -120,5 +120,5 @@ def test_fid_of_random_codes_is_the_baseline(setting: Setting, monkeypatch: pyte
     context, measures = setting
     assert context.vq is not None
     size = context.vq.codebook_size
-    result = drawing(measures["fid"], context, lambda _, uniforms, **__: (uniforms * size).long(), monkeypatch)
+    result = drawing(measures["fid"], context, lambda _, uniforms_BI, **__: (uniforms_BI * size).long(), monkeypatch)
     assert result.metrics["fd_4"] == pytest.approx(result.baselines["fd_4"], abs=1e-9)

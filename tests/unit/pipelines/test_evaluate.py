@@ -9,14 +9,7 @@ from PIL import Image
 
 from callbacks.measures.measure import Result
 from pipelines import evaluate
-from pipelines.run.console import run_verb
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        run_verb(evaluate.main)
-    return int(end.value.code or 0)
+from tests.verbs import call
 
 
 def results(run: Path) -> dict[str, dict[str, dict[str, float]]]:
@@ -29,7 +22,7 @@ def results(run: Path) -> dict[str, dict[str, dict[str, float]]]:
 def test_all_configured_measures_and_then_scoring_alone(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, run_folder) == 0
+    assert call(evaluate, run_folder) == 0
     first = results(run_folder)
     assert set(first) == {"pope_style", "gqa_style", "fd_pool", "samples"}
     assert set(first["fd_pool"]["metrics"]) == {"fd_2", "rfd_2", "kd_2", "kd_2/std"}
@@ -42,9 +35,7 @@ def test_all_configured_measures_and_then_scoring_alone(
     records = sorted(run_folder.glob("records/*/*/rank0.jsonl"))
     written = [path.stat().st_mtime_ns for path in records]
     (run_folder / "records/step-000000020/results.json").unlink()
-    assert (
-        call(monkeypatch, run_folder, "--score-only", "--details", "--measures", "pope", "gqa", "fid", "samples") == 0
-    )
+    assert call(evaluate, run_folder, "--score-only", "--details", "--measures", "pope", "gqa", "fid", "samples") == 0
     assert results(run_folder) == first
     assert [path.stat().st_mtime_ns for path in records] == written
     assert "random/f1" in capsys.readouterr().out
@@ -58,7 +49,7 @@ def test_a_benchmark_named_on_the_command_line(
     Image.new("RGB", (20, 16), "red").save(folder / "1.png")
     (folder / "1.txt").write_text("Is there one?  Please answer yes or no.\tYes\nAre there two?\tNo\n")
     mme = f"evaluation.mme={{source: {folder.parent}, data: scenes, max_new_tokens: 2}}"
-    assert call(monkeypatch, run_folder, "--measures", "mme", mme) == 0
+    assert call(evaluate, run_folder, "--measures", "mme", mme) == 0
     [(name, result)] = results(run_folder).items()
     assert (name, result["baselines"]["count/score"], result["protocol"]["n"]) == ("mme_style", 50, 2)
     assert "n_other" in capsys.readouterr().out
@@ -67,12 +58,12 @@ def test_a_benchmark_named_on_the_command_line(
 def test_overrides_and_records_of_another_protocol(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, run_folder, "--measures", "gqa") == 0
+    assert call(evaluate, run_folder, "--measures", "gqa") == 0
     assert set(results(run_folder)) == {"gqa_style"}
     override = "evaluation.gqa.limit=3"
-    assert call(monkeypatch, run_folder, "--measures", "gqa", override) == 2
+    assert call(evaluate, run_folder, "--measures", "gqa", override) == 2
     assert "limit: 2 there, 3 now" in capsys.readouterr().err
-    assert call(monkeypatch, run_folder, override, "--fresh", "--measures", "gqa") == 0
+    assert call(evaluate, run_folder, override, "--fresh", "--measures", "gqa") == 0
     assert results(run_folder)["gqa_style"]["protocol"]["n"] == 3
 
 
@@ -99,7 +90,7 @@ def test_errors_are_messages_and_exit_code_2(
         ([run_folder, "--taks", "pope"], "unrecognized argument: --taks"),
         ([run_folder, "--measures", "fid", "model.vq=''"], "model.vq is empty"),
     ):
-        assert call(monkeypatch, *words) == 2
+        assert call(evaluate, *words) == 2
         assert message in " ".join(capsys.readouterr().err.split())
 
 
@@ -107,12 +98,12 @@ def test_a_run_without_a_checkpoint(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run_folder / "checkpoints/step-000000020").rename(run_folder / "kept")
-    assert call(monkeypatch, run_folder) == 2
+    assert call(evaluate, run_folder) == 2
     assert "holds no checkpoint" in capsys.readouterr().err
 
 
 def test_two_processes_evaluate_as_one(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert call(monkeypatch, run_folder, "--measures", "pope", "gqa", "fid") == 0
+    assert call(evaluate, run_folder, "--measures", "pope", "gqa", "fid") == 0
     alone = results(run_folder)
     words = ["--standalone", "--nproc-per-node", "2", "-m", "pipelines.evaluate", str(run_folder), "--fresh"]
     done = subprocess.run(
@@ -135,9 +126,9 @@ def test_two_processes_evaluate_as_one(run_folder: Path, monkeypatch: pytest.Mon
 def test_the_small_evaluation_has_a_name_of_its_own(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, run_folder, "--mini", "--measures", "gqa", "evaluation.mini=2") == 0
+    assert call(evaluate, run_folder, "--mini", "--measures", "gqa", "evaluation.mini=2") == 0
     assert set(results(run_folder)) == {"gqa_style_mini"}
-    assert call(monkeypatch, run_folder, "--mini", "--measures", "gqa") == 2
+    assert call(evaluate, run_folder, "--mini", "--measures", "gqa") == 2
     assert "--mini needs evaluation.mini=N" in capsys.readouterr().err
 
 

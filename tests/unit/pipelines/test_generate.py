@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import pytest
@@ -8,27 +7,20 @@ from PIL import Image
 from datamodules.images import read_image, to_tensor
 from pipelines import generate
 from pipelines.run import trained
-from pipelines.run.console import run_verb
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["generate", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        run_verb(generate.main)
-    return int(end.value.code or 0)
+from tests.verbs import call
 
 
 def test_text2image_writes_a_png_and_overwrites_only_when_told(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, run_folder, "text2image", "A red circle!") == 0
+    assert call(generate, run_folder, "text2image", "A red circle!") == 0
     path = run_folder / "samples" / "a-red-circle-seed0.png"
     assert capsys.readouterr().out == f"{path}\n"
     first = to_tensor(read_image(path))
     assert first.shape == (3, 64, 64)
-    assert call(monkeypatch, run_folder, "text2image", "A red circle!") == 2
+    assert call(generate, run_folder, "text2image", "A red circle!") == 2
     assert f"{path} exists and is not overwritten" in capsys.readouterr().err
-    assert call(monkeypatch, run_folder, "text2image", "A red circle!", "--force") == 0
+    assert call(generate, run_folder, "text2image", "A red circle!", "--force") == 0
     assert torch.equal(to_tensor(read_image(path)), first)
 
 
@@ -38,7 +30,7 @@ def test_seed_and_sampling_change_the_picture(
     pictures = []
     for number, words in enumerate([[], ["--seed", 1], ["--top-k", 1], ["--seed", 1, "--top-k", 1]]):
         out = tmp_path / f"{number}.png"
-        assert call(monkeypatch, run_folder, "text2image", "a red circle", "--out", out, *words) == 0
+        assert call(generate, run_folder, "text2image", "a red circle", "--out", out, *words) == 0
         pictures.append(to_tensor(read_image(out)))
     assert not torch.equal(pictures[0], pictures[1])
     assert torch.equal(pictures[2], pictures[3])  # greedy: the seed does not matter
@@ -55,10 +47,10 @@ def test_describe_prints_the_answer(
         return [("a red thing", 3, limit == 3)]
 
     monkeypatch.setattr("callbacks.measures.answers.answer", answer)
-    assert call(monkeypatch, run_folder, "describe", tmp_path / "red.png", "What is it?") == 0
+    assert call(generate, run_folder, "describe", tmp_path / "red.png", "What is it?") == 0
     assert capsys.readouterr() == ("a red thing\n", "")
     words = ["describe", tmp_path / "red.png", "What is it?", "--short", "--max-new-tokens", 3]
-    assert call(monkeypatch, run_folder, *words) == 0
+    assert call(generate, run_folder, *words) == 0
     assert "cut after 3 tokens" in capsys.readouterr().err
     assert seen == [
         "In: What is it?\nOut:",
@@ -68,14 +60,14 @@ def test_describe_prints_the_answer(
 
 def test_describe_with_the_model_itself(run_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Image.new("L", (100, 60)).save(tmp_path / "grey.png")
-    assert call(monkeypatch, run_folder, "describe", tmp_path / "grey.png", "What is it?", "--max-new-tokens", 2) == 0
+    assert call(generate, run_folder, "describe", tmp_path / "grey.png", "What is it?", "--max-new-tokens", 2) == 0
 
 
 def test_a_run_that_did_not_train_the_task_is_pointed_out(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["text2image", "a red circle", "stage.name=mmu_pretrain"]
-    assert call(monkeypatch, run_folder, *words) == 0
+    assert call(generate, run_folder, *words) == 0
     assert "is of stage mmu_pretrain, which does not train t2i" in capsys.readouterr().err
 
 
@@ -109,7 +101,7 @@ def test_errors_come_before_the_model_is_loaded(
         ([run_folder, "describe", tmp_path / "text.jpg", "What?", "--max-new-tokens", 0], "must be at least 1"),
         ([run_folder, "paint", "x"], "invalid choice: 'paint'"),
     ):
-        assert call(monkeypatch, *words) == 2
+        assert call(generate, *words) == 2
         assert message in " ".join(capsys.readouterr().err.split())
 
 
@@ -119,13 +111,13 @@ def test_an_answer_takes_the_room_that_the_model_has(
     """200 MMU positions, 64 of them for the image: a long question leaves less than the usual answer needs."""
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     question = "Is there a red circle in the image? " * 9
-    assert call(monkeypatch, run_folder, "describe", tmp_path / "red.png", question) == 0
+    assert call(generate, run_folder, "describe", tmp_path / "red.png", question) == 0
     capsys.readouterr()
-    assert call(monkeypatch, run_folder, "describe", tmp_path / "red.png", question, "--max-new-tokens", 150) == 2
-    assert "max_new_tokens=150, but behind this prompt the model's 200 MMU positions leave room for" in (
+    assert call(generate, run_folder, "describe", tmp_path / "red.png", question, "--max-new-tokens", 150) == 2
+    assert "max_new_tokens=150, but after this prompt the model's 200 MMU positions leave room for" in (
         capsys.readouterr().err
     )
-    assert call(monkeypatch, run_folder, "describe", tmp_path / "red.png", question * 9) == 2
+    assert call(generate, run_folder, "describe", tmp_path / "red.png", question * 9) == 2
     assert (
         "leaves no room for an answer in the model's 200 MMU positions; shorten the question" in capsys.readouterr().err
     )

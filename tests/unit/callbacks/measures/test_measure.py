@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks.measures import measure as module
+from callbacks.measures import running as module
 from callbacks.measures.measure import EvaluationContext, Measure, Result, file_hashes
 from callbacks.measures.records import Record, read_results
 from callbacks.measures.running import OutOfTimeError, exchange, isolated, on_all_ranks, run_measure

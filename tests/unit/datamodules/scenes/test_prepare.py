@@ -11,10 +11,10 @@ from PIL import Image
 from datamodules.encode import PromptTemplate, encode_conversation
 from datamodules.scenes.prepare import PreparedPaths, PrepareScenesConfig, prepare_scenes
 from datamodules.scenes.questions import ANSWERS
+from datamodules.shards.folders import FolderError
 from datamodules.shards.reader import ShardSet
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import load_image_tokenizer
-from pipelines.run.overrides import ConfigError
 
 SMALL = {"images": 40, "val_images": 6, "codebook_size": 64, "per_shard": 30}
 
@@ -91,7 +91,7 @@ def test_preparing_again_does_nothing(prepared: PreparedPaths) -> None:
 
 
 def test_another_configuration_is_refused(prepared: PreparedPaths) -> None:
-    with pytest.raises(ConfigError, match=r"seed is 0 there and 1 here.*Choose another folder"):
+    with pytest.raises(FolderError, match=r"seed is 0 there and 1 here.*Choose another folder"):
         prepare_scenes(PrepareScenesConfig(folder=str(prepared.folder), **SMALL, seed=1), say=quiet)
 
 
@@ -126,6 +126,6 @@ def test_of_several_processes_one_works_and_all_get_the_result(tmp_path: Path) -
     ],
 )
 def test_broken_rules_are_named(tmp_path: Path, values, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         prepare_scenes(PrepareScenesConfig(folder=str(tmp_path / "data"), **values), say=quiet)
     assert not list(tmp_path.iterdir())

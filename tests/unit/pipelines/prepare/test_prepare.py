@@ -12,7 +12,9 @@ from PIL import Image
 
 from datamodules.scenes.prepare import PreparedPaths
 from datamodules.shards.reader import ShardSet
-from pipelines.prepare.__main__ import SOURCES, main
+from pipelines.prepare import __main__ as prepare
+from pipelines.prepare.__main__ import SOURCES
+from tests.verbs import call
 
 ROOT = Path(__file__).parents[4]
 
@@ -34,18 +36,18 @@ def test_the_verb_builds_from_official_files(prepared: PreparedPaths, tmp_path: 
         f"out={tmp_path}/t2i",
         "processes=1",
     ]
-    assert main(["llava", *llava_of(scenes, tmp_path / "mmu")]) == 0
-    assert main(["coco", *coco]) == 0
+    assert call(prepare, "llava", *llava_of(scenes, tmp_path / "mmu")) == 0
+    assert call(prepare, "coco", *coco) == 0
     said = capsys.readouterr().out
     assert "mmu/manifest.json: 12 samples in 1 shards (rejected 0, samples 12)" in said
     assert "t2i/manifest.json: 4 samples in 1 shards" in said
     assert "  rejected" not in said
     assert ShardSet.open(tmp_path / "t2i" / "manifest.json").key(0) == "coco2014-train-000000500001"
     before = contents(tmp_path / "t2i")
-    assert main(["coco", *coco]) == 0
+    assert call(prepare, "coco", *coco) == 0
     assert contents(tmp_path / "t2i") == before
     capsys.readouterr()
-    assert main(["coco", *coco, "batch=3"]) == 2
+    assert call(prepare, "coco", *coco, "batch=3") == 2
     assert "already holds a data set, made from other files or settings" in capsys.readouterr().err
 
 
@@ -59,11 +61,11 @@ def test_images_with_captions_and_a_hugging_face_data_set(
     lines = [json.dumps({"file": path.name, "caption": "a scene"}) + "\n" for path in pictures]
     (tmp_path / "captions.jsonl").write_text("".join(lines))
     images = [f"images={pictures[0].parent}", f"captions={tmp_path}/captions.jsonl", f"vq={prepared.vq}"]
-    assert main(["images", *images, f"out={tmp_path}/images", "processes=1"]) == 0
+    assert call(prepare, "images", *images, f"out={tmp_path}/images", "processes=1") == 0
     columns = {"image": [path.read_bytes() for path in pictures], "q": ["What?"] * 3, "a": ["A scene."] * 3}
     Dataset.from_dict(columns).to_parquet(tmp_path / "data.parquet")
     hf = [f"dataset={tmp_path}/data.parquet", "question_column=q", "answer_column=a", f"out={tmp_path}/hf"]
-    assert main(["hf", *hf, "processes=1", "licence=CC0"]) == 0
+    assert call(prepare, "hf", *hf, "processes=1", "licence=CC0") == 0
     assert len(ShardSet.open(tmp_path / "images" / "manifest.json")) == 3
     assert ShardSet.open(tmp_path / "hf" / "manifest.json").meta["licence"] == "CC0"
     assert capsys.readouterr().out.count(": 3 samples in 1 shards") == 2
@@ -77,7 +79,7 @@ def test_rejects_are_reported_by_their_kind(tmp_path: Path, capsys) -> None:
     entries += [{"image": "a.png", "conversations": [talk[0], {"from": "gpt", "value": value}]} for value in ("", 7)]
     (tmp_path / "mix.json").write_text(json.dumps(entries))
     words = [f"annotations={tmp_path}/mix.json", f"images={tmp_path}", f"out={tmp_path}/out", "processes=1"]
-    assert main(["llava", *words]) == 0
+    assert call(prepare, "llava", *words) == 0
     said = capsys.readouterr().out
     assert "1 samples in 1 shards (converted_from_png 1, rejected 9, samples 1)" in said
     assert (
@@ -111,9 +113,9 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(many: list[str], tmp_
     assert said == "stopped by Ctrl-C; run the same command again to go on: finished shards stay\n"
     assert not (folder / "manifest.json").exists()
     finished = len(list(folder.glob(".build/llava-*.json")))
-    assert main(["llava", *many, f"out={folder}", "processes=1"]) == 0
+    assert call(prepare, "llava", *many, f"out={folder}", "processes=1") == 0
     assert f"llava: going on after {4 * finished} of 160\n" in capsys.readouterr().out
-    assert main(["llava", *many, f"out={tmp_path}/undisturbed", "processes=2"]) == 0
+    assert call(prepare, "llava", *many, f"out={tmp_path}/undisturbed", "processes=2") == 0
     assert contents(folder) == contents(tmp_path / "undisturbed")
 
 
@@ -130,27 +132,23 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(many: list[str], tmp_
     ],
 )
 def test_wrong_arguments_are_explained(arguments: list[str], message: str, capsys) -> None:
-    assert main(arguments) == 2
+    assert call(prepare, *arguments) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert message in said
 
 
 def test_an_unknown_source_is_refused_with_those_there_are(capsys) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["cocoa"])
-    assert end.value.code == 2
+    assert call(prepare, "cocoa") == 2
     said = capsys.readouterr().err
     assert all(f"'{source}'" in said for source in SOURCES)
 
 
 def test_the_help_shows_the_keys_and_an_example_of_each_source(capsys) -> None:
-    with pytest.raises(SystemExit):
-        main(["--help"])
+    assert call(prepare, "--help") == 0
     everything = capsys.readouterr().out
     for name, source in SOURCES.items():
-        with pytest.raises(SystemExit):
-            main([name, "--help"])
+        assert call(prepare, name, "--help") == 0
         own = capsys.readouterr().out
         for said in (own, everything):
             assert f"python -m pipelines.prepare {name} {source.example}" in said
@@ -163,6 +161,6 @@ def test_the_help_shows_the_keys_and_an_example_of_each_source(capsys) -> None:
 
 def test_heavy_libraries_are_not_needed_to_read_a_configuration() -> None:
     heavy = ("torch", "webdataset", "tokenizers", "datasets", "rich")
-    code = f"import sys, pipelines.prepare; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, pipelines.prepare.__main__; print([m for m in {heavy} if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert said.strip() == "[]"

@@ -1,4 +1,3 @@
-import argparse
 import io
 import json
 import os
@@ -12,7 +11,8 @@ from datamodules.images import mmu_pixels, read_image, to_tensor
 from datamodules.scenes.prepare import PreparedPaths, PrepareScenesConfig, prepare_scenes
 from datamodules.shards.reader import ShardSet
 from modules.omnimamba.vq import load_image_tokenizer
-from pipelines.prepare.tools import add_tools
+from pipelines.prepare import __main__ as prepare
+from tests.verbs import call
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -32,12 +32,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedPaths:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a tool; gives exit code, output and errors."""
-    parser = argparse.ArgumentParser()
-    add_tools(parser.add_subparsers(required=True))
 
     def tool(*words: str | Path) -> tuple[int, str, str]:
-        given = parser.parse_args([str(word) for word in words])
-        code = given.run(given)
+        code = call(prepare, *words)
         said = capsys.readouterr()
         return code, said.out, said.err
 
