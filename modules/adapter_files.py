@@ -5,18 +5,38 @@ Only the file format is peft's; at run time our own layer computes both adapters
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modules.omnimamba.config import Task
+from modules.omnimamba.config import TASKS, Task
 from modules.omnimamba.model import OmniMamba
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TARGET = "in_proj"
 _PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterFolders:
+    """Folders of task adapters in peft's format, as ``pipelines.export --forms adapters`` writes them."""
+
+    mmu: str = ""
+    t2i: str = ""
+
+    def named(self) -> dict[Task, Path]:
+        """Those that are named, by task."""
+        return {task: Path(path) for task in TASKS if (path := getattr(self, task))}
+
+
+def load_adapters(model: OmniMamba, folders: AdapterFolders) -> list[str]:
+    """Load the adapters that ``folders`` names, see `load_adapter`. Returns a line about each."""
+    for task, folder in folders.named().items():
+        load_adapter(model, task, folder)
+    return [f"the {task} adapters from {folder}" for task, folder in folders.named().items()]
 
 
 def save_adapter(model: OmniMamba, task: Task, folder: Path) -> None:

@@ -152,12 +152,6 @@ def from_mamba2(weights: Mapping[str, Tensor]) -> PublishedWeights:
     return from_published(prefixed)
 
 
-def to_mamba2(language: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The opposite of `from_mamba2`: what of our language model a Mamba-2 checkpoint holds; the rest is left out."""
-    kept = PublishedWeights({name: value for name, value in language.items() if _is_mamba2(name)})
-    return {name.removeprefix(LANGUAGE): value for name, value in to_published(kept).items()}
-
-
 @torch.no_grad()
 def load_language(
     model: nn.Module, language: Mapping[str, Tensor], origin: str, *, optional: Sequence[str] = ()

@@ -1,6 +1,6 @@
 """The state-space dual scan of Mamba-2 in plain torch: chunked for sequences, one step at a time for generation.
 
-Three forms of one recurrence ``h_t = exp(dt_t A) h_{t-1} + dt_t x_t (outer) B_t``, ``y_t = h_t C_t`` (Dao & Gu 2024,
+Two forms of one recurrence ``h_t = exp(dt_t A) h_{t-1} + dt_t x_t (outer) B_t``, ``y_t = h_t C_t`` (Dao & Gu 2024,
 section 6; one group of B and C). The tests hold them equal.
 
 Shapes: B batch, L length, H heads, P head size, N state size, K chunks, Q chunk size. A sequence id per position makes
@@ -73,21 +73,6 @@ def ssd_step(
     added = (dt_BH[..., None] * x_BHP)[..., None] * B_BN[:, None, None, :]
     state = state_BHPN * (dt_BH * A_H).exp()[..., None, None] + added
     return (state @ C_BN[:, None, :, None])[..., 0], state
-
-
-def ssd_recurrent(
-    x_BLHP: Tensor, dt_BLH: Tensor, A_H: Tensor, B_BLN: Tensor, C_BLN: Tensor, seq_idx_BL: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The definition, position by position: what `ssd_chunked` is tested against. Slow; same results."""
-    batch, length, heads, size = x_BLHP.shape
-    state = x_BLHP.new_zeros(batch, heads, size, B_BLN.shape[-1])
-    outputs = []
-    for t in range(length):
-        if seq_idx_BL is not None and t:
-            state = state * (seq_idx_BL[:, t] == seq_idx_BL[:, t - 1])[:, None, None, None]
-        y, state = ssd_step(x_BLHP[:, t], dt_BLH[:, t], A_H, B_BLN[:, t], C_BLN[:, t], state)
-        outputs.append(y)
-    return torch.stack(outputs, dim=1), state
 
 
 def causal_conv(x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor, seq_idx_BL: Tensor | None = None) -> Tensor:

@@ -1,46 +1,28 @@
 """Builds the parts of a run out of its configuration."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import lightning.pytorch as pl
-import torch
-
-from callbacks.bad_samples import BadSampleLog
-from callbacks.checkpointing import Checkpointing
-from callbacks.evaluation import EvaluationCallback
-from callbacks.guards import FiniteGuard, GradientGuard, HangGuard, MemoryGuard
-from callbacks.measures.measure import EvaluationContext
-from callbacks.measures.registry import build_pairs
-from callbacks.norms import PartNorms
-from callbacks.preemption import Preemption
-from callbacks.samples_log import SampleLog
-from callbacks.steps import CommitPosition
-from callbacks.throughput import RestartClock, Show, Throughput
-from callbacks.tracking import Tracker
 from datamodules.mixed import MixedDataModule
 from datamodules.scenes.prepare import prepare_scenes
-from modules.checkpoints import MANIFEST, StageResult, checkpoint_id, load_results, weights_fingerprint
-from modules.files import sha256, step_name
-from modules.flops import peak_tflops
+from modules.adapter_files import WEIGHTS, load_adapters
+from modules.checkpoints import MANIFEST, StageResult, checkpoint_id, load_results
+from modules.files import sha256
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer, load_image_tokenizer
 from modules.pretrained import load_pretrained
-from modules.run_files import CHECKPOINTS, COMPLETE, CONFIG
+from modules.run_files import COMPLETE, CONFIG
 from modules.stages import STAGES, StageModule
 from modules.weight_files import weight_files
-from modules.zero import ZeroStrategy
 from pipelines.run.config import RunConfig
 from pipelines.run.console import warn
-from pipelines.run.hardware import COMPUTE, build_strategy
+from pipelines.run.hardware import COMPUTE
 from pipelines.run.overrides import ConfigError
-from pipelines.run.ranks import cluster
 
 
 class Origin(NamedTuple):
@@ -142,6 +124,8 @@ def build_model(
     if config.pretrained:
         for line in load_pretrained(model, Path(config.pretrained)):
             report(line)
+    for line in load_adapters(model, config.pretrained_adapters):
+        report(line)
     if config.init_from:
         for path in config.init_from:
             if (Path(path) / CONFIG).is_file() and not (Path(path) / COMPLETE).is_file():
@@ -164,6 +148,9 @@ def weight_fingerprints(config: RunConfig, model: OmniMamba, *, resumed: bool) -
         found["vision"] = model.vision.fingerprint
     if config.pretrained and not resumed:
         found |= {f"pretrained/{file.name}": sha256(file) for file in weight_files(Path(config.pretrained))}
+    if not resumed:
+        folders = config.pretrained_adapters.named()
+        found |= {f"pretrained_adapters/{task}": sha256(folder / WEIGHTS) for task, folder in folders.items()}
     return found
 
 
@@ -195,111 +182,3 @@ def build_data(
                 "its pictures would be noise. Name the tokenizer that prepared the shards"
             )
     return data
-
-
-def build_callbacks(
-    config: RunConfig,
-    tracker: Tracker,
-    parts: Parts,
-    show: Show,
-    facts: dict[str, Any],
-) -> list[pl.Callback]:
-    """What watches the run, in the order that matters: guard, commit, log, save, stop, evaluate.
-
-    Saved before it is evaluated, a step is never trained again because its evaluation was cut short. ``facts`` go into
-    every checkpoint.
-    """
-    log_every = config.trainer.log_every_n_steps
-    finite = FiniteGuard(config.guards, tracker, config.folder)
-    memory = MemoryGuard(config.guards.memory_share)
-    guards = [HangGuard(config.guards.hang_minutes), GradientGuard(), finite]
-
-    norms = PartNorms(log_every)
-    every = (log_every, config.checkpoint.every_n_steps)
-    bad = BadSampleLog(config.folder, tracker, limit=config.data.bad_limit, every=every)
-    tasks = STAGES[config.stage.name].tasks
-
-    def beside() -> dict[str, float]:
-        counts = {f"data/bad_samples_{task}": bad.counts[task] for task in tasks}
-        return {"train/grad_norm": finite.norm, "system/resident_gib": memory.look(), **norms.look(), **counts}
-
-    def saved(checkpoint: Path) -> None:
-        started_from = [f"{origin.run_id} {origin.checkpoint}" for origin in parts.origins]
-        tracker.log_checkpoint(checkpoint.name, (checkpoint / MANIFEST).read_text(), started_from)
-
-    saving = Checkpointing(config.checkpoint, config.folder / CHECKPOINTS, facts, saved)
-    throughput = Throughput(tracker, config.model, log_every, show, beside, _peak(config))
-    callbacks: list[pl.Callback] = [*guards, CommitPosition(), bad, norms, throughput]
-    if config.data.log_samples:
-        callbacks.append(SampleLog(config.folder, tracker.attempt))
-    callbacks.append(saving)
-    callbacks.append(Preemption(timedelta(minutes=config.hardware.timeout_minutes)))
-    context = _evaluation_context(config, parts, saving)
-    callbacks += [
-        EvaluationCallback(measure, tracker, config.evaluation, context, mini=mini)
-        for measure, mini in build_pairs(config.evaluation)
-    ]
-    callbacks.append(RestartClock(throughput))
-    return callbacks
-
-
-def _evaluation_context(
-    config: RunConfig, parts: Parts, saving: Checkpointing
-) -> Callable[[pl.Trainer, pl.LightningModule], EvaluationContext]:
-    """What makes the context of an evaluation when one is due."""
-
-    def context(trainer: pl.Trainer, module: pl.LightningModule) -> EvaluationContext:
-        assert isinstance(module, StageModule)
-        strategy = trainer.strategy
-        saving.settle(trainer)  # records name the checkpoint that they were made from
-        model = strategy.gathered(module.model) if isinstance(strategy, ZeroStrategy) else module.model
-        return EvaluationContext(
-            model=model,
-            weights=weights_fingerprint(model),
-            checkpoint=checkpoint_id(config.folder / CHECKPOINTS / step_name(trainer.global_step)),
-            tokenizer=parts.tokenizer,
-            vq=parts.vq,
-            template=config.data.template,
-            device=strategy.root_device,
-            step=trainer.global_step,
-            folder=config.folder,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            batch_size=config.evaluation.batch_size,
-        )
-
-    return context
-
-
-def _peak(config: RunConfig) -> float | None:
-    """TFLOP/s that this run's GPU could do at best, where that is known: the data sheets' numbers are those of bf16."""
-    if config.hardware.accelerator != "gpu" or config.trainer.precision != "bf16":
-        return None
-    return peak_tflops(torch.cuda.get_device_name())
-
-
-def build_trainer(config: RunConfig, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
-    """Lightning's Trainer, told to leave data order, logging and saving to this project."""
-    hardware = config.hardware
-    environment = cluster()
-    return pl.Trainer(
-        accelerator=hardware.accelerator,
-        devices=hardware.devices,
-        num_nodes=hardware.nodes,
-        strategy=build_strategy(hardware),
-        plugins=[environment] if environment else None,
-        default_root_dir=config.folder,  # under Slurm it resumes whatever hpc_ckpt_* lies there
-        deterministic=config.trainer.deterministic or None,
-        max_steps=config.trainer.max_steps,
-        max_epochs=-1,
-        accumulate_grad_batches=config.data.accumulation(STAGES[config.stage.name].tasks, hardware.ranks),
-        gradient_clip_val=config.optim.clip_grad_norm or None,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )

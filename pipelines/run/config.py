@@ -12,6 +12,7 @@ from callbacks.measures.registry import EvaluationConfig
 from callbacks.tracking import TrackingConfig
 from datamodules.mixed import DataConfig
 from datamodules.scenes.prepare import PrepareScenesConfig
+from modules.adapter_files import AdapterFolders
 from modules.omnimamba.config import TASKS, ModelConfig
 from modules.optim import OptimConfig
 from modules.stages import STAGES, StageConfig
@@ -71,6 +72,8 @@ class RunConfig:
     pretrained: str = ""
     """File or folder of third-party weights to start from: ``state-spaces/mamba2-*``, or a published OmniMamba. Those
     of the encoders are named by model.vision and model.vq."""
+    pretrained_adapters: AdapterFolders = field(default_factory=AdapterFolders)
+    """Task adapters in peft's format to start from, beside ``pretrained``."""
     init_from: tuple[str, ...] = ()
     """Run or checkpoint folders of earlier stages, whose weights this run starts from."""
     trainer: TrainerConfig

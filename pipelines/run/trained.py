@@ -12,6 +12,7 @@ import torch
 
 from callbacks.measures.measure import EvaluationContext
 from modules import exports
+from modules.adapter_files import load_adapters
 from modules.checkpoints import (
     MANIFEST,
     checkpoint_id,
@@ -131,6 +132,8 @@ def _fill(model: OmniMamba, path: Path, config: RunConfig) -> tuple[int, str]:
     if path.is_file():
         initialise(model, config.model.init_seed)
         for line in load_pretrained(model, Path(config.pretrained)):
+            say(line)
+        for line in load_adapters(model, config.pretrained_adapters):
             say(line)
         files = weight_files(Path(config.pretrained))
         return 0, ", ".join(f"{file.name} {sha256(file)}" for file in files)

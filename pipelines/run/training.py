@@ -12,12 +12,13 @@ from modules import signals
 from modules.checkpoints import STATE
 from modules.files import code_version
 from modules.run_files import PROVENANCE
-from pipelines.run.compose import Parts, build_callbacks, build_trainer, weight_fingerprints
+from pipelines.run.compose import Parts, weight_fingerprints
 from pipelines.run.config import as_dict
 from pipelines.run.console import say, warn
 from pipelines.run.ending import DONE, INTERRUPTED, PREEMPTED, ended_in_order
 from pipelines.run.progress import TrainingProgress
 from pipelines.run.runfolder import RunFolder
+from pipelines.run.trainer import build_callbacks, build_trainer
 
 
 @dataclass(frozen=True, kw_only=True)

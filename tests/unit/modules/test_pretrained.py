@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from modules.pretrained import load_pretrained
-from modules.published import PublishedWeights, to_mamba2, to_published
+from modules.published import PublishedWeights, to_published
+from tests.mamba2_files import mamba2_weights
 from tests.unit.modules.omnimamba.conftest import TINY, build
 
 
@@ -23,7 +24,7 @@ def other(**changes: int) -> torch.nn.Module:
 def test_mamba2_brings_blocks_norm_and_text_embedding(tmp_path: Path) -> None:
     source, model = build().state_dict(), other()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    torch.save({name: value.half() for name, value in to_mamba2(source).items()}, tmp_path / "pytorch_model.bin")
+    torch.save({name: value.half() for name, value in mamba2_weights(source).items()}, tmp_path / "pytorch_model.bin")
     lines = load_pretrained(model, tmp_path)
     for name, value in model.state_dict().items():
         ours = name == "text_embedding.weight" or (name.startswith("backbone.") and ".lora_" not in name)
@@ -37,7 +38,7 @@ def test_mamba2_brings_the_texts_rows_of_a_shared_vocabulary(tmp_path: Path) -> 
     source = build().state_dict()
     model = build(replace(TINY, vocabularies="shared"))
     own = model.text_embedding.weight.detach().clone()
-    torch.save(to_mamba2(source), tmp_path / "pytorch_model.bin")
+    torch.save(mamba2_weights(source), tmp_path / "pytorch_model.bin")
     load_pretrained(model, tmp_path)
     rows = TINY.vocab_size
     assert torch.equal(model.text_embedding.weight[:rows], source["text_embedding.weight"])
@@ -74,7 +75,8 @@ def test_of_what_a_checkpoint_may_lack_only_the_projector_is_forgiven(tmp_path: 
 
 def test_other_sizes_and_other_names_are_refused(tmp_path: Path) -> None:
     save_file(
-        {name: value.clone() for name, value in to_mamba2(build().state_dict()).items()}, tmp_path / "mamba.safetensors"
+        {name: value.clone() for name, value in mamba2_weights(build().state_dict()).items()},
+        tmp_path / "mamba.safetensors",
     )
     with pytest.raises(ValueError, match=r"of another shape: .*conv1d\.weight"):
         load_pretrained(other(d_state=TINY.d_state * 2), tmp_path / "mamba.safetensors")

@@ -18,9 +18,9 @@ from modules.published import (
     load_language,
     ours,
     published,
-    to_mamba2,
     to_published,
 )
+from tests.mamba2_files import mamba2_weights
 from tests.unit.modules.omnimamba.conftest import TINY, build
 from tests.unit.modules.omnimamba.recorded import published_shapes
 
@@ -145,7 +145,7 @@ def test_a_head_that_is_not_its_table_is_refused(head: str) -> None:
 
 def test_mamba2_goes_there_and_back() -> None:
     model = build(replace(TINY, lora="none"))
-    weights = to_mamba2(model.state_dict())
+    weights = mamba2_weights(model.state_dict())
     assert torch.equal(weights["lm_head.weight"], weights["backbone.embedding.weight"])
     assert all(name.startswith("backbone.") for name in weights if name != "lm_head.weight")
     back = from_mamba2(weights)
@@ -185,7 +185,7 @@ def test_a_language_model_is_loaded_and_the_rest_kept() -> None:
     source, model = build(), OmniMamba(TINY)
     initialise(model, 7)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    weights = from_mamba2(to_mamba2(source.state_dict())).language
+    weights = from_mamba2(mamba2_weights(source.state_dict())).language
     report = load_language(model, weights, "mamba2", optional=MAMBA2_LACKS)
     after = model.state_dict()
     assert {name for name in after if torch.equal(after[name], source.state_dict()[name])} >= weights.keys()

@@ -5,7 +5,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.omnimamba.ssd import causal_conv, ssd_chunked, ssd_recurrent, ssd_step
+from modules.omnimamba.ssd import causal_conv, ssd_chunked, ssd_step
+
+
+def ssd_recurrent(
+    x_BLHP: Tensor, dt_BLH: Tensor, A_H: Tensor, B_BLN: Tensor, C_BLN: Tensor, seq_idx_BL: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The definition, position by position."""
+    batch, length, heads, size = x_BLHP.shape
+    state = x_BLHP.new_zeros(batch, heads, size, B_BLN.shape[-1])
+    outputs = []
+    for t in range(length):
+        if seq_idx_BL is not None and t:
+            state = state * (seq_idx_BL[:, t] == seq_idx_BL[:, t - 1])[:, None, None, None]
+        y, state = ssd_step(x_BLHP[:, t], dt_BLH[:, t], A_H, B_BLN[:, t], C_BLN[:, t], state)
+        outputs.append(y)
+    return torch.stack(outputs, dim=1), state
 
 
 def inputs(batch: int, length: int, heads: int = 3, size: int = 4, state: int = 5) -> list[Tensor]:

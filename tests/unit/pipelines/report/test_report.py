@@ -287,7 +287,7 @@ def damage(run: Path) -> dict[str, str]:
         "provenance": "provenance.json is damaged",
         "result": "results.json holds no result under pope",
         "results": "step-000000002/results.json is damaged",
-        "record": "gqa/rank0.jsonl has no sample_id",
+        "record": "gqa/rank0.jsonl is damaged",
         "picture": "samples/step-000000001/000.png does not decode",
         "captions": "samples/step-000000002/captions.json is damaged",
         "folder": "'last'",

@@ -8,15 +8,16 @@ import torch
 from safetensors.torch import save_file
 
 from datamodules.scenes.prepare import PreparedPaths
+from modules.adapter_files import AdapterFolders, save_adapter
 from modules.files import sha256
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.vq import PatchKMeans
-from modules.published import to_mamba2
 from pipelines.run.compose import build_data, build_model, build_tokenizer, build_vq, weight_fingerprints
 from pipelines.run.config import ConfigError, load
 from pipelines.run.fit import fit
 from pipelines.run.hardware import HardwareConfig, check_hardware
+from tests.mamba2_files import mamba2_weights
 
 
 def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,9 +81,7 @@ def test_a_model_starts_from_pretrained_weights(finished_run: Path, tmp_path: Pa
     config = load(finished_run / "config.yaml")
     source = OmniMamba(config.model)
     initialise(source, 7)
-    save_file(
-        {name: value.clone() for name, value in to_mamba2(source.state_dict()).items()}, tmp_path / "model.safetensors"
-    )
+    save_file(mamba2_weights(source.state_dict()), tmp_path / "model.safetensors")
     lines: list[str] = []
     start = replace(config, pretrained=str(tmp_path))
     model = build_model(start, report=lines.append)
@@ -91,6 +90,23 @@ def test_a_model_starts_from_pretrained_weights(finished_run: Path, tmp_path: Pa
     assert "tensors from" in lines[0]
     file = tmp_path / "model.safetensors"
     assert weight_fingerprints(start, model, resumed=False) == {f"pretrained/{file.name}": sha256(file)}
+    assert weight_fingerprints(start, model, resumed=True) == {}
+
+
+def test_a_model_starts_from_peft_adapters_of_one_task(finished_run: Path, tmp_path: Path) -> None:
+    config = load(finished_run / "config.yaml")
+    source = OmniMamba(config.model)
+    initialise(source, 7)
+    save_adapter(source, "mmu", tmp_path / "mmu")
+    lines: list[str] = []
+    start = replace(config, pretrained_adapters=AdapterFolders(mmu=str(tmp_path / "mmu")))
+    model, plain = build_model(start, report=lines.append), build_model(config, report=lines.append)
+    loaded, of_source, of_plain = (dict(each.named_parameters()) for each in (model, source, plain))
+    for name, value in loaded.items():
+        assert torch.equal(value, of_source[name] if ".mmu." in name else of_plain[name]), name
+    assert lines == [f"the mmu adapters from {tmp_path / 'mmu'}"]
+    digest = sha256(tmp_path / "mmu" / "adapter_model.safetensors")
+    assert weight_fingerprints(start, model, resumed=False) == {"pretrained_adapters/mmu": digest}
     assert weight_fingerprints(start, model, resumed=True) == {}
 
 

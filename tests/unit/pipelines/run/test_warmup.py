@@ -1,18 +1,15 @@
 """Kernels are made ready by one process of a node, the others follow."""
 
-import fcntl
 import os
 import time
 from multiprocessing import get_context
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import IO
 
 import pytest
 import torch
 
 from modules.omnimamba.kernels import choose_deterministic
-from pipelines.run import warmup
 from pipelines.run.hardware import HardwareConfig, use_kernel_cache
 from pipelines.run.warmup import one_first, run_blocks
 from tests.unit.modules.omnimamba.conftest import TINY
@@ -45,21 +42,6 @@ def test_one_process_works_first_and_all_work(tmp_path: Path) -> None:
         assert process.exitcode == 0
     notes = sorted(path.read_text() for path in order.iterdir())
     assert notes == ["01", "01", "11"]  # one was alone; the others came when it was done
-
-
-def test_the_lock_may_be_shared_over_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There an exclusive lock is given to those who may write, a shared one to those who may read."""
-    asked = []
-
-    def flock(file: IO[str], operation: int) -> None:
-        asked.append(operation)
-        assert fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
-        if operation & fcntl.LOCK_NB:
-            raise BlockingIOError
-
-    monkeypatch.setattr(warmup.fcntl, "flock", flock)
-    one_first(tmp_path / "lock", lambda: asked.append(0))
-    assert asked == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_SH, fcntl.LOCK_UN, 0]
 
 
 def test_the_cache_is_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
