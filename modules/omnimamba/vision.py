@@ -89,7 +89,7 @@ class DinoSiglip(VisionEncoder):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        self._vits: tuple[VisionTransformer, ...] = ()  # a tuple, so that torch does not take them for submodules
+        self.vits: tuple[VisionTransformer, ...] = ()  # a tuple, so that torch does not take them for submodules
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -141,12 +141,12 @@ class DinoSiglip(VisionEncoder):
         return weights
 
     def _encoders(self, device: torch.device) -> tuple[VisionTransformer, ...]:
-        if not self._vits:
+        if not self.vits:
             with torch.inference_mode(False):  # they outlive the evaluation that may be the first to ask
-                self._vits = tuple(self._load(name, device) for name, _, _ in ENCODERS)
-        if self._vits[0].pos_embed.device != device:
-            self._vits = tuple(vit.to(device) for vit in self._vits)
-        return self._vits
+                self.vits = tuple(self._load(name, device) for name, _, _ in ENCODERS)
+        if self.vits[0].pos_embed.device != device:
+            self.vits = tuple(vit.to(device) for vit in self.vits)
+        return self.vits
 
     def _load(self, name: str, device: torch.device) -> VisionTransformer:
         report, prefix = self._match(name)

@@ -87,7 +87,7 @@ def test_the_encoders_are_neither_parameters_nor_state_and_stay_frozen() -> None
     model.train()({"mmu": inputs})["mmu"].logits.sum().backward()
     assert not [name for name in (*model.state_dict(), *dict(model.named_parameters())) if name.startswith("vision")]
     assert not any(name.startswith("vision.") for name in set_trainable(model, ["*"]).names)
-    vits = model.vision._vits
+    vits = model.vision.vits
     assert len(vits) == 2
     assert not any(
         parameter.requires_grad or parameter.grad is not None for vit in vits for parameter in vit.parameters()
@@ -108,7 +108,7 @@ def test_features_first_taken_in_inference_mode_serve_training_later() -> None:
     model = model_with_vits()
     with torch.inference_mode():
         model.vision(some_images())
-    assert not any(parameter.is_inference() for vit in model.vision._vits for parameter in vit.parameters())
+    assert not any(parameter.is_inference() for vit in model.vision.vits for parameter in vit.parameters())
 
 
 def test_a_model_that_sees_no_image_needs_no_weights() -> None:
