@@ -1,1 +1,1 @@
-"""What feeds a run: the data plan, and the samples that it names as tensors."""
+"""What feeds a run: the data plan, and the samples it selects, as tensors."""

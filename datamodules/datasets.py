@@ -1,4 +1,4 @@
-"""From samples' places to their tensors: decoding, the choice of a caption, token sequences.
+"""From places to tensors: decode images, choose captions, build token sequences.
 
 Shapes: B batch, S image size, T text ids, C caption ids, I image tokens.
 """
@@ -26,16 +26,16 @@ from modules.seeds import keyed_hashes, keyed_seed
 CaptionChoice = Literal["random", "rotate"]
 Padding = Literal["fixed", "none"]
 _SUBSTITUTES = 10
-"""Samples tried in the place of one that cannot be used; so many bad ones in a row are no accident."""
+"""How many substitutes are tried for an unusable sample. That many bad ones in a row are no accident."""
 
 
 class DataError(ValueError):
-    """Samples cannot be used; the message names their shard set and key."""
+    """Unusable samples; the message names their shard set and key."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadSample:
-    """A sample that could not be used, and the one that was taken in its place."""
+    """A sample that could not be used, and the one that replaced it."""
 
     task: Task
     epoch: int
@@ -64,10 +64,10 @@ class T2ISamples:
         self._no_caption = np.array(encode_caption(tokenizer, "", model.caption_length))
 
     def fetch(self, places: Places) -> dict[str, Tensor]:
-        """``caption_ids`` int64 (B, C+5) and ``image_ids`` int64 (B, I); one caption a sample, chosen by place.
+        """``caption_ids`` int64 (B, C+5) and ``image_ids`` int64 (B, I); one caption per sample, chosen by place.
 
         Raises:
-            DamagedShardError: the table on disk is not what was written.
+            DamagedShardError: the table on disk is damaged.
         """
         captions = self.table.captions(places.indices, self._choices(places))
         if self.caption_dropout:
@@ -100,15 +100,15 @@ class MMUSamples:
         self.seed, self.pad = seed, pad
 
     def fetch(self, places: Places) -> tuple[dict[str, Any], Places, list[BadSample]]:
-        """Tensors, the places they are from, and what could not be used.
+        """The tensors, the places they come from, and the samples that could not be used.
 
         ``images`` uint8 (B, 3, S, S), ``input_ids`` int64 (B, T+4), ``labels`` int64 (B, T) and ``labelled`` (M,), the
-        places in (B*T) that carry one; T is model.mmu_text_length. With ``pad="none"`` it is that of the longest, and a
-        list ``lengths`` says how many of its row's ``input_ids`` belong to each sample. A sample that cannot be used is
-        replaced by another, the same one whenever and wherever this place is read.
+        indices in (B*T) that have a label. T is model.mmu_text_length. With ``pad="none"`` T is the longest text of
+        the batch, and a list ``lengths`` gives the number of ``input_ids`` of each sample. An unusable sample is
+        replaced by another one. The substitute depends on the place alone, so every process picks the same.
 
         Raises:
-            DamagedShardError: a payload on disk is not what was written.
+            DamagedShardError: a payload on disk is damaged.
             DataError: ten substitutes in a row cannot be used either.
         """
         loaded, used, bad = [], [], []
@@ -132,8 +132,8 @@ class MMUSamples:
             bad.append(BadSample(task="mmu", epoch=epoch, key=key, reason=reason, substitute=self.shards.key(index)))
         reasons = "; ".join(f"{each.key}: {each.reason}" for each in bad[:3])
         raise DataError(
-            f"{len(bad)} MMU samples in a row cannot be used ({reasons}). Their checksums are right, so they were "
-            "stored like this: prepare the data again"
+            f"{len(bad)} MMU samples in a row cannot be used ({reasons}). Their checksums are correct, so they were "
+            "written this way: prepare the data again"
         )
 
     def _load(self, index: int) -> "_MMUSample":
@@ -172,13 +172,13 @@ class _MMUSample(NamedTuple):
 
 
 class MixedDataset(Dataset[Any]):
-    """Micro-batches of all tasks; its index is a micro-step's places."""
+    """Micro-batches of all tasks, indexed by the places of a micro-step."""
 
     def __init__(self, samples: dict[Task, T2ISamples | MMUSamples]) -> None:
         self.samples = samples
 
     def __getitem__(self, places: Mapping[Task, Places]) -> dict[str, Any]:
-        """Per task its tensors; under ``places`` where each task's samples stand; under ``bad`` what was replaced."""
+        """The tensors of each task under its name, ``places`` of each task's samples, and ``bad``: replaced samples."""
         batch: dict[str, Any] = {"places": {}, "bad": []}
         for task, samples in self.samples.items():
             if isinstance(samples, T2ISamples):

@@ -1,7 +1,7 @@
-"""Samples to token sequences, exactly as the model is trained to see them.
+"""Samples to token sequences, exactly as the model is trained on them.
 
-Shapes: T text ids of an MMU sequence, C caption ids of a T2I sequence. MMU ids start with ``[mmu, soi, eoi, sot]``:
-the model lays the image between the first two and the last two.
+Shapes: T text ids of an MMU sequence, C caption ids of a T2I sequence. MMU ids start with ``[mmu, soi, eoi, sot]``;
+the model inserts the image between ``soi`` and ``eoi``.
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from modules.omnimamba.tokenizer import TextTokenizer
 
 IGNORE = -100
-"""Label of a position on which no loss is taken."""
+"""Label of a position without loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTemplate:
-    """How a turn is written. The default is the one the published model was trained with.
+    """How a turn is written. The default is the template of the published model.
 
-    A model asked with another template than it was trained on answers worse, so evaluation takes the run's own.
+    A model answers worse with a template it was not trained on, so evaluation uses the run's own.
     """
 
     question: str = "In: {question}\nOut: "
@@ -27,8 +27,8 @@ class PromptTemplate:
 def encode_caption(tokenizer: TextTokenizer, caption: str, length: int) -> list[int]:
     """``[t2i, sot, PAD..., caption, eot, soi, eoi]``: ``length + 5`` ids, the caption left-padded to ``length``.
 
-    The last id is placed after the image. A caption of more than ``length`` ids keeps its first ``length``; whoever
-    takes captions from a person checks with `caption_overflow` first.
+    The last id is placed after the image. A caption of more than ``length`` ids keeps its first ``length``. Check
+    captions typed by a user with `caption_overflow` first.
     """
     ids = tokenizer.encode(caption)[:length]
     padding = [tokenizer.pad] * (length - len(ids))
@@ -41,7 +41,7 @@ def caption_overflow(tokenizer: TextTokenizer, caption: str, length: int) -> int
 
 
 def encode_question(tokenizer: TextTokenizer, question: str, template: PromptTemplate) -> list[int]:
-    """Ids ``[mmu, soi, eoi, sot, question...]`` of a first question, up to where the answer starts."""
+    """Ids ``[mmu, soi, eoi, sot, question...]`` of a first question, up to the start of the answer."""
     return [*_mmu_prefix(tokenizer), *tokenizer.encode(template.question.format(question=question))]
 
 
@@ -60,9 +60,9 @@ def encode_conversation(
     """Ids (T + 4: prefix and text) and labels (T: text alone) of a conversation, T at most ``length``.
 
     ``turns`` are (question, answer) pairs. An empty first question makes a caption: the answer alone, without the
-    template. Labels are the ids of the answers and their end token, `IGNORE` elsewhere; the closing ``eot`` carries
-    no loss. A turn that would pass ``length`` is dropped with all that follows it; of a first one the answer is cut
-    and has no end token. ``pad`` fills up to ``length`` on the right.
+    template. Labels are the ids of the answers and their end tokens, and `IGNORE` elsewhere. The closing ``eot`` has
+    no loss. A turn that would exceed ``length`` is dropped, with all turns after it. If it is the first turn, its
+    answer is cut instead and has no end token. ``pad`` fills up to ``length`` on the right.
 
     Raises:
         ValueError: the first question leaves no room for an answer.

@@ -1,4 +1,4 @@
-"""Pictures from disk to the uint8 tensors that the model and the image tokenizer take."""
+"""Pictures from disk to the uint8 tensors that the model and the image tokenizer expect."""
 
 import io
 from collections.abc import Callable
@@ -15,17 +15,17 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 MAX_PIXELS = 2 * 89_478_485
-"""Larger pictures are refused before they fill the memory: Pillow's own limit."""
+"""Larger pictures are refused before they fill the memory. This is Pillow's own limit."""
 _JPEG, _START_OF_SCAN = b"\xff\xd8", b"\xff\xda"
 _TURNING = (b"Exif\0\0", b"tiff:Orientation")
-"""Marks of the segments that can say that the camera was held another way."""
+"""Marks of the JPEG segments that may say the picture is rotated."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
-    """A picture that came in a table instead of in a file of its own; the table's bytes are kept."""
+    """A picture stored in a table instead of a file; its bytes are kept as they are."""
 
     name: str
     payload: bytes = field(repr=False)
@@ -37,10 +37,10 @@ ImageSource = Path | StoredImage
 
 
 def decode(payload: bytes) -> Image.Image:
-    """The picture that an image file holds, in full, upright, in RGB.
+    """The picture in an image file, fully decoded, upright, in RGB.
 
     Raises:
-        ValueError: it is damaged, no picture, or too large; the message is the reason.
+        ValueError: it is damaged, too large or not a picture; the message is the reason.
     """
     try:
         with Image.open(io.BytesIO(payload)) as image:
@@ -48,16 +48,16 @@ def decode(payload: bytes) -> Image.Image:
             return upright_rgb(image)
     except UnidentifiedImageError as error:
         raise ValueError("no picture of a known kind") from error
-    except Exception as error:  # on damaged files Pillow's plugins raise what they like
+    except Exception as error:  # on damaged files, Pillow's plugins raise all kinds of errors
         raise ValueError(str(error) or type(error).__name__) from error
 
 
 def mmu_pixels(payload: bytes, size: int) -> Tensor:
-    """What MMU looks at, uint8 (3, size, size): the whole picture, scaled (bicubic) whatever its aspect.
+    """The input of MMU, uint8 (3, size, size): the whole picture, scaled (bicubic) to a square.
 
-    simplejpeg decodes plain JPEG files, to the values that Pillow finds, and Pillow all others; torch scales both.
-    Against Pillow's own scaling a value of a photo differs by at most one grey level (two where it is enlarged; less
-    than 1 % differ at all). A 640 x 480 JPEG of 140 KB takes 2.7 ms of a core, with Pillow alone 5.3 ms.
+    simplejpeg decodes plain JPEG files, to the same values as Pillow; Pillow decodes all others. torch scales both.
+    Compared with Pillow's own scaling, less than 1 % of a photo's values differ, by at most one grey level (two when
+    enlarged). A 640 x 480 JPEG of 140 KB takes 2.7 ms on one core; with Pillow alone it takes 5.3 ms.
 
     Raises:
         ValueError: see `decode`.
@@ -72,9 +72,9 @@ def mmu_pixels(payload: bytes, size: int) -> Tensor:
 
 
 def _jpeg(payload: bytes) -> NDArray[np.uint8] | None:
-    """uint8 (H, W, 4) of an upright 8-bit JPEG file; None for whatever Pillow must look at.
+    """uint8 (H, W, 4) of an upright 8-bit JPEG file; None for files that need Pillow.
 
-    The fourth value means nothing: four bytes a pixel are what decoder and scaling are fastest with.
+    The fourth value means nothing: decoding and scaling are fastest with four bytes per pixel.
     """
     segments = payload[: payload.find(_START_OF_SCAN)]
     if not payload.startswith(_JPEG) or any(mark in segments for mark in _TURNING):
@@ -123,7 +123,7 @@ def _decoded(source: ImageSource, decoder: Callable[[bytes], _T]) -> _T:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """A decoded picture the way a person sees it: turned as its EXIF orientation says, in RGB.
+    """A decoded picture, rotated to its EXIF orientation, in RGB.
 
     Sixteen-bit grey is scaled to eight bits; Pillow's own conversion would clip it to white.
     """
@@ -134,10 +134,10 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def centre_crop(image: Image.Image, size: int, scaling: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
-    """The central square, scaled to ``size`` pixels: with LANCZOS what the image tokenizer is trained on."""
+    """The central square, scaled to ``size`` pixels. The image tokenizer is trained on LANCZOS scaling."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    # cropped first: resize(box=...) would let pixels outside the square in at its edges
+    # crop first: resize(box=...) would blend in pixels from outside the square
     square = image.crop((left, top, left + side, top + side))
     return square if side == size else square.resize((size, size), scaling)
 

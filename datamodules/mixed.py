@@ -1,4 +1,4 @@
-"""The mixed data module: every micro-batch of every rank holds exactly the configured samples of each task."""
+"""The mixed data module: every micro-batch holds exactly the configured number of samples of each task."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +21,11 @@ from modules.omnimamba.tokenizer import TextTokenizer
 FIELDS: dict[Task, set[str]] = {"mmu": {"json", "jpg"}, "t2i": {"json", "vq"}}
 """What each sample of a task must hold."""
 ENDLESS = 10**9
-"""Length of the loader. A loader without one is prefetched by Lightning, and a resume would lose that batch."""
+"""Length of the loader. Lightning prefetches a loader without a length, and a resume would lose that batch."""
 
 
 Report = Callable[[str], None]
-"""Told what is being done, a line at a time."""
+"""Called with one line of progress at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,43 +40,44 @@ class Counts:
         return self.mmu if task == "mmu" else self.t2i
 
     def positions(self, model: ModelConfig, tasks: Sequence[Task]) -> int:
-        """Positions of all sequences of a micro-batch of these samples."""
+        """Number of sequence positions in a micro-batch of these samples."""
         return sum(self.of(task) * model.length(task) for task in tasks)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is read, and how a step is made up."""
+    """Which data to read, and what a step consists of."""
 
     mmu: str = ""
     """Manifest of the MMU shards: a path, or an address that fsspec opens (s3://, https://)."""
     t2i: str = ""
     """Manifest of the T2I shards."""
     cache: str = ""
-    """Folder of this node into which shards are copied before the first step, whole and verified; a manifest behind an
-    address needs it. T2I tables go there too; without it they go into .cache beside their manifest."""
+    """Local folder. Shards are copied into it and verified before the first step. Required if a manifest is an
+    address. T2I tables go there too; without it they go into .cache next to their manifest."""
     micro_batch: Counts = field(default_factory=lambda: Counts(mmu=3, t2i=48))
     """Samples per task in each micro-batch of each rank: the mixing ratio."""
     global_batch: Counts | None = None
     """Samples per task in one optimizer step over all ranks, reached by accumulation. None: one micro-batch a rank."""
     template: PromptTemplate = field(default_factory=PromptTemplate)
     pad: Padding = "fixed"
-    """``fixed``: every MMU sequence has model.mmu_text_length text ids, as published. ``none``: each is as long as it
-    is; the losses are the same, for a state-space model does not see what follows, and the step is shorter."""
+    """``fixed``: every MMU sequence has model.mmu_text_length text ids, as published. ``none``: no padding. The losses
+    are the same, because a state-space model never sees later positions, and the step is shorter."""
     caption: CaptionChoice = "random"
-    """Which of an image's n captions: any each time, as published, or ``rotate``: each once in n epochs."""
+    """Which of an image's n captions to use. ``random``: any, each time, as published. ``rotate``: each once in n
+    epochs."""
     caption_dropout: float = 0.0
-    """Share of T2I samples trained without their caption, for guidance; 0 as published."""
+    """Share of T2I samples trained without their caption, for classifier-free guidance; 0 as published."""
     bad_limit: float = 1e-4
-    """Training stops when more than this share of a stream's samples (and more than 10) could not be used."""
+    """Training stops if more than this share of a stream's samples (and more than 10) cannot be used."""
     num_workers: int = 0
     log_samples: bool = False
-    """Write the keys of every micro-step taken to samples.jsonl."""
+    """Write the sample keys of every micro-step to samples.jsonl."""
     accept_changed: bool = False
-    """Resume although the shards are not the ones the run was trained on so far."""
+    """Resume even if the shards are not the ones the run was trained on so far."""
 
     def problems(self) -> list[str]:
-        """Broken rules that concern one key, each with the way out."""
+        """Broken rules that concern a single key, each with the way out."""
         found = []
         if self.num_workers < 0:
             found.append(f"data.num_workers={self.num_workers} must be 0 or more")
@@ -92,7 +93,8 @@ class DataConfig:
         """Micro-batches per optimizer step.
 
         Raises:
-            ValueError: the global batch is not a multiple of the micro-batch over all ranks, the same for each task.
+            ValueError: the global batch is not a multiple of the micro-batch over all ranks, or the multiple differs
+                between tasks.
         """
         if self.global_batch is None:
             return 1
@@ -114,7 +116,7 @@ class DataConfig:
 
 
 class MixedDataModule(pl.LightningDataModule):
-    """Feeds a stage. Its state is the position of each stream, committed when a step has been taken, never on fetch."""
+    """Feeds a stage. Its state is the position of each stream, committed after each step, never on fetch."""
 
     def __init__(
         self,
@@ -126,7 +128,7 @@ class MixedDataModule(pl.LightningDataModule):
         seed: int,
         report: Report = lambda _: None,
     ) -> None:
-        """Open the shards of ``tasks``; ``report`` is told of what takes time.
+        """Open the shards of ``tasks``; ``report`` is called with the progress of slow work.
 
         Raises:
             FileNotFoundError: a task has no manifest.
@@ -188,12 +190,12 @@ class MixedDataModule(pl.LightningDataModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Take rank and world size from the trainer."""
+        """Read rank and world size from the trainer."""
         if self.trainer is not None:
             self.plan = self._plan(self.trainer.global_rank, self.trainer.world_size)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Micro-batches from the committed position on, without end."""
+        """An endless stream of micro-batches, from the committed position on."""
         workers = self.config.num_workers
         return DataLoader(
             MixedDataset(self.samples),
@@ -207,13 +209,13 @@ class MixedDataModule(pl.LightningDataModule):
         )
 
     def _for_gpu(self) -> bool:
-        """Whether batches go to a GPU; without a trainer, whether they could. A pinned one takes a place on a GPU."""
+        """Whether batches go to a GPU; without a trainer, whether there is one. Pinning also uses GPU memory."""
         if self.trainer is None:
             return torch.cuda.is_available()
         return self.trainer.strategy.root_device.type == "cuda"
 
     def commit(self) -> None:
-        """One optimizer step has been taken: what it consumed will not come again."""
+        """Advance past the samples of one optimizer step, so they do not come again."""
         self.positions = self.plan.advance(self.positions)
 
     def keys(self, task: Task, places: Places) -> list[str]:
@@ -222,22 +224,22 @@ class MixedDataModule(pl.LightningDataModule):
         return [shards.key(index) for index in places.indices.tolist()]
 
     def fingerprints(self) -> dict[str, str]:
-        """What identifies the data of each task."""
+        """The fingerprint of each task's data."""
         return {task: samples.shards.fingerprint for task, samples in self.samples.items()}
 
     def epochs(self) -> dict[str, float]:
-        """How often each stream has been gone through."""
+        """Epochs completed by each stream."""
         return {task: self.positions[task] / len(samples.shards) for task, samples in self.samples.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """A hundred bytes, the same on every rank, whatever the number of ranks and workers."""
+        """A hundred bytes: the same on every rank, and for any number of ranks and workers."""
         return {"version": 1, "seed": self.seed, "fingerprints": self.fingerprints(), "positions": dict(self.positions)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken.
+        """Continue from the positions in ``state_dict``.
 
         Raises:
-            ValueError: it was taken with another seed, other tasks or other data.
+            ValueError: its seed, tasks or data differ from this module's.
         """
         mine, theirs = self.fingerprints(), state_dict["fingerprints"]
         if mine != theirs and not self.config.accept_changed:
@@ -258,7 +260,7 @@ class MixedDataModule(pl.LightningDataModule):
 
 
 class _PlanSampler(Sampler[dict[Task, Places]]):
-    """Places of this rank's micro-steps; positions are read when iteration starts, so a state loaded late counts."""
+    """Places of this rank's micro-steps. Positions are read when iteration starts, so a state may be loaded late."""
 
     def __init__(self, module: MixedDataModule) -> None:
         self.module = module

@@ -1,8 +1,8 @@
 """Which sample comes when: a pure function of (seed, stream, position), the same for any number of ranks and workers.
 
-A stream is an infinite sequence: position p holds sample ``order(epoch)[p % size]`` of epoch ``p // size``, so every
-sample comes exactly once per epoch and batches run over epoch boundaries. An optimizer step takes the next
-``global_batch`` positions of each stream; ranks and micro-steps share them out.
+A stream is an infinite sequence: position p holds sample ``order(epoch)[p % size]`` of epoch ``p // size``. So every
+sample comes exactly once per epoch, and batches may cross epoch boundaries. An optimizer step consumes the next
+``global_batch`` positions of each stream, split over ranks and micro-steps.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from modules.seeds import keyed_hashes, keyed_seed
 
 
 class Places(NamedTuple):
-    """Where samples stand: epoch of their stream and index in their set, int64 (B,) each."""
+    """Which samples: the epoch of their stream and their index in the shard set, int64 (B,) each."""
 
     epochs: NDArray[np.int64]
     indices: NDArray[np.int64]
@@ -44,10 +44,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Shares the positions of each step out over ranks and micro-steps.
+    """Splits the positions of each step over ranks and micro-steps.
 
-    A step consumes ``accumulation * world_size * micro_batch[task]`` positions of each task's stream; micro-step j on
-    rank r takes the r-th slice of the j-th part.
+    A step consumes ``accumulation * world_size * micro_batch[task]`` positions of each task's stream. Micro-step j on
+    rank r gets the r-th slice of the j-th part.
     """
 
     streams: Mapping[Task, Stream]
@@ -78,5 +78,5 @@ class StepPlan:
 
 @lru_cache(maxsize=4)
 def _order(size: int, seed: int, task: Task, epoch: int) -> NDArray[np.int64]:
-    """A permutation by sorting hashes."""
+    """A permutation, made by sorting hashes."""
     return np.argsort(keyed_hashes(keyed_seed(seed, "order", task, epoch), np.arange(size)), kind="stable")

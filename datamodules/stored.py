@@ -1,4 +1,4 @@
-"""What a sample's stored payloads say, checked before anything is made of it: for training, tools and tables alike."""
+"""Read and check the stored payloads of a sample, for training, tools and tables alike."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ def content_of(payload: bytes) -> dict[str, Any]:
     """The object in a ``.json`` payload.
 
     Raises:
-        ValueError: it is none, or holds half of a surrogate pair, which no tokenizer takes.
+        ValueError: it is not an object, or holds half of a surrogate pair, which no tokenizer accepts.
     """
     try:
         content = json.loads(payload)
@@ -24,10 +24,10 @@ def content_of(payload: bytes) -> dict[str, Any]:
 
 
 def turns_of(content: dict[str, Any]) -> list[tuple[str, str]]:
-    """(question, answer) pairs of a stored conversation, without the mark of the image.
+    """(question, answer) pairs of a stored conversation, without ``<image>``.
 
     Raises:
-        ValueError: it is no conversation.
+        ValueError: it is not a conversation.
     """
     try:
         values = [turn["value"].replace("<image>", "").strip() for turn in content["conversations"]]
@@ -43,13 +43,13 @@ def captions_of(content: dict[str, Any]) -> list[str]:
     """Captions of a stored picture, at least one.
 
     Raises:
-        ValueError: they are no list of texts, or one is empty.
+        ValueError: they are not a list of texts, or one is empty.
     """
     captions = content.get("captions")
     if captions in (None, []):
         raise ValueError("has no captions")
     if not isinstance(captions, list) or not all(isinstance(each, str) and each.strip() for each in captions):
-        raise ValueError("has captions that are no list of texts")
+        raise ValueError("has captions that are not a list of non-empty texts")
     return captions
 
 
@@ -57,8 +57,8 @@ def codes_of(payload: bytes) -> NDArray[np.uint16]:
     """VQ codes of a ``.vq`` payload.
 
     Raises:
-        ValueError: it holds no whole number of codes.
+        ValueError: its length is not a whole number of codes.
     """
     if not payload or len(payload) % 2:
-        raise ValueError(f"has {len(payload)} bytes; codes have two each")
+        raise ValueError(f"has {len(payload)} bytes; each code has two")
     return np.frombuffer(payload, "<u2")

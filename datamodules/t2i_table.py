@@ -1,7 +1,7 @@
 """A T2I shard set as memory maps: codes and tokenized captions, read a whole micro-batch at a time.
 
-The table is made once from the shards, by whichever process comes first, and holds nothing that they and the text
-tokenizer do not: delete it and it is made again. Every row ends in a seal, so that a damaged one is noticed.
+The first process that needs the table builds it, once, from the shards and the text tokenizer. It holds nothing else,
+so it may be deleted and is then rebuilt. Every row ends in a seal, so damage is noticed.
 
 Shapes: N samples, M captions of all samples, B batch, I image tokens, C caption ids.
 """
@@ -24,16 +24,16 @@ from modules.omnimamba.tokenizer import TextTokenizer
 
 _VERSION = 2
 _SEAL = 0x5A17
-"""Exclusive or of all words of a whole row; a row of zeros has not got it."""
+"""The exclusive or of all words of an intact row. A row of zeros does not have it."""
 _ROWS = 8192
-"""Rows turned into arrays at once while a table is made."""
+"""Rows converted at once while a table is built."""
 
 
 class T2ITable:
     """Random access to the samples of a T2I shard set."""
 
     def __init__(self, folder: Path) -> None:
-        """Map what `open_table` made."""
+        """Map the files that `open_table` built."""
         self.folder = folder
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
@@ -45,7 +45,7 @@ class T2ITable:
                 raise ValueError("first.bin is not what was written")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedShardError(
-                f"T2I table {folder} cannot be read ({error}); delete it: it is made from the shards anew"
+                f"T2I table {folder} cannot be read ({error}); delete it, and it is rebuilt from the shards"
             ) from error
 
     def __len__(self) -> int:
@@ -61,15 +61,15 @@ class T2ITable:
         """VQ codes (B, I).
 
         Raises:
-            DamagedShardError: the table on disk is not what was written.
+            DamagedShardError: the table on disk is damaged.
         """
         return self._whole(self._codes, indices, "codes.bin")
 
     def captions(self, indices: NDArray[np.int64], choice: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Ids (B, C+5) of one caption a sample: the one that ``choice`` (B,) names, modulo how many there are.
+        """Ids (B, C+5) of one caption per sample: number ``choice`` (B,), modulo the number of captions.
 
         Raises:
-            DamagedShardError: the table on disk is not what was written.
+            DamagedShardError: the table on disk is damaged.
         """
         first = self._first[indices]
         counts = (self._first[indices + 1] - first).astype(np.uint64)
@@ -82,7 +82,7 @@ class T2ITable:
             row = int(chosen[broken][0])
             raise DamagedShardError(
                 f"T2I table {self.folder / name}, row {row}: not what was written. Delete the folder and start again: "
-                "the table is made from the shards anew"
+                "the table is rebuilt from the shards"
             )
         return found[:, :-1].astype(np.int64)
 
@@ -94,16 +94,16 @@ def open_table(
     folder: Path,
     report: Callable[[str], None] = lambda _: None,
 ) -> T2ITable:
-    """The table of ``shards`` under ``folder``, made first if it is not there; other processes wait for it.
+    """The table of ``shards`` under ``folder``, built first if it is missing; other processes wait for it.
 
-    ``report`` is told when it has to be made.
+    ``report`` is called if the table must be built.
 
-    Its name holds the fingerprints of data and tokenizer and the caption length, so none is ever taken for another.
+    Its name holds the fingerprints of data and tokenizer and the caption length, so tables cannot be confused.
 
     Raises:
         OSError: the folder cannot be written.
-        DamagedShardError: a table is there but damaged.
-        ValueError: a sample has no captions, or codes of another length than the others.
+        DamagedShardError: the table exists but is damaged.
+        ValueError: a sample has no captions, or not as many codes as the others.
     """
     kind = f"t2i-v{_VERSION}-{shards.fingerprint[:16]}-{tokenizer.fingerprint[:16]}-{caption_length}"
     path = folder / kind
@@ -127,7 +127,7 @@ def _make(folder: Path, shards: ShardSet, tokenizer: TextTokenizer, caption_leng
                 if len(codes[-1]) != len(codes[0]) or codes_shape[1] not in (0, len(codes[-1]) + 1):
                     raise ValueError(
                         f"key {key} has {len(row)} codes, the samples before it another number; prepare the data again "
-                        "with one VQ tokenizer"
+                        "with a single VQ tokenizer"
                     )
                 captions += [encode_caption(tokenizer, text, caption_length) for text in texts]
                 first.append(first[-1] + len(texts))
@@ -170,7 +170,7 @@ def _mapped(path: Path, kind: str, shape: tuple[int, int]) -> NDArray[Any]:
     """A memory map of the whole file.
 
     Raises:
-        ValueError: the file has not the size that ``shape`` asks for.
+        ValueError: the file does not have the size of ``shape``.
     """
     expected = int(np.prod(shape)) * np.dtype(kind).itemsize
     if path.stat().st_size != expected:

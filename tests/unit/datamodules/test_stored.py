@@ -47,7 +47,7 @@ def test_what_is_no_conversation_is_refused(content: dict[str, object]) -> None:
     [
         ([], "no captions"),
         (None, "no captions"),
-        *((bad, "no list of texts") for bad in ("abc", 5, [5], [""], ["a", " "])),
+        *((bad, "not a list of non-empty texts") for bad in ("abc", 5, [5], [""], ["a", " "])),
     ],
 )
 def test_what_are_no_captions_is_refused(captions: object, message: str) -> None:
@@ -57,5 +57,5 @@ def test_what_are_no_captions_is_refused(captions: object, message: str) -> None
 
 @pytest.mark.parametrize("payload", [b"", b"123"])
 def test_half_a_code_is_refused(payload: bytes) -> None:
-    with pytest.raises(ValueError, match=f"has {len(payload)} bytes; codes have two each"):
+    with pytest.raises(ValueError, match=f"has {len(payload)} bytes; each code has two"):
         codes_of(payload)

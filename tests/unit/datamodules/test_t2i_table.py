@@ -98,7 +98,7 @@ def test_captions_counted_wrongly_are_found_on_opening(table: T2ITable) -> None:
 @pytest.mark.parametrize("name", ["codes.bin", "captions.bin", "first.bin", "meta.json"])
 def test_a_short_or_missing_file_is_found_on_opening(table: T2ITable, name: str) -> None:
     os.truncate(table.folder / name, (table.folder / name).stat().st_size - 8)
-    with pytest.raises(DamagedShardError, match=r"cannot be read .* delete it: it is made from the shards anew"):
+    with pytest.raises(DamagedShardError, match=r"cannot be read .* delete it, and it is rebuilt from the shards"):
         T2ITable(table.folder)
     (table.folder / name).unlink()
     with pytest.raises(DamagedShardError, match="cannot be read"):
@@ -109,8 +109,8 @@ def test_a_short_or_missing_file_is_found_on_opening(table: T2ITable, name: str)
     ("captions", "codes", "message"),
     [
         ([], bytes(32), "shard odd-000000, key image-1 has no captions; prepare the data again without it"),
-        ("abc", bytes(32), "key image-1 has captions that are no list of texts"),
-        (["x"], bytes(31), "key image-1 has 31 bytes; codes have two each"),
+        ("abc", bytes(32), "key image-1 has captions that are not a list of non-empty texts"),
+        (["x"], bytes(31), "key image-1 has 31 bytes; each code has two"),
         (["x"], bytes(30), "key image-1 has 15 codes, the samples before it another number"),
     ],
 )
