@@ -2,9 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+Keys = Mapping[str, type]
+"""What every row must have: key to type."""
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -13,24 +16,43 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def read_rows(path: Path, keys: Sequence[str] = (), *, mend: str = "delete that line") -> Iterator[dict[str, Any]]:
-    """The rows of a file; none where there is no file. What follows the last newline was cut short and is no row.
+def read_rows(
+    path: Path,
+    keys: Keys | None = None,
+    *,
+    fix: str = "delete that line",
+    damaged: Callable[[int, str], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """The rows of a file; none if there is no file. Text after the last newline was cut short and is no row.
+
+    With ``damaged`` a bad line is passed over, and the function is called with its number and the reason.
 
     Raises:
-        ValueError: a line is no object, or misses one of ``keys``; the message says what to do (``mend``).
+        ValueError: a line is bad: no JSON object, or without a key of the right type. The message ends in ``fix``.
     """
     if not path.is_file():
         return
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            row = json.loads(line)
+            row = _row(line, keys or {})
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"line {number} of {path} is damaged ({error}); {mend}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"line {number} of {path} is damaged: it is no object; {mend}")
-        if missing := [key for key in keys if key not in row]:
-            raise ValueError(f"line {number} of {path} is damaged: it has no {missing[0]}; {mend}")
-        yield row
+            if damaged is None:
+                raise ValueError(f"line {number} of {path} is damaged ({error}); {fix}") from error
+            damaged(number, str(error))
+        else:
+            yield row
+
+
+def _row(line: bytes, keys: Keys) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("it is no object")
+    for key, kind in keys.items():
+        if key not in row:
+            raise ValueError(f"it has no {key}")
+        if type(row[key]) is not kind:
+            raise ValueError(f"{key} is {row[key]!r:.40}, not {kind.__name__}")
+    return row
 
 
 def drop_torn_line(path: Path) -> None:

@@ -60,7 +60,7 @@ def main() -> None:
         for key in sorted(losses):
             values = [row[key] for row in read_metrics(run) if key in row]
             say(f"{run.name}: {key} {values[0]:.2f} -> {values[-1]:.2f}")
-    Console(width=120).print(_table(mmu, t2i, unified))
+    Console(width=120).print(table_of(mmu, t2i, unified))
     sheet = unified / "sheet.png"
     _sheet(unified).save(sheet)
     say(f"picture sheet: {sheet} (rows: real, through the VQ tokenizer, generated from the caption)")
@@ -69,7 +69,7 @@ def main() -> None:
     say(f"demo done in {time.monotonic() - started:.0f} s; ask it yourself:")
     say(f'  {python} -m pipelines.generate {unified} text2image "a large red circle"')
     say(f'  {python} -m pipelines.generate {unified} describe IMAGE "Is there a red circle in the image?" --short')
-    failures = _failures(t2i, unified)
+    failures = failures_of(t2i, unified)
     for failure in failures:
         say(f"DID NOT LEARN: {failure}")
     if failures:
@@ -88,7 +88,7 @@ def _fd_name(results: dict[str, Any]) -> str:
     return str(next(name for name in results["fd_pool"]["metrics"] if name.startswith("fd")))
 
 
-def _table(mmu: Path, t2i: Path, unified: Path) -> "Table":
+def table_of(mmu: Path, t2i: Path, unified: Path) -> "Table":
     """Each measure before training, after stage 2, and what a trivial answer gets."""
     from rich.table import Table
 
@@ -114,7 +114,7 @@ def _table(mmu: Path, t2i: Path, unified: Path) -> "Table":
     return table
 
 
-def _failures(t2i: Path, unified: Path) -> list[str]:
+def failures_of(t2i: Path, unified: Path) -> list[str]:
     """What stayed within three standard errors of its trivial baseline, or drew no better than untrained."""
     found = []
     after = _results(unified)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -12,9 +12,11 @@ from omegaconf import OmegaConf
 
 from callbacks.measures.records import read_results
 from modules.files import step_folders, step_name, step_of
+from modules.json_lines import read_rows
 from modules.run_files import COMPLETE, CONFIG, METRICS, PROVENANCE, RECORDS
 from pipelines.run.overrides import read_yaml
 
+METRIC_KEYS = {"step": int, "attempt": int}
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -105,6 +107,8 @@ def _read(path: Path, label: str) -> Run:
         step = step_of(folder.name)
         if results and step is not None:
             run.results[step] = results
+    odd = [folder for folder in (path / RECORDS).glob("step-*") if step_of(folder.name) is None]
+    run.notes += [f"{folder} is left out: its name tells no step" for folder in odd]
     if not run.results:
         run.notes.append("no evaluation yet: there is no results.json under records/")
     return run
@@ -129,29 +133,12 @@ def _provenance(path: Path) -> tuple[str, list[dict[str, Any]]]:
     return str(run_id), attempts
 
 
-def metric_rows(path: Path, damaged: Callable[[int, str], None]) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics.jsonl; ``damaged`` is told (number, reason) of each line that is none.
-
-    What follows the last newline is a line that a kill cut short, and no damage.
-    """
-    content = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    for number, line in enumerate(content, start=1):
-        try:
-            row = json.loads(line)
-            if not all(type(row[key]) is int for key in ("step", "attempt")):
-                raise TypeError("step and attempt must be integers")
-        except (ValueError, KeyError, TypeError) as error:
-            damaged(number, f"{type(error).__name__}: {error}")
-        else:
-            yield row
-
-
 def _read_curves(run: Run) -> None:
     path = run.path / METRICS
     damage: list[int] = []
     values: dict[str, dict[int, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     odd: set[str] = set()
-    for row in metric_rows(path, lambda number, _: damage.append(number)):
+    for row in read_rows(path, METRIC_KEYS, damaged=lambda number, _: damage.append(number)):
         step, attempt = row["step"], row["attempt"]
         run.first_steps.setdefault(attempt, step)
         run.last_step = max(step, run.last_step or 0)

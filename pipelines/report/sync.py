@@ -17,8 +17,9 @@ from callbacks.measures.answers import COLUMNS, TABLE_ROWS
 from callbacks.tracking import read_metrics
 from datamodules.images import read_image
 from modules.files import step_name, step_of
+from modules.json_lines import read_rows
 from modules.run_files import CONFIG, METRICS, PROVENANCE, RECORDS
-from pipelines.report.read import Run, metric_rows, read_runs
+from pipelines.report.read import METRIC_KEYS, Run, read_runs
 from pipelines.report.samples import Answer, read_answers, read_captions, sample_folders
 from pipelines.run.console import say, warn
 from pipelines.run.runfolder import claim
@@ -94,7 +95,7 @@ def _history(run: Run) -> dict[int, dict[str, Any]]:
     def refuse(number: int, reason: str) -> None:
         raise ValueError(f"line {number} of {path} is no row of metrics ({reason}); mend it, or delete the line")
 
-    for _ in metric_rows(path, refuse):
+    for _ in read_rows(path, METRIC_KEYS, damaged=refuse):
         pass
     history: dict[int, dict[str, Any]] = defaultdict(dict)
     for row in read_metrics(run.path):

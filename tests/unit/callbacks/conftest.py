@@ -10,12 +10,16 @@ from PIL import Image
 
 from callbacks.measures.measure import EvaluationContext
 from datamodules.encode import PromptTemplate
+from datamodules.mixed import Counts, DataConfig, MixedDataModule
 from datamodules.scenes.vocabulary import train_tokenizer
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import PatchKMeans
+from tests.unit.datamodules.conftest import MODEL, mmu_manifest, t2i_manifest
+
+__all__ = ["mmu_manifest", "t2i_manifest"]
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
 
@@ -146,3 +150,10 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "captions.json").write_text(json.dumps(captions))
     return folder
+
+
+@pytest.fixture
+def data(mmu_manifest: Path, t2i_manifest: Path, tokenizer: TextTokenizer) -> MixedDataModule:
+    """A data module over eleven conversations and thirty pictures."""
+    config = DataConfig(mmu=str(mmu_manifest), t2i=str(t2i_manifest), micro_batch=Counts(mmu=2, t2i=5))
+    return MixedDataModule(config, MODEL, tokenizer, tasks=("mmu", "t2i"), seed=7)

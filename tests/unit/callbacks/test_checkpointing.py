@@ -246,4 +246,4 @@ def test_old_checkpoints_that_cannot_be_removed_cost_no_new_one(
     train(tmp_path, steps=3, keep_last=1)
     assert steps(tmp_path) == [1, 2, 3]
     assert latest_valid(tmp_path, pytest.fail) == tmp_path / step_name(3)
-    assert f"old checkpoints in {tmp_path} stay there: [Errno 13] Permission denied" in caplog.text
+    assert f"old checkpoints in {tmp_path} could not be removed: [Errno 13] Permission denied" in caplog.text

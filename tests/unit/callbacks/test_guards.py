@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from callbacks.guards import (
     resident_bytes,
 )
 from datamodules.mixed import MixedDataModule
+from datamodules.plan import Places
 from modules.optim import OptimConfig
 from modules.stages import StageConfig, UnifiedFinetune
 from tests.unit.modules.omnimamba.conftest import batch_of, build
@@ -36,27 +38,28 @@ def stage() -> UnifiedFinetune:
 class Step:
     """A trainer's view of one parameter whose gradient is set, step after step."""
 
-    def __init__(self, config: GuardConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, config: GuardConfig, folder: Path, data: MixedDataModule) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []
         tracker: Any = SimpleNamespace(log=lambda step, metrics: self.rows.append((step, metrics)))
         self.guard = FiniteGuard(config, tracker, folder)
         self.module = nn.Linear(1, 1, bias=False)
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=1.0)
-        monkeypatch.setattr(MixedDataModule, "keys", lambda _, task, places: [f"{task}{place}" for place in places])
         self.trainer: Any = SimpleNamespace(
             strategy=None,
             global_step=0,
             global_rank=0,
             is_global_zero=True,
             accumulate_grad_batches=1,
-            datamodule=MixedDataModule.__new__(MixedDataModule),
+            datamodule=data,
         )
 
     def take(self, gradient: float) -> float:
         """One step; returns by how much the weight moved."""
         module: Any = self.module
         before = float(module.weight.detach())
-        self.guard.on_train_batch_start(self.trainer, module, {"places": {"mmu": [7]}}, self.trainer.global_step)
+        self.guard.on_train_batch_start(
+            self.trainer, module, {"places": {"mmu": Places(np.array([0]), np.array([7]))}}, self.trainer.global_step
+        )
         module.weight.grad = torch.tensor([[gradient]])
         self.guard.on_before_optimizer_step(self.trainer, module, self.optimizer)
         self.optimizer.step()
@@ -65,8 +68,10 @@ class Step:
         return before - float(module.weight.detach())
 
 
-def test_an_update_that_is_not_finite_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Step(GuardConfig(), tmp_path, monkeypatch)
+def test_an_update_that_is_not_finite_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: MixedDataModule
+) -> None:
+    step = Step(GuardConfig(), tmp_path, data)
     monkeypatch.setattr(guards, "first_not_finite", lambda module, batches: "model.backbone")
     assert step.take(0.25) == 0.25
     assert step.guard.norm == 0.25
@@ -75,18 +80,19 @@ def test_an_update_that_is_not_finite_is_not_taken(tmp_path: Path, monkeypatch: 
         step.take(float("nan"))
     assert torch.equal(step.module.weight, weight)
     found = json.loads((tmp_path / "not_finite_step2_rank0.json").read_text())
-    assert found == {"step": 2, "rank": 0, "where": "model.backbone", "samples": [{"mmu": ["mmu7"]}]}
+    assert found == {"step": 2, "rank": 0, "where": "model.backbone", "samples": [{"mmu": ["talk-7"]}]}
 
 
 def test_a_disk_that_takes_nothing_does_not_hide_why_a_run_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, data: MixedDataModule
 ) -> None:
-    step = Step(GuardConfig(), tmp_path / "gone", monkeypatch)
+    (tmp_path / "file").touch()
+    step = Step(GuardConfig(), tmp_path / "file", data)
     monkeypatch.setattr(guards, "first_not_finite", lambda module, batches: "model.backbone")
     with pytest.raises(DivergedError, match=r"gradient of step 1 is not finite"):
         step.take(float("inf"))
     assert "not_finite_step1_rank0.json could not be written" in caplog.text
-    assert "mmu7" in caplog.text
+    assert "talk-7" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["backbone.layers.1.mixer.out_proj", "projector.2", "image_mlp.0"])
@@ -109,9 +115,9 @@ def test_what_is_first_not_finite_in_the_backward_pass_says_so() -> None:
     )
 
 
-def test_spikes_are_left_out_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spikes_are_left_out_up_to_a_limit(tmp_path: Path, data: MixedDataModule) -> None:
     config = GuardConfig(spike_sigma=6, spike_window=40, spike_limit=2)
-    step = Step(config, tmp_path, monkeypatch)
+    step = Step(config, tmp_path, data)
     usual = [1.0 + 0.01 * (number % 5) for number in range(40)]
     assert step.take(30.0) == pytest.approx(30.0)  # nothing is known yet
     assert [step.take(norm) for norm in usual] == pytest.approx(usual, abs=1e-5)
@@ -123,7 +129,7 @@ def test_spikes_are_left_out_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.M
     assert step.take(30.0) == 0
     with pytest.raises(DivergedError, match=r"3 updates within 40 steps.*more than guards\.spike_limit=2"):
         step.take(30.0)
-    resumed = Step(config, tmp_path, monkeypatch)
+    resumed = Step(config, tmp_path, data)
     resumed.guard.load_state_dict(state)
     assert resumed.take(30.0) == 0  # judged as the uninterrupted run would
 

@@ -9,6 +9,7 @@ from typing import cast
 
 import lightning.pytorch as pl
 import pytest
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
@@ -27,9 +28,17 @@ def fail(launcher: object, error: BaseException) -> LaunchedRanks:
 
 
 def launcher_of(*processes: "subprocess.Popen[bytes]") -> _SubprocessScriptLauncher:
-    launcher = object.__new__(_SubprocessScriptLauncher)
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=1, num_nodes=1)
     launcher.procs = list(processes)
     return launcher
+
+
+def observe(processes: list["subprocess.Popen[bytes]"]) -> None:
+    """What Lightning's observer makes of the processes."""
+    observer = _ChildProcessObserver(main_pid=1, child_processes=processes, sleep_period=0)
+    observer.start()
+    observer.join(10)
+    assert not observer.is_alive()
 
 
 def test_ranks_that_wait_for_a_failed_one_are_ended_and_the_others_left_to_end_themselves() -> None:
@@ -47,12 +56,10 @@ def test_rank_0_is_not_killed_for_the_exit_code_of_a_rank_that_ends_with_it(
     failed = start("raise SystemExit(2)")
     failed.wait(10)
     launcher = launcher_of(failed)
-    observer = _ChildProcessObserver(main_pid=1, child_processes=launcher.procs)
     fail(launcher, error)
-    assert observer._run()
+    observe(launcher.procs)
     assert killed == []
-    observer = _ChildProcessObserver(main_pid=1, child_processes=[failed])
-    assert observer._run()
+    observe([failed])
     assert killed == [1]
 
 

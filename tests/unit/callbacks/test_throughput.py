@@ -27,11 +27,9 @@ def stage() -> UnifiedFinetune:
 class Run:
     """A trainer that runs two micro-steps a step on two ranks, and a clock."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, data: MixedDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.micro, self.rows, self.shown = 100.0, 0, [], []
-        data = MixedDataModule.__new__(MixedDataModule)
-        data.positions = {"mmu": 12}
-        monkeypatch.setattr(MixedDataModule, "epochs", lambda _: {"mmu": 0.5})
+        data.positions = {"mmu": 22, "t2i": 45}
         monkeypatch.setattr(throughput.time, "perf_counter", lambda: self.now)
         self.trainer: Any = SimpleNamespace(
             accumulate_grad_batches=2,
@@ -69,8 +67,10 @@ class Run:
             self.micro += 1
 
 
-def test_tokens_per_second_leave_out_what_other_callbacks_took(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(monkeypatch)
+def test_tokens_per_second_leave_out_what_other_callbacks_took(
+    monkeypatch: pytest.MonkeyPatch, data: MixedDataModule
+) -> None:
+    run = Run(data, monkeypatch)
     run.step((1.0, 3.0), training=0.5, callbacks=100.0)
     assert run.rows == []
     run.step((2.0, 6.0), training=0.5, callbacks=100.0)
@@ -83,20 +83,22 @@ def test_tokens_per_second_leave_out_what_other_callbacks_took(monkeypatch: pyte
     assert metrics["train/lr"] == 0.5
     assert metrics["train/grad_norm"] == pytest.approx(5.0)
     assert (metrics["train/lr_decay"], metrics["train/lr_no_decay"]) == (0.5, 0.25)
-    assert (metrics["data/epoch_mmu"], metrics["data/samples_mmu"]) == (0.5, 12)
+    assert (metrics["data/epoch_mmu"], metrics["data/samples_mmu"]) == (2.0, 22)
     assert metrics["system/data_wait_s"] == 0
     assert "system/gpu_peak_gib" not in metrics
 
 
-def test_the_next_log_counts_from_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(monkeypatch)
+def test_the_next_log_counts_from_the_last(monkeypatch: pytest.MonkeyPatch, data: MixedDataModule) -> None:
+    run = Run(data, monkeypatch)
     for seconds in (9.0, 9.0, 0.25, 0.25):
         run.step((1.0, 1.0), training=seconds, callbacks=1.0)
     assert run.rows[1][1]["train/tokens_per_s"] == pytest.approx(POSITIONS * 2 / 0.25)
 
 
-def test_the_wait_for_data_is_counted_apart_and_is_part_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(monkeypatch)
+def test_the_wait_for_data_is_counted_apart_and_is_part_of_the_time(
+    monkeypatch: pytest.MonkeyPatch, data: MixedDataModule
+) -> None:
+    run = Run(data, monkeypatch)
     for _ in range(4):
         run.step((1.0, 1.0), training=0.5, callbacks=100.0, waiting=0.25)
     for _, metrics in run.rows:
@@ -104,8 +106,10 @@ def test_the_wait_for_data_is_counted_apart_and_is_part_of_the_time(monkeypatch:
         assert metrics["train/tokens_per_s"] == pytest.approx(4 * POSITIONS * 2 / (4 * 0.75))
 
 
-def test_utilisation_is_model_flops_over_time_over_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(monkeypatch)
+def test_utilisation_is_model_flops_over_time_over_the_peak(
+    monkeypatch: pytest.MonkeyPatch, data: MixedDataModule
+) -> None:
+    run = Run(data, monkeypatch)
     for _ in range(2):
         run.step((1.0, 1.0), training=0.5, callbacks=1.0)
     [(_, metrics)] = run.rows

@@ -19,7 +19,7 @@ import wandb
 from PIL import Image
 
 from callbacks import wandb_run
-from callbacks.tracking import Tracker, TrackingConfig, _checkpoint, read_metrics
+from callbacks.tracking import Tracker, TrackingConfig, read_metrics
 from modules.run_files import METRICS
 from tests.servers import silent_server
 from tests.wandb_files import wandb_entries, wandb_history
@@ -170,7 +170,7 @@ def test_a_tracking_service_that_cannot_start_stops_nothing(
     assert [row["train/loss"] for row in rows(tmp_path)] == [2.5, 1.5]
     [warning] = caplog.messages
     assert "W&B cannot be started (W&B cannot be reached (no route to host); no route to host)" in warning
-    assert f"The metrics are all in {tmp_path}" in warning
+    assert f"All metrics are in {tmp_path}" in warning
 
 
 def test_a_tracking_service_that_fails_later_is_reported_once_and_left(
@@ -302,7 +302,7 @@ def test_a_start_that_never_ends_is_left_at_the_end(
         tracker.close()
     for_ever.set()
     [warning] = caplog.messages
-    assert "W&B did not come to an end within 0.1 s and is left" in warning
+    assert "W&B did not finish within 0.1 s and is abandoned" in warning
     assert [row["x"] for row in rows(tmp_path)] == [1.0]
 
 
@@ -334,7 +334,7 @@ def test_without_a_key_w_and_b_asks_for_none(
     tracker.log(1, {"x": 1.0})
     tracker.close()
     [line] = said
-    assert line.startswith("no W&B API key (WANDB_API_KEY): W&B's part is kept offline in ")
+    assert line.startswith("no W&B API key (WANDB_API_KEY): W&B data is kept offline in ")
     assert len(list((tmp_path / "wandb").glob("offline-run-*-abcdef"))) == 1
 
 
@@ -365,10 +365,14 @@ class AlmostFull(io.RawIOBase):
         return len(taken)
 
 
-def test_rows_that_found_no_room_are_written_when_there_is_some(make: MakeTracker) -> None:
+def test_rows_that_found_no_room_are_written_when_there_is_some(
+    make: MakeTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, opened = AlmostFull(100), Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, *how, **more: disk if path.name == METRICS else opened(path, *how, **more)
+    )
     tracker = make()
-    disk = AlmostFull(100)
-    tracker._file = disk
     for step in (1, 2, 3):
         tracker.log(step, {"x": 1.0})
     assert len(disk.content) == 100  # in the middle of a row
@@ -439,16 +443,25 @@ def test_checkpoints_and_what_they_came_from_are_artifacts(make: MakeTracker, tm
 
 def test_lineage_is_one_artifact_used_and_logged(make: MakeTracker, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[Any] = []
+    logged: list[Any] = []
     run = SimpleNamespace(
-        offline=False, url="", finish=lambda: None, define_metric=lambda *_, **__: None, use_artifact=used.append
+        id="earlier",
+        offline=False,
+        url="",
+        finish=lambda **_: None,
+        define_metric=lambda *_, **__: None,
+        use_artifact=used.append,
+        log_artifact=lambda artifact, aliases: logged.append(artifact),
     )
     monkeypatch.setattr(wandb, "init", lambda **_: run)
     tracker = make("online")
     tracker.use_checkpoint("earlier", '{"files": {}}')
+    tracker.log_checkpoint("step-000000010", '{"files": {}}')
     tracker.close()
-    [artifact] = used
+    [artifact], [of_the_run_that_wrote_it] = used, logged
     assert (artifact.name, artifact.type) == ("earlier-checkpoint", "checkpoint")
-    assert artifact.digest == _checkpoint("earlier", '{"files": {}}', {"checkpoint": "step-000000010"}).digest
+    assert artifact.name == of_the_run_that_wrote_it.name
+    assert artifact.digest == of_the_run_that_wrote_it.digest
 
 
 def test_secrets_reach_no_file(

@@ -14,7 +14,8 @@ import torch
 
 from datamodules.shards.builder import Rejected, build_shards, write_manifest
 from datamodules.shards.file import write_shard
-from datamodules.shards.reader import Sample
+from datamodules.shards.manifest import Manifest
+from datamodules.shards.reader import Sample, read_index, shard_files
 
 
 def write_shards(
@@ -29,6 +30,16 @@ def write_shards(
     ]
     write_manifest(folder, name, records, meta, folder)
     return folder / "manifest.json"
+
+
+def payload_offset(manifest: Path | str, place: int, field: str) -> int:
+    """Where in its tar the payload of a sample begins, as the index says."""
+    read = Manifest.read(manifest)
+    for entry, (_, index) in zip(read.entries, shard_files(read, None), strict=True):
+        if place < entry.n:
+            return int(read_index(index, entry)[f"{field}.offset"][place])
+        place -= entry.n
+    raise IndexError(place)
 
 
 @dataclass(frozen=True)

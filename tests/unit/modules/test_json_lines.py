@@ -27,6 +27,7 @@ def test_rows_read_back_in_order_and_a_torn_one_is_none(tmp_path: Path) -> None:
         (b"\xff\xfe", "Expecting"),
         (b"[1]", "it is no object"),
         (b'{"b": 1}', "it has no a"),
+        (b'{"a": true}', "a is True, not int"),
         (b"[" * 100_000, "recursion"),
     ],
 )
@@ -34,6 +35,10 @@ def test_a_damaged_line_is_named_with_the_way_out(tmp_path: Path, line: bytes, w
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 3}\n')
     with pytest.raises(ValueError, match=rf"(?s)line 2 of .*rows\.jsonl is damaged.*({why}).*; delete that line$"):
-        list(read_rows(path, ("a",)))
-    with pytest.raises(ValueError, match=r"; make it anew$"):
-        list(read_rows(path, ("a",), mend="make it anew"))
+        list(read_rows(path, {"a": int}))
+    with pytest.raises(ValueError, match=r"; rebuild it$"):
+        list(read_rows(path, {"a": int}, fix="rebuild it"))
+    bad: list[int] = []
+    rows = read_rows(path, {"a": int}, damaged=lambda number, reason: bad.append(number))
+    assert [row["a"] for row in rows] == [1, 3]
+    assert bad == [2]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipelines.demo import _failures, _table
+from pipelines.demo import failures_of, table_of
 
 
 def write(run: Path, step: int, results: dict[str, Any]) -> Path:
@@ -43,7 +43,7 @@ def runs(tmp_path: Path, answers: float, distance: float) -> list[Path]:
 
 def test_the_table_shows_before_after_and_baselines(tmp_path: Path) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(_table(*runs(tmp_path, 0.75, 1.5)))
+    console.print(table_of(*runs(tmp_path, 0.75, 1.5)))
     text = console.export_text()
     assert text.count("0.250") == 4
     assert text.count("0.750") == 4
@@ -58,4 +58,4 @@ def test_learning_is_three_standard_errors_and_half_the_distance(
     tmp_path: Path, answers: float, distance: float, failures: int
 ) -> None:
     _, t2i, unified = runs(tmp_path, answers, distance)
-    assert len(_failures(t2i, unified)) == failures
+    assert len(failures_of(t2i, unified)) == failures

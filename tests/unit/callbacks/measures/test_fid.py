@@ -262,16 +262,16 @@ def test_problems() -> None:
     assert problems() == problems(extractor="inception", weights="w") == []
     assert problems(captions="c.csv", images="", reference="r") == []
     assert problems(images="", n_reference=3, reference="r") == [
-        "n_reference=3 chooses from the captions file; leave out reference or it",
+        "n_reference=3 chooses from the captions file; leave out n_reference or reference",
         "images is empty; name the folder of the pictures that the captions file lists",
     ]
-    assert problems(captions="c.csv") == ["captions=c.csv lists no pictures to compare with; name them by reference"]
+    assert problems(captions="c.csv") == ["captions=c.csv lists no pictures to compare with; set reference"]
     assert problems(weights="w", protocol="t2ib") == [
         "extractor=pool takes no weights; leave it out, or choose extractor=inception",
         "extractor=pool takes no protocol; leave it out, or choose extractor=inception",
     ]
     assert problems(extractor="My net") == [
-        "extractor='My net' must be a word of small letters, digits and _: it names results",
+        "extractor='My net' must be a word of lower-case letters, digits and _: it names results",
         "extractor=My net needs weights; name the network's file",
         "extractor=My net needs weights_sha256, so that its distances can be told apart",
     ]

@@ -185,7 +185,7 @@ def test_records_of_other_weights_are_made_anew(make_context: Make, caplog: pyte
     assert again.stored(make_context(weights="two")) is None
     result = run_measure(again, make_context(weights="two", checkpoint="step-000000020 abc"))
     assert again.made == ["a", "b", "c"]
-    assert "records of other weights are discarded" in caplog.text
+    assert "records made with other weights are discarded" in caplog.text
     assert result is not None
     assert (result.protocol["weights"], result.protocol["checkpoint"]) == ("two", "step-000000020 abc")
     assert result.protocol["code"]
@@ -203,7 +203,7 @@ def test_a_result_goes_with_its_records(make_context: Make) -> None:
 
 def test_what_takes_too_long_stops_and_goes_on_another_time(make_context: Make) -> None:
     letters = Letters("abcd")
-    with pytest.raises(OutOfTimeError, match=r"letters_style has 25% of its records after its time was up"):
+    with pytest.raises(OutOfTimeError, match=r"letters_style has 25% of its records when its time was up"):
         run_measure(letters, make_context(deadline=0.0))
     assert letters.made == ["a"]
     result = run_measure(letters, make_context())

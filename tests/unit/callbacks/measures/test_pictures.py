@@ -163,7 +163,7 @@ def test_problems() -> None:
     assert SamplingConfig(temperature=0, top_k=-1, top_p=0).problems() == [
         "temperature=0 must be above 0; top_k=1 is greedy",
         "top_k=-1 must be 0 (all tokens) or more",
-        "top_p=0 must lie in (0, 1]; 1 leaves all tokens in",
+        "top_p=0 must lie in (0, 1]; 1 keeps all tokens",
     ]
     assert FidConfig(captions="c", images="i", n=1, n_reference=1).problems() == [
         "n=1 must be at least 2: one picture has no covariance",

@@ -18,6 +18,7 @@ from callbacks.measures.mme import Mme, MmeConfig
 from callbacks.measures.mmmu import Mmmu, MmmuConfig
 from callbacks.measures.running import run_measure
 from callbacks.measures.vqav2 import VqaV2, VqaV2Config
+from datamodules.encode import encode_question
 from modules.metrics.mme import COGNITION, PERCEPTION
 
 Make = Callable[..., EvaluationContext]
@@ -355,7 +356,9 @@ def test_answers_get_the_room_that_a_long_question_leaves(tmp_path: Path, make_c
     measure.generate(context)
     for record in measure.records(context):
         question = measure.questions[record["sample_id"]]
-        room = context.model.answer_room(len(measure._prompt_ids(context, question)))
+        room = context.model.answer_room(
+            len(encode_question(context.tokenizer, measure.asked(question), context.template))
+        )
         assert record["truncated"] == (record["n_new_tokens"] == room)
 
 

@@ -11,6 +11,7 @@ from callbacks.measures.measure import EvaluationContext
 from callbacks.measures.registry import EvaluationConfig, build_measures
 from callbacks.measures.running import run_measure
 from callbacks.measures.speed import Speed, SpeedConfig
+from modules import timing
 from modules.omnimamba.model import OmniMamba
 
 Make = Callable[..., EvaluationContext]
@@ -29,7 +30,7 @@ class Story:
 def story(monkeypatch: pytest.MonkeyPatch) -> Story:
     """The prompt takes 1 s, a step 1/4 s, decoding 2 s; with the fourth batch everything takes twice as long."""
     story = Story()
-    monkeypatch.setattr(module.time, "perf_counter", lambda: story.now)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: story.now)
     generate = OmniMamba.generate_image_ids
 
     def slow(seconds: float) -> None:

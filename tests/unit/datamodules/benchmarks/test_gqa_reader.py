@@ -44,7 +44,7 @@ def test_official_data_must_be_complete(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([RECORD], "must map question ids to records, found list"),
+        ([RECORD], "must map question ids to entries, found list"),
         ({"7": {"question": "?"}}, "question 7 of .* lacks imageId, answer, isBalanced"),
         ({"7": RECORD | {"types": {}}}, "types of question 7 of .* lacks structural, semantic, detailed"),
         ({"7": RECORD | {"groups": {}}}, "groups of question 7 of .* lacks global"),

@@ -15,7 +15,7 @@ import webdataset
 
 from datamodules.shards.fetch import FetchError
 from datamodules.shards.reader import DamagedShardError, ShardSet
-from tests.unit.datamodules.writing import write_shards
+from tests.unit.datamodules.writing import payload_offset, write_shards
 
 
 def samples(count: int = 10) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -54,13 +54,12 @@ def test_webdataset_reads_every_sample(manifest: Path) -> None:
 
 
 def test_plain_tar_tools_read_the_same_offsets(manifest: Path) -> None:
-    shards = ShardSet.open(manifest)
     with tarfile.open(manifest.parent / "demo-000001.tar") as tar:
         members = {member.name: member for member in tar.getmembers()}
     assert list(members) == [f"key-{n:04d}.{ext}" for n in range(4, 8) for ext in ("json", "vq")]
     assert all(member.mtime == 0 and not member.pax_headers for member in members.values())
     for place in range(4, 8):
-        assert shards._index["vq.offset"][place] == members[f"key-{place:04d}.vq"].offset_data
+        assert payload_offset(manifest, place, "vq") == members[f"key-{place:04d}.vq"].offset_data
 
 
 def test_manifest(manifest: Path) -> None:
@@ -132,7 +131,7 @@ def test_a_flipped_bit_is_found_on_reading(manifest: Path) -> None:
     tar = manifest.parent / "demo-000001.tar"
     shards = ShardSet.open(manifest)
     content = bytearray(tar.read_bytes())
-    content[int(shards._index["vq.offset"][5]) + 100] ^= 1
+    content[payload_offset(manifest, 5, "vq") + 100] ^= 1
     tar.write_bytes(content)
     with pytest.raises(DamagedShardError, match=r"demo-000001\.tar, key key-0005: payload \.vq is not the one"):
         shards.get(5)
@@ -155,7 +154,7 @@ def test_an_altered_index_or_manifest_is_found_on_opening(manifest: Path) -> Non
     index.write_bytes(good)
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**content, "total": 11}))
-    with pytest.raises(DamagedShardError, match="total or fingerprint do not fit"):
+    with pytest.raises(DamagedShardError, match="total or fingerprint do not match"):
         ShardSet.open(manifest)
     manifest.write_text(json.dumps({**content, "format_version": 9}))
     with pytest.raises(ValueError, match="has format_version 9; this code reads 2"):
@@ -170,11 +169,11 @@ DAMAGE: dict[str, tuple[object, str]] = {
     "empty": ({}, "has format_version None; this code reads 2"),
     "no shards": ({"shards": []}, "lists no shards"),
     "shards of another type": ({"shards": {"a": 1}}, "lists no shards"),
-    "a shard that is no object": ({"shards": [3]}, "shard 0 is no object"),
-    "a shard without a size": ({"shards": [{"name": "a", "n": 1}]}, "shard 0 lacks bytes, sha256, idx_sha256, fields"),
-    "another total": ({"total": 11}, "total or fingerprint do not fit"),
-    "no total": ({"total": None}, "total or fingerprint do not fit"),
-    "another fingerprint": ({"fingerprint": "0" * 64}, "total or fingerprint do not fit"),
+    "a shard that is no object": ({"shards": [3]}, "shard 0 is not an object"),
+    "a shard without a size": ({"shards": [{"name": "a", "n": 1}]}, "shard 0 is missing bytes, sha256, idx_sha256"),
+    "another total": ({"total": 11}, "total or fingerprint do not match"),
+    "no total": ({"total": None}, "total or fingerprint do not match"),
+    "another fingerprint": ({"fingerprint": "0" * 64}, "total or fingerprint do not match"),
     "no meta": ({"meta": None}, "meta must be an object"),
     "meta of another type": ({"meta": [1]}, "meta must be an object"),
 }
@@ -195,10 +194,10 @@ def test_a_damaged_manifest_is_named(manifest: Path, damage: str) -> None:
     [
         ("name", "../other", "name may hold only letters, digits"),
         ("name", 7, "name may hold only letters, digits"),
-        ("n", float("nan"), "n must be a whole number from 1 on, not nan"),
-        ("n", True, "n must be a whole number from 1 on, not True"),
-        ("n", 0, "n must be a whole number from 1 on, not 0"),
-        ("bytes", "12", "bytes must be a whole number from 1 on, not '12'"),
+        ("n", float("nan"), "n must be a whole number of at least 1, not nan"),
+        ("n", True, "n must be a whole number of at least 1, not True"),
+        ("n", 0, "n must be a whole number of at least 1, not 0"),
+        ("bytes", "12", "bytes must be a whole number of at least 1, not '12'"),
         ("sha256", None, "sha256 must be 64 hexadecimal digits"),
         ("idx_sha256", "AB", "idx_sha256 must be 64 hexadecimal digits"),
         ("fields", "json", "fields must be a list of different extensions"),
@@ -268,10 +267,10 @@ def test_an_index_that_does_not_fit_its_shard_is_refused(manifest: Path) -> None
     outside["vq.offset"][1] = 10**15
     negative["vq.size"][1] = -1
     for content, message in (
-        (npz(index=table[:3]), r"is of shape \(3,\), its manifest says 4 samples"),
-        (npz(index=table[["key", "json.offset"]]), "has not the columns of json, vq"),
-        (npz(index=np.zeros(4)), "has not the columns of json, vq"),
-        (npz(index=text.astype([(n, "S9" if n == "vq.size" else t) for n, t in text.dtype.descr])), "other types"),
+        (npz(index=table[:3]), r"has shape \(3,\), its manifest says 4 samples"),
+        (npz(index=table[["key", "json.offset"]]), "does not have the columns of json, vq"),
+        (npz(index=np.zeros(4)), "does not have the columns of json, vq"),
+        (npz(index=text.astype([(n, "S9" if n == "vq.size" else t) for n, t in text.dtype.descr])), "neither text"),
         (npz(index=outside), r"places a \.vq outside its shard"),
         (npz(index=negative), r"places a \.vq outside its shard"),
         (npz(other=table), "cannot be read"),
@@ -293,7 +292,7 @@ def test_places_and_names(manifest: Path) -> None:
 
 
 def test_a_url_needs_a_cache(manifest: Path) -> None:
-    with pytest.raises(ValueError, match=r"manifest file://.*manifest\.json is a URL: name a cache folder"):
+    with pytest.raises(ValueError, match=r"manifest file://.*manifest\.json is a URL: also name a cache folder"):
         ShardSet.open(f"file://{manifest}")
 
 
@@ -329,7 +328,7 @@ def flip(tar: Path, offset: int) -> None:
 def test_a_damaged_cached_shard_is_fetched_again(manifest: Path, tmp_path: Path) -> None:
     cached = ShardSet.open(manifest, tmp_path / "cache")
     tar = cached_tar(tmp_path / "cache", 1)
-    flip(tar, int(cached._index["vq.offset"][5]) + 100)
+    flip(tar, payload_offset(manifest, 5, "vq") + 100)
     assert cached.get(5) == list(samples())[5][1]
     assert tar.read_bytes() == (manifest.parent / "demo-000001.tar").read_bytes()
     tar.unlink()
@@ -340,7 +339,7 @@ def test_a_damaged_cached_shard_is_fetched_again(manifest: Path, tmp_path: Path)
 def test_a_worker_fetches_again_too(manifest: Path, tmp_path: Path) -> None:
     cached = ShardSet.open(f"file://{manifest}", tmp_path / "cache")
     cached.get(5)
-    flip(cached_tar(tmp_path / "cache", 1), int(cached._index["json.offset"][5]))
+    flip(cached_tar(tmp_path / "cache", 1), payload_offset(manifest, 5, "json"))
     with get_context("fork").Pool(3) as pool:
         assert pool.starmap(_read, [(cached, 5)] * 6) == [b'{"n": 5}'] * 6
 
@@ -348,7 +347,7 @@ def test_a_worker_fetches_again_too(manifest: Path, tmp_path: Path) -> None:
 def test_a_shard_damaged_at_its_source_too_stops(manifest: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("datamodules.shards.fetch.time.sleep", lambda _: None)
     cached = ShardSet.open(manifest, tmp_path / "cache")
-    offset = int(cached._index["vq.offset"][5])
+    offset = payload_offset(manifest, 5, "vq")
     for tar in (cached_tar(tmp_path / "cache", 1), manifest.parent / "demo-000001.tar"):
         flip(tar, offset)
     with pytest.raises(FetchError, match=r"demo-000001\.tar could not be fetched in 5 tries: its sha256 is"):
@@ -385,12 +384,19 @@ def test_workers_read_too(manifest: Path, method: str) -> None:
         assert pool.starmap(_read, [(shards, 3), (shards, 9)]) == [b'{"n": 3}', b'{"n": 9}']
 
 
+def open_tars() -> int:
+    """Tar files that this process holds open."""
+    links = [os.path.join("/proc/self/fd", number) for number in os.listdir("/proc/self/fd")]
+    return sum(os.readlink(link).endswith(".tar") for link in links if os.path.islink(link))
+
+
 def test_a_copy_opens_its_own_files(manifest: Path) -> None:
     shards = ShardSet.open(manifest)
     shards.get(0)
     copy = pickle.loads(pickle.dumps(shards))
-    assert not copy._files
-    assert copy.get(9) == shards.get(9)
+    shards.close()
+    assert copy.get(0) == next(iter(samples()))[1]
+    assert open_tars() == 1  # the copy's, of the shard that it has read
 
 
 def test_few_files_are_open_at_once(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from modules.omnimamba.model import OmniMamba
 from pipelines.benchmark import __main__ as benchmark
 from pipelines.benchmark.data import DataBenchmarkConfig
 from pipelines.benchmark.generate import GenerateBenchmarkConfig, floor_seconds, measure_generate
-from pipelines.benchmark.train import TrainBenchmarkConfig, measure_train, positions
+from pipelines.benchmark.train import TrainBenchmarkConfig, measure_train
 from pipelines.run.hardware import HardwareConfig
 from tests.unit.modules.omnimamba.conftest import TINY as SMALL
 
@@ -64,7 +64,7 @@ def test_a_stage_learns_the_batch_that_it_is_measured_on(stage: str) -> None:
 def test_model_flops_are_those_of_a_count_by_hand() -> None:
     found = measure_train(config())["ours"]
     tokens = 2 * (3 + 9 + 4) + 3 * (5 + 6 + 5)
-    assert positions(TINY, Counts(mmu=2, t2i=3), ("mmu", "t2i")) == tokens
+    assert Counts(mmu=2, t2i=3).positions(TINY, ("mmu", "t2i")) == tokens
     inner, columns = 32, 2 * 32 + 2 * 4 + 4
     blocks = 2 * (16 * columns + inner * 16)
     heads = 2 * 3 * 16 * 32 + 3 * 6 * 16 * 24  # three labels of nine a conversation, six codes a picture

@@ -12,6 +12,7 @@ from datamodules.scenes.prepare import PreparedPaths, PrepareScenesConfig, prepa
 from datamodules.shards.reader import ShardSet
 from modules.omnimamba.vq import load_image_tokenizer
 from pipelines.prepare import __main__ as prepare
+from tests.unit.datamodules.writing import payload_offset
 from tests.verbs import call
 
 Run = Callable[..., tuple[int, str, str]]
@@ -53,7 +54,7 @@ def test_verify_lists_every_fault_and_exits_with_one(prepared: PreparedPaths, ru
     staged = ShardSet.open(prepared.mmu_captions, tmp_path / "cache")
     first, _, last = sorted((tmp_path / "cache").glob("*.tar"), key=lambda path: path.name.split("-", 1)[1])
     content = bytearray(first.read_bytes())
-    content[int(staged._index["jpg.offset"][2]) + 5] ^= 1
+    content[payload_offset(prepared.mmu_captions, 2, "jpg") + 5] ^= 1
     first.write_bytes(content)
     os.truncate(last, 512)
     code, out, _ = run("verify", prepared.mmu_captions, "--cache", tmp_path / "cache", "--sha256", "--processes", "2")

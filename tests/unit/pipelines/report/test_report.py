@@ -290,7 +290,7 @@ def damage(run: Path) -> dict[str, str]:
         "record": "gqa/rank0.jsonl is damaged",
         "picture": "samples/step-000000001/000.png does not decode",
         "captions": "samples/step-000000002/captions.json is damaged",
-        "folder": "'last'",
+        "folder": "step-last is left out: its name tells no step",
         "bad samples": "bad_samples.jsonl is damaged",
     }
 
