@@ -1,9 +1,10 @@
-"""Builds a data set of webdataset shards: in parallel, in steps that survive a kill, and to the same bytes each time.
+"""Builds a data set of webdataset shards: in parallel, resumable after a kill, and to the same bytes each time.
 
-A build follows a frozen plan, a list of rows. Shard k holds what rows [k * per_shard, (k + 1) * per_shard) become; a
-row that is rejected makes its shard smaller, and a shard without samples has no file. While it is going on, the folder
-holds ``.build`` with the plan's hash and a note of each finished shard, written after the shard itself; so a build
-that is started again goes on with the shards that are missing. ``manifest.json`` comes last.
+A build follows a frozen plan, a list of rows. Shard k holds the samples made from rows
+[k * per_shard, (k + 1) * per_shard). A rejected row makes its shard smaller, and a shard without samples has no file.
+During the build the folder holds ``.build``, with the plan's hash and a note for each finished shard. The note is
+written after the shard itself, so a build that is started again only makes the missing shards. ``manifest.json``
+comes last.
 """
 
 import hashlib
@@ -35,22 +36,22 @@ from modules.files import remove_partials, write_file
 REJECTED = "rejected.jsonl"
 BUILD = ".build"
 BUILDER_VERSION = 1
-"""Raised whenever the same plan gives other bytes."""
+"""Raise this whenever the same plan gives other bytes."""
 _PLAN = "plan.json"
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class Row(Protocol):
-    """One entry of a plan: small, and picklable where there are several processes."""
+    """One row of a plan: small, and picklable if there are several processes."""
 
     @property
     def key(self) -> str:
-        """Key of the sample that it becomes."""
+        """Key of the sample made from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """An entry that does not become a sample, and why."""
+    """A row that does not become a sample, and why."""
 
     key: str
     reason: str
@@ -58,12 +59,12 @@ class Rejected:
 
 RowT = TypeVar("RowT", bound=Row)
 Make = Callable[[Sequence[RowT], Counter[str]], Iterable[Sample | Rejected]]
-"""Turns the rows of one shard into a sample or a reject each, and adds to the counts whatever it finds worth counting.
+"""Turns each row of a shard into a sample or a reject, and adds to the counts whatever is worth counting.
 
-It may depend on nothing but the rows: a shard is made anew after a kill.
+It must depend on nothing but the rows, because a shard is rebuilt after a kill.
 """
 Progress = Callable[[int, int], None]
-"""Told the rows done so far, those of an earlier start included, and the rows there are."""
+"""Called with the number of rows done, including those of earlier starts, and the number of all rows."""
 
 
 def build_shards(
@@ -79,17 +80,17 @@ def build_shards(
 ) -> Path:
     """Build the shards ``name-000000``, ``name-000001``, ... of ``rows`` in ``folder`` and return their manifest.
 
-    ``meta`` must name whatever the bytes depend on besides the rows' keys: files with their hashes, settings. The
-    manifest holds it, with the counts, the builder's version and the plan's hash. Rejected rows go to
-    ``rejected.jsonl``. Returns at once where the same plan has been built before; several builders of one folder work
-    one after the other. ``make`` must be picklable where ``processes`` is above 1.
+    ``meta`` must name everything else that the bytes depend on, besides the rows' keys: files with their hashes, and
+    settings. The manifest holds it, with the counts, the builder's version and the plan's hash. Rejected rows go to
+    ``rejected.jsonl``. Returns at once if the same plan has been built before. Several builders of one folder work
+    one after the other. ``make`` must be picklable if ``processes`` is above 1.
 
     Raises:
         FileExistsError: the folder already holds another data set.
         FolderError: the folder holds an unfinished build of another plan.
-        ValueError: a key with other signs than letters, digits, "-" and "_"; a key that occurs twice; samples with
-            different fields; or no row became a sample, and the message gives the first reasons.
-        ChildProcessError: a worker process died; started again, the build goes on.
+        ValueError: a key has characters other than letters, digits, "-" and "_", or occurs twice; samples have
+            different fields; or no row became a sample (the message gives the first reasons).
+        ChildProcessError: a worker process died; start the build again to continue.
     """
     _check(name, [row.key for row in rows], per_shard, processes)
     plan = _plan(name, rows, per_shard, meta)
@@ -116,7 +117,7 @@ def build_shards(
 
 
 def _check(name: str, keys: Sequence[str], per_shard: int, processes: int) -> None:
-    """Refuse what readers of the format would mix up."""
+    """Refuse names and keys that readers of the format would misread."""
     if not _KEY.fullmatch(name):
         raise ValueError(f"data set name {name!r} may hold only letters, digits, '-' and '_': readers split at dots")
     for setting, value in (("per_shard", per_shard), ("processes", processes)):
@@ -127,11 +128,11 @@ def _check(name: str, keys: Sequence[str], per_shard: int, processes: int) -> No
             raise ValueError(f"key {key!r} may hold only letters, digits, '-' and '_': readers split at the first dot")
     for first, second in pairwise(sorted(keys)):
         if first == second:
-            raise ValueError(f"key {first!r} occurs twice; keys are unique over a data set")
+            raise ValueError(f"key {first!r} occurs twice; keys must be unique in a data set")
 
 
 def _plan(name: str, rows: Sequence[Row], per_shard: int, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What a build is identified by."""
+    """What identifies a build."""
     plan = {"builder_version": BUILDER_VERSION, "name": name, "per_shard": per_shard, "rows": len(rows), **meta}
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode())
     for row in rows:
@@ -152,13 +153,13 @@ def _is_built(folder: Path, plan: Mapping[str, Any]) -> bool:
             f"{manifest} exists: the folder already holds a data set, made from other files or settings. "
             "Choose another folder or delete it"
         )
-    # there only if the builder was killed between its last two steps
+    # it is left over only if the builder was killed between its last two steps
     shutil.rmtree(folder / BUILD, ignore_errors=True)
     return True
 
 
 def _open_build(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Begin the build of ``plan`` in ``folder``, or see that the one there is the same."""
+    """Begin the build of ``plan`` in ``folder``, or check that an unfinished one has the same plan."""
     build = folder / BUILD
     build.mkdir(parents=True, exist_ok=True)
     remove_partials(build)
@@ -174,7 +175,7 @@ class _Shard:
 
 @dataclass(frozen=True)
 class _Builder:
-    """Builds one shard and writes down that it is done."""
+    """Builds one shard and notes that it is done."""
 
     folder: Path
     make: Make[Any]
@@ -208,7 +209,7 @@ class _Builder:
 
 
 def _is_committed(folder: Path, shard: str) -> bool:
-    """Whether a shard is noted as done, and the shard as it says."""
+    """Whether a shard is noted as done and its files have the noted sizes."""
     if not _commit_path(folder, shard).exists():
         return False
     commit = _read_commit(folder, shard)
@@ -219,7 +220,7 @@ def _is_committed(folder: Path, shard: str) -> bool:
 
 
 def _finish(folder: Path, name: str, shards: Sequence[str], meta: Mapping[str, Any]) -> Path:
-    """From all notes to the rejects' list and the manifest."""
+    """Write the list of rejects and the manifest from all notes."""
     commits = [_read_commit(folder, shard) for shard in shards]
     entries = [ShardEntry(**commit["record"]) for commit in commits if commit["record"]]
     rejected = [Rejected(**each) for commit in commits for each in commit["rejected"]]
@@ -229,7 +230,7 @@ def _finish(folder: Path, name: str, shards: Sequence[str], meta: Mapping[str, A
     build = folder / BUILD
     write_file(folder / REJECTED, "".join(json.dumps(asdict(each)) + "\n" for each in rejected), build)
     if not entries:
-        # so that a start with mended files begins anew
+        # so that a start with fixed files does not reuse the notes
         shutil.rmtree(build)
         reasons = "; ".join(f"{each.key}: {each.reason}" for each in rejected[:3]) or "there were none"
         raise ValueError(f"none of the {len(rejected)} entries for {folder} can be used ({reasons})")
@@ -247,7 +248,7 @@ def _finish(folder: Path, name: str, shards: Sequence[str], meta: Mapping[str, A
 def write_manifest(
     folder: Path, name: str, entries: Sequence[ShardEntry], meta: Mapping[str, Any], scratch: Path
 ) -> None:
-    """Write what makes the shards of ``entries`` a data set."""
+    """Write the manifest of ``entries``, which makes their shards a data set."""
     content = {
         "format_version": FORMAT_VERSION,
         "name": name,
@@ -261,7 +262,7 @@ def write_manifest(
 
 
 def brace_pattern(shards: Sequence[str]) -> str:
-    """The tar files of ``shards``, sorted, in the notation of shells and webdataset: ``name-{000000..000010}.tar``."""
+    """The tar files of the sorted ``shards`` as webdataset reads them: ``name-{000000..000010}.tar``."""
     name = shards[0].rsplit("-", 1)[0]
     runs: list[list[str]] = []
     for number in (shard.rsplit("-", 1)[1] for shard in shards):

@@ -1,6 +1,6 @@
-"""Remote files into a folder of this node: each is downloaded once, and only what has the right content counts.
+"""Copies remote files into a local folder: each is downloaded once, and kept only if its hash is right.
 
-A place is a path or a URL of anything that fsspec opens: http(s)://, s3://, gs://, file://.
+A place is a path or a URL that fsspec can open: http(s)://, s3://, gs://, file://.
 """
 
 import errno
@@ -18,7 +18,7 @@ from modules.files import sha256 as sha256_of
 from modules.locks import lock_of, locked
 
 WAITS = (1.0, 2.0, 4.0, 8.0)
-"""Seconds between the tries of a download; one try more than there are waits."""
+"""Seconds between the tries of a download; there is one more try than there are waits."""
 THREADS = 8
 """Files downloaded at once."""
 _STALLED = 60
@@ -26,7 +26,7 @@ _STALLED = 60
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Progress = Callable[[int, int], None]
-"""Told how many files are there, and of how many."""
+"""Called with the number of files copied and the number of all files."""
 _T = TypeVar("_T")
 
 
@@ -35,12 +35,12 @@ class FetchError(ValueError):
 
 
 class _PassingError(Exception):
-    """What another try may mend."""
+    """An error that may go away with another try."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """A file to be fetched. One of unknown ``size`` is small, and is hashed whenever it is asked for."""
+    """A file to fetch. A file of unknown ``size`` must be small: it is hashed every time it is asked for."""
 
     place: str
     sha256: str
@@ -48,12 +48,12 @@ class Wanted:
 
 
 def is_url(place: str | Path) -> bool:
-    """Whether ``place`` is a URL and no path."""
+    """Whether ``place`` is a URL, not a path."""
     return "://" in str(place)
 
 
 def shown(place: str) -> str:
-    """``place`` as messages show it: without a query or a password, which may be secret."""
+    """``place`` as messages show it: without its query and password, which may be secret."""
     if not is_url(place):
         return place
     parts = urlsplit(place)
@@ -61,7 +61,7 @@ def shown(place: str) -> str:
 
 
 def sibling(place: str, name: str) -> str:
-    """The file ``name`` beside ``place``; a URL keeps its query, which may be what opens the door."""
+    """The file ``name`` in the same folder as ``place``; a URL keeps its query, which may hold an access token."""
     if not is_url(place):
         return str(Path(place).parent / name)
     path, mark, query = place.partition("?")
@@ -69,7 +69,7 @@ def sibling(place: str, name: str) -> str:
 
 
 def cached_path(place: str, cache: Path, sha256: str) -> Path:
-    """Where `fetch` puts a file. The name begins with its hash, so files of equal names do not collide."""
+    """Where `fetch` puts a file. The name begins with the hash, so files with the same name do not collide."""
     name = (urlsplit(place).path if is_url(place) else place).rpartition("/")[2]
     return cache / f"{sha256[:16]}-{name}"
 
@@ -83,14 +83,14 @@ def fetch(
     verify: bool = False,
     waits: Sequence[float] = WAITS,
 ) -> Path:
-    """A copy of ``place`` in the folder ``cache``, of ``size`` bytes and with this hash.
+    """Copy ``place`` into the folder ``cache`` and return the path; the copy must have this size and hash.
 
-    Any number of processes of a node may ask at the same time: one downloads, the others wait for it. A copy of the
-    right size that is there already is taken as it is; with ``verify``, or where no size is known, it is hashed first
-    and replaced if it is wrong.
+    Any number of processes on a node may ask at the same time: one downloads, the others wait for it. An existing copy
+    of the right size is used as it is. With ``verify``, or if the size is not known, it is hashed first, and replaced
+    if it is wrong.
 
     Raises:
-        FetchError: the file cannot be had, its content is another, or the disk is full.
+        FetchError: the file cannot be fetched, has another content, or the disk is full.
     """
     target = cached_path(place, cache, sha256)
     verify = verify or size is None
@@ -106,17 +106,17 @@ def fetch(
 def fetch_all(
     wanted: Sequence[Wanted], cache: Path, *, progress: Progress | None = None, waits: Sequence[float] = WAITS
 ) -> list[Path]:
-    """`fetch` every file, several at once; their paths in the same order.
+    """`fetch` all files, several at once, and return their paths in the same order.
 
     Raises:
-        FetchError: a file cannot be had; none is begun after it. Or the disk has too little room for all.
+        FetchError: a file cannot be fetched (no further download is started then), or the disk has too little space.
     """
     _make(cache)
     missing = [each for each in wanted if not cached_path(each.place, cache, each.sha256).exists()]
     needed, free = sum(each.size or 0 for each in missing), shutil.disk_usage(cache).free
     if needed > free:
         raise FetchError(
-            f"{cache} has room for {free} bytes, but {len(missing)} files of {needed} bytes are to be copied there; "
+            f"{cache} has room for {free} bytes, but {len(missing)} files of {needed} bytes must be copied there; "
             "make room or name another folder"
         )
     with ThreadPoolExecutor(THREADS) as pool:
@@ -139,7 +139,7 @@ def _make(cache: Path) -> None:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FetchError(
-            f"cache {cache} cannot be made ({error.strerror}); name a folder of this node that can be written"
+            f"cache {cache} cannot be created ({error.strerror}); name a writable folder of this node"
         ) from error
 
 
@@ -147,8 +147,8 @@ def read_bytes(place: str, waits: Sequence[float] = WAITS) -> bytes:
     """Content of a small file.
 
     Raises:
-        FileNotFoundError: there is none.
-        FetchError: it cannot be had.
+        FileNotFoundError: it does not exist.
+        FetchError: it cannot be fetched.
     """
 
     def read(filesystem: Any, path: str) -> bytes:
@@ -166,21 +166,21 @@ def _is_there(target: Path, size: int | None, sha256: str | None) -> bool:
 
 
 def _download(place: str, target: Path, size: int | None, sha256: str, waits: Sequence[float]) -> None:
-    remove_partials(target.parent, target.name)  # a killed download's: we hold the lock
+    remove_partials(target.parent, target.name)  # we hold the lock, so these are left over from a killed download
 
     def download(filesystem: Any, path: str) -> None:
         with new_path(target) as partial:
             filesystem.get_file(path, str(partial))
             found = partial.stat().st_size
             if size not in (None, found):
-                raise _PassingError(f"{found} bytes came, {size} were expected")
+                raise _PassingError(f"received {found} bytes, expected {size}")
             if (digest := sha256_of(partial)) != sha256:
-                raise _PassingError(f"its sha256 is {digest}, expected was {sha256}")
+                raise _PassingError(f"its sha256 is {digest}, expected {sha256}")
 
     try:
         _tried(place, download, waits)
     except FileNotFoundError as error:
-        raise FetchError(f"{shown(place)} does not exist; copy the data set again, all of it") from error
+        raise FetchError(f"{shown(place)} does not exist; copy the whole data set again") from error
     except OSError as error:
         raise FetchError(
             f"no space left in {target.parent} for {shown(place)} of {size or 'some'} bytes ({error}); "
@@ -189,12 +189,12 @@ def _download(place: str, target: Path, size: int | None, sha256: str, waits: Se
 
 
 def _tried(place: str, action: Callable[[Any, str], _T], waits: Sequence[float]) -> _T:
-    """What ``action`` returns, tried again after passing faults.
+    """Return the result of ``action``, trying again after passing errors.
 
     Raises:
         FileNotFoundError: there is no such file.
         OSError: the disk is full.
-        FetchError: anything else, at the end of all tries.
+        FetchError: anything else, after all tries.
     """
     for number, wait in enumerate((*waits, None), start=1):
         try:
@@ -203,14 +203,14 @@ def _tried(place: str, action: Callable[[Any, str], _T], waits: Sequence[float])
             if wait is None:
                 raise FetchError(
                     f"{shown(place)} could not be fetched in {number} tries: {fault}; "
-                    "check the server, and that manifest and shards are of one build"
+                    "check the server, and that manifest and shards are from the same build"
                 ) from fault
             time.sleep(wait)
     raise AssertionError("unreachable")
 
 
 def _once(place: str, action: Callable[[Any, str], _T]) -> _T:
-    # imported here because it takes a while, which local data sets can do without
+    # imported here because it is slow and local data sets do not need it
     from fsspec.core import url_to_fs
 
     try:
@@ -225,17 +225,17 @@ def _once(place: str, action: Callable[[Any, str], _T]) -> _T:
     except (_PassingError, FileNotFoundError):
         raise
     except PermissionError as error:
-        raise FetchError(f"{shown(place)} may not be read ({error}); check the rights and credentials") from error
+        raise FetchError(f"{shown(place)} may not be read ({error}); check permissions and credentials") from error
     except OSError as error:
         if error.errno in _FULL:
             raise
         raise _PassingError(_said(error)) from error
-    except Exception as error:  # every backend raises its own
+    except Exception as error:  # every backend raises its own errors
         raise _PassingError(_said(error)) from error
 
 
 def _said(error: Exception) -> str:
-    # a backend's message may hold the whole URL, and so a secret
+    # a backend's message may hold the whole URL with a secret in its query
     return f"{type(error).__name__}: {str(error).partition('?')[0]}"
 
 
@@ -244,6 +244,6 @@ def _options(place: str) -> dict[str, Any]:
         return {}
     from aiohttp import ClientTimeout
 
-    # aiohttp's own limit is five minutes for a whole file
+    # aiohttp's default limit is five minutes for a whole file
     timeout = ClientTimeout(total=None, sock_connect=_STALLED, sock_read=_STALLED)
     return {"client_kwargs": {"timeout": timeout, "trust_env": True}}

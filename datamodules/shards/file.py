@@ -1,4 +1,4 @@
-"""One shard on disk: a webdataset tar and its index, the same bytes for the same samples."""
+"""Writes one shard: a webdataset tar and its index, the same bytes for the same samples."""
 
 import re
 import zlib
@@ -16,20 +16,20 @@ _EXTENSION = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 
 
 def write_shard(folder: Path, shard: str, samples: Iterable[Sample], scratch: Path) -> ShardEntry:
-    """Write ``samples``, at least one, to the tar of ``shard`` and its index, and return what a manifest says of them.
+    """Write ``samples``, at least one, to the tar and index of ``shard``, and return their manifest entry.
 
-    Each file is written in ``scratch`` (on the same file system), brought safely to disk and moved to its place.
+    Each file is written in ``scratch`` (on the same file system), synced to disk and moved to its place.
 
     Raises:
-        ValueError: samples with different fields, or a field that is no extension.
+        ValueError: samples have different fields, or a field is not a valid extension.
     """
-    # imported here because it brings torch along, which readers of a manifest can do without
+    # imported here because it imports torch, which readers of a manifest do not need
     from webdataset import TarWriter
 
     keys: list[str] = []
     columns: dict[str, list[int]] = {}
     with new_file(tar_path(folder, shard), scratch) as file:
-        # an integer mtime: a fractional one costs a header per member and no two builds would be alike
+        # an integer mtime: a fractional one costs an extra header per member
         with TarWriter(file, encoder=False, mtime=0) as writer:
             for key, payloads in _alike(samples):
                 keys.append(key)
@@ -53,18 +53,18 @@ def write_shard(folder: Path, shard: str, samples: Iterable[Sample], scratch: Pa
 
 
 def _alike(samples: Iterable[Sample]) -> Iterator[Sample]:
-    """Pass samples on as long as all have the same fields."""
+    """Pass samples on, and check that all have the same valid fields."""
     fields: list[str] = []
     for key, payloads in samples:
         fields = fields or sorted(payloads)
         if sorted(payloads) != fields or not fields:
             raise ValueError(
-                f"key {key!r} has fields {sorted(payloads)}, the samples before it {fields}; all need the same"
+                f"key {key!r} has fields {sorted(payloads)}, the samples before it {fields}; all must have the same"
             )
         for field in fields:
             if not _EXTENSION.fullmatch(field):
                 raise ValueError(
-                    f"key {key!r}: field {field!r} is no extension (lower-case letters, digits, '_', inner dots)"
+                    f"key {key!r}: field {field!r} is not an extension (lower-case letters, digits, '_', inner dots)"
                 )
         yield key, payloads
 

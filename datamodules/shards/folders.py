@@ -1,4 +1,4 @@
-"""Folders that say what they were made from, and that one process makes while others wait."""
+"""Folders that record what they were made from, and that one process makes while others wait."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from modules.locks import lock_of, locked
 
 
 class FolderError(ValueError):
-    """A folder holds something else than what is to be written there."""
+    """A folder holds something other than what is to be written there."""
 
 
 def write_origin(path: Path, config: Mapping[str, Any]) -> None:
@@ -20,7 +20,7 @@ def write_origin(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def holds(folder: Path, origin: str, config: Mapping[str, Any]) -> bool:
-    """Whether ``folder`` was made from this very ``config``; False when it is empty or does not exist.
+    """Whether ``folder`` was made from exactly this ``config``; False if it is empty or does not exist.
 
     Raises:
         FolderError: it holds something else; the message names the keys that differ.
@@ -48,17 +48,17 @@ def _read(origin: Path) -> dict[str, Any]:
     try:
         content = json.loads(origin.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise FolderError(f"{origin} cannot be read ({error}); delete {origin.parent} to begin anew") from error
+        raise FolderError(f"{origin} cannot be read ({error}); delete {origin.parent} to start over") from error
     if not isinstance(content, dict):
-        raise FolderError(f"{origin} holds no object; delete {origin.parent} to begin anew")
+        raise FolderError(f"{origin} holds no object; delete {origin.parent} to start over")
     return content
 
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Hold the lock of ``folder`` (a hidden file beside it); whoever else wants it waits.
+    """Hold the lock of ``folder`` (a hidden file next to it); other processes wait for it.
 
-    What a killed holder left behind of `new_folder` is removed.
+    Unfinished folders of `new_folder`, left behind by a killed process, are removed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(lock_of(folder)):

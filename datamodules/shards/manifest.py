@@ -1,7 +1,7 @@
-"""The manifest of a data set: what its shards are, where they lie, and what identifies them.
+"""The manifest of a data set: its shards, where they are, and what identifies them.
 
-``manifest.json`` is written last, so without it there is no data set. It is a path or a URL, and the shards lie beside
-it: ``NAME-000000.tar`` and ``NAME-000000.idx.npz``.
+``manifest.json`` is written last, so without it there is no data set. It is a path or a URL. The shards are in the
+same folder: ``NAME-000000.tar`` and ``NAME-000000.idx.npz``.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class DamagedShardError(ValueError):
-    """A shard is not what its manifest or index says."""
+    """A shard differs from its manifest or index."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
-    """What the manifest says of one shard."""
+    """The manifest's entry for one shard."""
 
     name: str
     n: int
@@ -36,12 +36,12 @@ class ShardEntry:
     fields: list[str]
 
     def problems(self) -> list[str]:
-        """What cannot be true of a shard."""
+        """Values that no shard can have."""
         found = []
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             found.append("name may hold only letters, digits, '-' and '_'")
         found += [
-            f"{key} must be a whole number from 1 on, not {getattr(self, key)!r}"
+            f"{key} must be a whole number of at least 1, not {getattr(self, key)!r}"
             for key in ("n", "bytes")
             if type(getattr(self, key)) is not int or getattr(self, key) < 1
         ]
@@ -65,7 +65,7 @@ class Manifest:
     """A manifest that has been read and checked."""
 
     place: str
-    """Path or URL that it was read from."""
+    """Path or URL it was read from."""
     entries: list[ShardEntry]
     meta: dict[str, Any]
 
@@ -74,9 +74,9 @@ class Manifest:
         """Read and check the manifest at ``place``.
 
         Raises:
-            FileNotFoundError: there is none.
-            FetchError: its server does not deliver it.
-            ValueError: it is no manifest, or of another format version.
+            FileNotFoundError: it does not exist.
+            FetchError: it cannot be fetched from its server.
+            ValueError: it is not a manifest, or has another format version.
             DamagedShardError: it was altered.
         """
         place = str(place)
@@ -89,7 +89,7 @@ class Manifest:
         entries = _entries(content, place)
         meta = content.get("meta")
         if not isinstance(meta, dict):
-            raise DamagedShardError(f"manifest {shown(place)}: meta must be an object; it was altered, build it again")
+            raise DamagedShardError(f"manifest {shown(place)}: meta must be an object; it was altered. Build it again")
         return cls(place=place, entries=entries, meta=meta)
 
     @property
@@ -143,7 +143,7 @@ def _entries(content: dict[str, Any], place: str) -> list[ShardEntry]:
     wanted = [field.name for field in fields(ShardEntry)]
     for number, shard in enumerate(shards):
         if not isinstance(shard, dict) or (missing := [key for key in wanted if key not in shard]):
-            lacks = f"lacks {', '.join(missing)}" if isinstance(shard, dict) else "is no object"
+            lacks = f"is missing {', '.join(missing)}" if isinstance(shard, dict) else "is not an object"
             raise DamagedShardError(f"manifest {shown(place)}: shard {number} {lacks}; copy or build it again")
         entry = ShardEntry(**{key: shard[key] for key in wanted})
         if problems := entry.problems():
@@ -157,18 +157,18 @@ def _entries(content: dict[str, Any], place: str) -> list[ShardEntry]:
         raise DamagedShardError(f"manifest {shown(place)}: its shards hold different fields; build it again")
     if content.get("fingerprint") != fingerprint_of(entries) or content.get("total") != sum(r.n for r in entries):
         raise DamagedShardError(
-            f"manifest {shown(place)}: total or fingerprint do not fit its shards; it was altered, build it again"
+            f"manifest {shown(place)}: total or fingerprint do not match its shards; it was altered. Build it again"
         )
     return entries
 
 
 def tar_path(folder: Path, shard: str) -> Path:
-    """Where a shard lies."""
+    """Path of a shard's tar file."""
     return folder / f"{shard}.tar"
 
 
 def index_path(folder: Path, shard: str) -> Path:
-    """Where its index lies."""
+    """Path of a shard's index."""
     return folder / f"{shard}.idx.npz"
 
 

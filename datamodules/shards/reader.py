@@ -1,8 +1,8 @@
-"""webdataset tar shards read at random, with every payload checked.
+"""Random access to webdataset tar shards, with every payload checked.
 
 A data set is a folder with ``NAME-000000.tar`` and ``NAME-000000.idx.npz`` per shard and a ``manifest.json``. The
-index holds one structured array ``index``, a row a sample: ``key`` and, per extension, ``EXT.offset``, ``EXT.size`` and
-``EXT.crc32`` of the payload in the tar. Tar headers are never read, so damage to them changes nothing here.
+index holds one structured array ``index``, one row per sample: ``key`` and, per extension, ``EXT.offset``,
+``EXT.size`` and ``EXT.crc32`` of the payload in the tar. Tar headers are never read, so damage to them does no harm.
 """
 
 import hashlib
@@ -27,20 +27,20 @@ _OPEN_SHARDS = 128
 """Files kept open at once, well below the usual limit of 1024."""
 
 Sample = tuple[str, Mapping[str, bytes]]
-"""Key, and payload by extension."""
+"""Key, and payloads by extension."""
 Index = dict[str, NDArray[Any]]
-"""Column to its values, one a sample."""
+"""Column name to its values, one per sample."""
 
 
 class ShardSet:
     """Random access to a data set that `build_shards` wrote.
 
-    Files are opened when first read and never travel to another process with the object, so it can be pickled or
-    inherited by data workers.
+    Files are opened when first read, and open files are not pickled. So data workers can unpickle or inherit the
+    object.
     """
 
     def __init__(self, manifest: Manifest, cache: Path | None, paths: list[Path], index: Index) -> None:
-        """Use `open`."""
+        """Use `open` instead."""
         self.fingerprint = manifest.fingerprint
         self.meta = manifest.meta
         self.fields = manifest.fields
@@ -55,15 +55,15 @@ class ShardSet:
     def open(
         cls, manifest: str | Path, cache: str | Path | None = None, *, progress: Progress | None = None
     ) -> "ShardSet":
-        """Read ``manifest``, a path or a URL, and the indexes beside it, and check every shard's size.
+        """Read ``manifest``, a path or a URL, and the indexes next to it, and check every shard's size.
 
-        With ``cache``, a folder of this node, shards and indexes are copied there first, unless they are there already;
-        ``progress`` is told how many are there and of how many.
+        With ``cache``, a local folder, missing shards and indexes are copied there first. ``progress`` is then called
+        with the number of files copied and the number of all files.
 
         Raises:
-            FileNotFoundError: no manifest, or a shard or index it names is missing.
+            FileNotFoundError: the manifest, or a shard or index it names, is missing.
             FetchError: a file cannot be copied to ``cache``.
-            ValueError: the manifest is unreadable, of another format version, or a URL without ``cache``.
+            ValueError: the manifest is unreadable, has another format version, or is a URL without ``cache``.
             DamagedShardError: a shard's size or an index differs from the manifest.
         """
         read = Manifest.read(manifest)
@@ -93,7 +93,7 @@ class ShardSet:
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """Number of each shard's first sample."""
+        """Index of each shard's first sample."""
         return self._ends - [entry.n for entry in self._manifest.entries]
 
     @property
@@ -126,12 +126,12 @@ class ShardSet:
     def get(self, i: int) -> dict[str, bytes]:
         """Payloads of sample ``i`` by extension.
 
-        A payload that is wrong is read again from a newly opened file, and then from a new copy if the set is cached.
+        A wrong payload is read again from a newly opened file, and then from a new copy if the set is cached.
 
         Raises:
             IndexError: there is no such sample.
             DamagedShardError: a payload is not the one that was written.
-            FetchError: a damaged cached shard cannot be had again.
+            FetchError: a damaged cached shard cannot be fetched again.
         """
         self._check(i)
         return {field: self._payload(self._shard(i), i, field) for field in self.fields}
@@ -147,7 +147,7 @@ class ShardSet:
         try:
             return self._read(shard, i, field)
         except DamagedShardError:
-            self._forget(shard)  # its handle may be stale, or the storage had a passing fault
+            self._forget(shard)  # the file handle may be stale, or the storage had a passing fault
         try:
             return self._read(shard, i, field)
         except DamagedShardError:
@@ -188,12 +188,12 @@ class ShardSet:
             os.close(file)
 
     def close(self) -> None:
-        """Close what is open; the next read opens it again."""
+        """Close all open files; the next read opens them again."""
         for shard in list(self._files):
             self._forget(shard)
 
     def __del__(self) -> None:
-        # a half-made object has nothing open
+        # if __init__ failed, nothing is open
         if hasattr(self, "_files"):
             self.close()
 
@@ -202,14 +202,14 @@ class ShardSet:
 
 
 def shard_files(manifest: Manifest, cache: Path | None) -> list[tuple[Path, Path]]:
-    """Tar and index of every shard: in ``cache``, or beside the manifest.
+    """Paths of the tar and index of every shard: in ``cache``, or next to the manifest.
 
     Raises:
         ValueError: the manifest is a URL and there is no ``cache``.
     """
     if cache is None:
         if is_url(manifest.place):
-            raise ValueError(f"manifest {shown(manifest.place)} is a URL: name a cache folder for its shards, too")
+            raise ValueError(f"manifest {shown(manifest.place)} is a URL: also name a cache folder for its shards")
         return [(Path(manifest.tar(entry)), Path(manifest.index(entry))) for entry in manifest.entries]
     return [
         (
@@ -221,10 +221,10 @@ def shard_files(manifest: Manifest, cache: Path | None) -> list[tuple[Path, Path
 
 
 def read_index(path: Path, entry: ShardEntry) -> Index:
-    """The index of one shard, checked against what the manifest says of it.
+    """The index of one shard, checked against its manifest entry.
 
     Raises:
-        DamagedShardError: it is another.
+        DamagedShardError: it differs, or cannot be read.
     """
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != entry.idx_sha256:
@@ -240,7 +240,7 @@ def read_index(path: Path, entry: ShardEntry) -> Index:
 
 
 def payload_fault(payload: bytes, size: int, crc: int) -> str | None:
-    """How ``payload`` differs from what the index says; None when it does not."""
+    """How ``payload`` differs from its size and checksum in the index; None if it matches."""
     found = zlib.crc32(payload)
     if len(payload) == size and found == crc:
         return None
@@ -250,11 +250,11 @@ def payload_fault(payload: bytes, size: int, crc: int) -> str | None:
 def _index_fault(table: NDArray[Any], entry: ShardEntry) -> str | None:
     columns = {f"{field}.{column}" for field in entry.fields for column in ("offset", "size", "crc32")}
     if set(table.dtype.names or ()) != {"key", *columns}:
-        return f"has not the columns of {', '.join(entry.fields)}"
+        return f"does not have the columns of {', '.join(entry.fields)}"
     if table.shape != (entry.n,):
-        return f"is of shape {table.shape}, its manifest says {entry.n} samples"
+        return f"has shape {table.shape}, its manifest says {entry.n} samples"
     if table.dtype["key"].kind != "S" or any(table.dtype[column].kind not in "iu" for column in columns):
-        return "has columns of other types than text and whole numbers"
+        return "has columns that are neither text nor whole numbers"
     for field in entry.fields:
         first, size = table[f"{field}.offset"], table[f"{field}.size"]
         if first.min() < 0 or size.min() < 0 or (size > entry.bytes - first).any():

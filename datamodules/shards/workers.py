@@ -1,6 +1,6 @@
-"""Runs a job after a job in this process or in several, each with one torch thread.
+"""Runs jobs in this process or in several, each with one torch thread.
 
-One thread, because the number of threads changes the last bits of a sum, and the bytes built must not depend on it.
+One thread, because the number of threads changes the last bits of a sum, and the built bytes must not depend on it.
 """
 
 import multiprocessing
@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 
 Job = TypeVar("Job")
 Tick = Callable[[], None]
-"""Called once for every row that is done."""
+"""Called once for every finished row."""
 Work = Callable[[Job, Tick], None]
 _POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class _Worker:
-    """What a worker process knows of itself."""
+    """The state of a worker process."""
 
     number: int
     work: Work[Any]
@@ -39,21 +39,21 @@ class _Worker:
 
 
 class _StoppedError(Exception):
-    """The main process wants no more."""
+    """The main process asked the workers to stop."""
 
 
 _worker: _Worker | None = None
 
 
 def worker_number() -> int:
-    """Which worker this process is, from 0 on; 0 also where there are none."""
+    """The number of this worker process, from 0; also 0 in the main process."""
     return _worker.number if _worker else 0
 
 
 def run_jobs(work: Work[Job], jobs: Sequence[Job], *, processes: int, report: Callable[[int], None]) -> None:
-    """Call ``work(job, tick)`` for every job; ``report`` hears how many ticks there have been so far.
+    """Call ``work(job, tick)`` for every job; ``report`` is called with the number of ticks so far.
 
-    ``work`` and the jobs must be picklable where ``processes`` is above 1. The first error stops all.
+    ``work`` and the jobs must be picklable if ``processes`` is above 1. The first error stops all jobs.
 
     Raises:
         ChildProcessError: a worker process died.
@@ -85,7 +85,7 @@ def _run_here(work: Work[Job], jobs: Sequence[Job], report: Callable[[int], None
 
 
 def _run_in_processes(work: Work[Job], jobs: Sequence[Job], processes: int, report: Callable[[int], None]) -> None:
-    # spawn: a forked process can use neither CUDA nor the locks of its parent's threads
+    # spawn: a forked process cannot use CUDA or the locks of its parent's threads
     context = multiprocessing.get_context("spawn")
     numbers, ticks, stop = context.Value("q", 0), context.Value("q", 0), context.Event()
     with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(work, numbers, ticks, stop)) as pool:
@@ -102,15 +102,15 @@ def _run_in_processes(work: Work[Job], jobs: Sequence[Job], processes: int, repo
             pool.shutdown(cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise ChildProcessError(
-                    "a worker process died (killed, or out of memory). Finished shards stay: start again to go on, "
-                    "with fewer processes if memory ran out"
+                    "a worker process died (killed, or out of memory). Finished shards are kept: start again to "
+                    "continue, with fewer processes if memory ran out"
                 ) from error
             raise
 
 
 @contextmanager
 def _ctrl_c_for_us_alone() -> Iterator[None]:
-    """Processes started meanwhile never see Ctrl-C, which reaches the whole group; they are told to stop instead."""
+    """Shield processes started in this block from Ctrl-C, which is sent to the whole group; ``stop`` ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -131,7 +131,7 @@ def _start(work: Work[Any], numbers: Any, ticks: Any, stop: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed main process would leave its workers waiting for jobs for ever."""
+    """Exit with the main process; otherwise, if it is killed, its workers would wait for jobs forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait_for_end([parent.sentinel])

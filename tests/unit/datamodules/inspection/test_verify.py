@@ -189,7 +189,7 @@ def test_a_cached_set_is_verified_in_its_cache(manifest: Path, tmp_path: Path) -
 
 
 def test_a_url_is_verified_only_where_it_is_cached(manifest: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"manifest\.json is a URL: name a cache folder"):
+    with pytest.raises(ValueError, match=r"manifest\.json is a URL: also name a cache folder"):
         verify(f"file://{manifest}")
     ShardSet.open(f"file://{manifest}", tmp_path / "cache")
     assert verify(f"file://{manifest}", tmp_path / "cache", sha256=True).faults == []

@@ -185,7 +185,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes_with_another_number_of_process
 def test_a_dead_worker_is_an_error_and_the_next_start_goes_on(tmp_path: Path) -> None:
     (tmp_path / "alive").touch()
     make = Maker(dies_once=str(tmp_path / "alive"))
-    with pytest.raises(ChildProcessError, match=r"a worker process died .* start again to go on, with fewer processes"):
+    with pytest.raises(ChildProcessError, match=r"a worker process died .* start again to continue, with fewer"):
         build(tmp_path / "set", 20, make=make, processes=2)
     assert not (tmp_path / "set" / "manifest.json").exists()
     build(tmp_path / "set", 20, make=make, processes=2)
@@ -303,7 +303,7 @@ def test_samples_with_different_fields_are_refused(tmp_path: Path) -> None:
         build(tmp_path / "in_a_shard", make=_fields)
     with pytest.raises(ValueError, match=r"shard demo-000001 has fields \['jpg', 'json'\], demo-000000 before it"):
         build(tmp_path / "between_shards", make=_fields, per_shard=5)
-    with pytest.raises(ValueError, match=r"key 'key-0000': field 'JPG' is no extension"):
+    with pytest.raises(ValueError, match=r"key 'key-0000': field 'JPG' is not an extension"):
         build(tmp_path / "capitals", make=_capitals)
     assert not list(tmp_path.glob("*/manifest.json"))
     assert not list(tmp_path.rglob("*.partial-*"))

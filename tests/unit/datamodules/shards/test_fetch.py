@@ -118,7 +118,7 @@ def test_a_forked_worker_can_download_after_its_parent_did(server: Server, tmp_p
 @pytest.mark.parametrize("length", [500, len(CONTENT) - 1])
 def test_a_server_that_sends_too_little_is_given_five_tries(server: Server, tmp_path: Path, length: int) -> None:
     server.spoil = lambda number, content: content[:length]
-    message = rf"http://127.*/shard\.tar could not be fetched in 5 tries: {length} bytes came, 102400 were expected"
+    message = rf"http://127.*/shard\.tar could not be fetched in 5 tries: received {length} bytes, expected 102400"
     with pytest.raises(FetchError, match=message):
         get(server.url("shard.tar"), tmp_path)
     assert server.requests["shard.tar"] == 5
@@ -152,13 +152,13 @@ def test_other_content_is_refused(server: Server, tmp_path: Path) -> None:
     other = bytes(len(CONTENT))
     server.files["shard.tar"] = other
     found = hashlib.sha256(other).hexdigest()
-    with pytest.raises(FetchError, match=f"its sha256 is {found}, expected was {DIGEST}; check the server"):
+    with pytest.raises(FetchError, match=f"its sha256 is {found}, expected {DIGEST}; check the server"):
         get(server.url("shard.tar"), tmp_path)
     assert files(tmp_path) == []
 
 
 def test_a_missing_file_is_not_waited_for(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match=r"/other\.tar does not exist; copy the data set again"):
+    with pytest.raises(FetchError, match=r"/other\.tar does not exist; copy the whole data set"):
         get(server.url("other.tar"), tmp_path)
     assert server.requests["other.tar"] == 1
     with pytest.raises(FileNotFoundError):
@@ -235,7 +235,7 @@ def test_a_forbidden_file_is_not_tried_again(tmp_path: Path, monkeypatch: pytest
         raise PermissionError("Forbidden")
 
     monkeypatch.setattr(LocalFileSystem, "get_file", forbidden)
-    with pytest.raises(FetchError, match=r"shard\.tar may not be read \(Forbidden\); check the rights and credentials"):
+    with pytest.raises(FetchError, match=r"shard\.tar may not be read \(Forbidden\); check permissions"):
         get(str(tmp_path / "shard.tar"), tmp_path / "cache", waits=(100,))
 
 
@@ -300,7 +300,7 @@ def test_neighbours_of_a_place() -> None:
 def test_a_cache_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for cache in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(FetchError, match=r"cache .*file.* cannot be made .*name a folder of this node"):
+        with pytest.raises(FetchError, match=r"cache .*file.* cannot be created .*name a writable folder of this node"):
             fetch("nowhere", cache, size=1, sha256="0" * 64)
-        with pytest.raises(FetchError, match="cannot be made"):
+        with pytest.raises(FetchError, match="cannot be created"):
             fetch_all([Wanted(place="nowhere", sha256="0" * 64, size=1)], cache)
