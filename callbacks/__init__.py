@@ -1,1 +1,1 @@
-"""What watches a run: Lightning callbacks, and the tracker that they log to."""
+"""Lightning callbacks that watch a run, and the tracker they log to."""

@@ -16,16 +16,15 @@ from modules.omnimamba.config import Task
 from modules.run_files import BAD_SAMPLES
 
 ALWAYS_ALLOWED = 10
-"""So many bad samples stop no run, however short it is."""
+"""A run never stops for this many bad samples or fewer, however short it is."""
 
 
 class BadSampleLog(pl.Callback):
-    """One line a bad sample, {"step", "attempt", "rank", "task", "epoch", "key", "reason", "substitute"}, and
-    ``data/bad_samples_<task>`` logged whenever it grows.
+    """Writes one line per bad sample: {"step", "attempt", "rank", "task", "epoch", "key", "reason", "substitute"}.
 
-    ``step`` is the optimizer step that the substitute went into, counted from 1. What the ranks found is put together
-    whenever something is logged or saved, so it costs no collective on the other steps; a run that is resumed counts
-    on from the file.
+    ``data/bad_samples_<task>`` is logged whenever it grows. ``step`` is the optimizer step that the substitute went
+    into, counted from 1. The ranks merge what they found only at steps that are logged or saved, so the other steps
+    cost no collective. A resumed run continues the counts from the file.
 
     Raises:
         DataError: more than ``limit`` (a share) of a stream's samples so far, and more than ten, could not be used.
@@ -38,7 +37,7 @@ class BadSampleLog(pl.Callback):
         self._pending: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Count what earlier attempts found up to the step that this one starts from."""
+        """Count what earlier attempts found up to the step this one starts from."""
         counts: list[Counter[Task]] = [Counter()]
         if trainer.is_global_zero:
             drop_torn_line(self.path)
@@ -48,7 +47,7 @@ class BadSampleLog(pl.Callback):
         self.counts = counts[0]
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
-        """Collect; put together at steps that are logged or saved."""
+        """Collect; merge over the ranks at steps that are logged or saved."""
         step = trainer.global_step if step_taken(trainer, i) else trainer.global_step + 1
         self._pending += [
             {"step": step, "attempt": self.tracker.attempt, "rank": trainer.global_rank, **bad} for bad in batch["bad"]
@@ -57,7 +56,7 @@ class BadSampleLog(pl.Callback):
             self._put_together(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Put the rest together."""
+        """Merge the rest."""
         self._put_together(trainer)
 
     def _put_together(self, trainer: pl.Trainer) -> None:
@@ -82,13 +81,13 @@ class BadSampleLog(pl.Callback):
             if count > max(ALWAYS_ALLOWED, self.limit * data.positions[task]):
                 raise DataError(
                     f"{count} of {data.positions[task]} {task} samples so far could not be used, more than "
-                    f"data.bad_limit={self.limit}; {self.path} names each with the reason. Mend the data, or raise "
+                    f"data.bad_limit={self.limit}; {self.path} names each with the reason. Fix the data, or raise "
                     "the limit and start again"
                 )
 
 
 def read_bad_samples(path: Path, up_to_step: int) -> list[dict[str, Any]]:
-    """Lines of steps that were taken; a step that was taken again has found the same, and counts once."""
+    """Return the lines of steps up to ``up_to_step``. A repeated step finds the same samples again; they count once."""
     keys = ("step", "task", "epoch", "key", "substitute")
     found = {tuple(row[key] for key in keys): row for row in read_rows(path, keys)}
     return [row for row in found.values() if row["step"] <= up_to_step]

@@ -1,4 +1,4 @@
-"""Saves a checkpoint every N steps and at the end, whole or not at all."""
+"""Saves a checkpoint every N steps and at the end, either complete or not at all."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -28,16 +28,16 @@ class CheckpointConfig:
     every_n_steps: int = 1000
     keep_last: int = 2
     best: str = ""
-    """A measure's key in metrics.jsonl, such as ``eval_mini/pope/f1_macro``: the checkpoint of the step at which it was
-    best is kept too."""
+    """A measure's key in metrics.jsonl, such as ``eval_mini/pope/f1_macro``. The checkpoint of its best step is kept
+    too."""
     best_is: Literal["highest", "lowest"] = "highest"
     background: bool = False
-    """Write while training goes on, from a copy in the memory of rank 0's machine: as large as the checkpoint."""
+    """Write while training goes on, from a copy in host memory on rank 0. The copy is as large as the checkpoint."""
     on_error: Literal["go_on", "stop"] = "go_on"
-    """What becomes of training when a checkpoint cannot be written, on a full disk say. The last one of a run, and that
-    of a run that is told to stop, must be."""
+    """What training does when a checkpoint cannot be written, for example on a full disk. The last checkpoint of a run
+    must always be written, also if the run is told to stop."""
     max_errors: int = 3
-    """So many in a row that cannot be written end the run all the same."""
+    """This many failed checkpoints in a row end the run, even with ``go_on``."""
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
@@ -52,7 +52,10 @@ class CheckpointConfig:
 
 
 def best_step(rows: Sequence[Mapping[str, Any]], checkpoints: Path, config: CheckpointConfig) -> int | None:
-    """The step, among those that have a checkpoint, at which ``config.best`` was best; of equals the earliest."""
+    """The step with the best value of ``config.best``, among steps that have a checkpoint. A tie goes to the earliest.
+
+    None if no such step has a value.
+    """
     there = {folder.name for folder in step_folders(checkpoints)}
     values: dict[int, float] = {
         row["step"]: row[config.best]
@@ -66,7 +69,7 @@ def best_step(rows: Sequence[Mapping[str, Any]], checkpoints: Path, config: Chec
 
 
 class _Receiver(TorchCheckpointIO):
-    """Takes the state that Lightning puts together, on rank 0, for `Checkpointing` to write; reads what was written."""
+    """Holds the state that Lightning collects on rank 0, for `Checkpointing` to write. Also reads checkpoints."""
 
     state: dict[str, Any] | None = None
 
@@ -78,9 +81,9 @@ class _Receiver(TorchCheckpointIO):
         self.state = checkpoint
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """As `read_state`. A GPU takes copies; an optimizer on the CPU keeps the very moments that it is given."""
+        """Like `read_state`. A GPU copies what it reads; an optimizer on the CPU keeps the tensors it is given."""
         assert Path(path).name == STATE
-        # nothing mapped is kept: a fused AdamW, as in modules/optim.py, takes its step counts to the GPU too
+        # mapped tensors are safe on a GPU: the fused AdamW of modules/optim.py moves even its step counts there
         return read_state(Path(path).parent, mapped=self.device.type != "cpu")
 
     def take(self) -> dict[str, Any]:
@@ -90,13 +93,14 @@ class _Receiver(TorchCheckpointIO):
 
 
 class Checkpointing(pl.Callback):
-    """Writes ``RUN/checkpoints/step-*``; ``facts`` is plain data that goes into each, under ``run``.
+    """Writes ``RUN/checkpoints/step-*``. ``facts`` is plain data that goes into each, under ``run``.
 
-    All ranks learn whether a checkpoint was written, and stop together where that ends the run. Written in the
-    background, they learn it at the next save, at the end, or when `settle` is called.
+    All ranks learn whether a checkpoint was written, and stop together if a failure ends the run. If it is written in
+    the background, they learn it at the next save, at the end, or when `settle` is called.
 
     Raises:
-        CheckpointError: it was not, and ``on_error``, ``max_errors`` or the end of the run says that this matters.
+        CheckpointError: a checkpoint was not written, and ``on_error``, ``max_errors`` or the end of the run makes that
+            fatal.
     """
 
     def __init__(
@@ -106,7 +110,7 @@ class Checkpointing(pl.Callback):
         facts: dict[str, Any],
         saved: Callable[[Path], None] = lambda checkpoint: None,
     ) -> None:
-        """``saved`` is told of each checkpoint, on the first rank."""
+        """``saved`` is called with the path of each checkpoint, on rank 0."""
         self.config = config
         self.folder = folder
         self.facts = facts
@@ -119,15 +123,15 @@ class Checkpointing(pl.Callback):
         """On rank 0: returns once the pending step is written."""
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        """Stand between Lightning and the disk."""
+        """Put the receiver between Lightning and the disk."""
         self._receiver = trainer.strategy.checkpoint_io = _Receiver(trainer.strategy.root_device)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write down whose checkpoint it is: configuration, code version, W&B run."""
+        """Add the facts about the run: configuration, code version, W&B run."""
         checkpoint["run"] = self.facts
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """What was resumed from is saved."""
+        """Count the step we resumed from as saved."""
         self._saved = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
@@ -136,13 +140,13 @@ class Checkpointing(pl.Callback):
             self._save(trainer, background=self.config.background)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Save the last step, if it was not: the end of the run, or where it was told to stop."""
+        """Save the last step if it is not saved yet: the end of the run, or the step it was stopped at."""
         self.settle(trainer)
         if trainer.global_step and trainer.global_step != self._saved:
             self._save(trainer, must=True)
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        """Finish what is being written, and say so if it fails; the other ranks cannot be told any more."""
+        """Finish the checkpoint being written, and log a failure. The other ranks can no longer be told."""
         if self._outcome is None:
             return
         try:
@@ -151,10 +155,10 @@ class Checkpointing(pl.Callback):
             log.error("CHECKPOINT NOT SAVED: %s", error)
 
     def settle(self, trainer: pl.Trainer, *, must: bool = False) -> None:
-        """Wait until what is being written is there, or is not; a collective call.
+        """Wait until the pending checkpoint is written or has failed. A collective call.
 
         Raises:
-            CheckpointError: see the class; with ``must`` whenever it is not there.
+            CheckpointError: see the class; with ``must``, on any failure.
         """
         if self._pending is None:
             return
@@ -197,11 +201,11 @@ class Checkpointing(pl.Callback):
         self.saved(final)
         try:
             remove_old(self.folder, self.config.keep_last, newest=step, best=self._best())
-        except (OSError, ValueError) as error:  # the checkpoint is there all the same
-            log.warning("old checkpoints in %s stay there: %s", self.folder, error)
+        except (OSError, ValueError) as error:  # the new checkpoint is complete all the same
+            log.warning("old checkpoints in %s could not be removed: %s", self.folder, error)
 
     def _problem(self) -> str | None:
-        """What kept the pending checkpoint from being written; on rank 0 alone."""
+        """Why the pending checkpoint could not be written, or None; known on rank 0 only."""
         if self._outcome is None:
             return None
         outcome, self._outcome = self._outcome, None
@@ -212,7 +216,7 @@ class Checkpointing(pl.Callback):
         return None
 
     def _best(self) -> int | None:
-        """The best step so far. What was measured at the step just saved is not known yet; it is kept as the last."""
+        """The best step so far. The step just saved is not measured yet; it is kept because it is the newest."""
         if not self.config.best:
             return None
         return best_step(read_metrics(self.folder.parent), self.folder, self.config)

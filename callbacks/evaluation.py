@@ -1,4 +1,4 @@
-"""Evaluation during training: which measures, when, and what becomes of their results."""
+"""Evaluation during training: which measures run, when, and where their results go."""
 
 import logging
 import time
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 
 class EvaluationCallback(pl.Callback):
-    """Takes one measure during training, in full or on few samples.
+    """Runs one measure during training, in full or on few samples.
 
-    Training does not notice: modes, random states and losses stay as they are.
+    Training is not affected: modes, random states and losses stay as they are.
     """
 
     def __init__(
@@ -33,16 +33,17 @@ class EvaluationCallback(pl.Callback):
         make_context: Callable[[pl.Trainer, pl.LightningModule], EvaluationContext],
         mini: Measure | None = None,
     ) -> None:
-        """``measure`` is taken at start, end and ``full_at``; ``mini``, if one is given, every_n_steps."""
+        """``measure`` runs at start, end and ``full_at``; ``mini``, if given, runs every ``every_n_steps``."""
         self.measure, self.tracker, self.config, self.make_context = measure, tracker, config, make_context
         self.mini = mini
         self._step = 0
         self._evaluated: set[tuple[int, str]] = set()
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Check the benchmark's files, whatever ``fail_fast`` says; evaluate the untrained model if asked to.
+        """Check the benchmark's files, whatever ``fail_fast`` says, and evaluate the untrained model if asked to.
 
-        A run that resumes at a step whose evaluation was cut short makes up for it, one that is told to stop leaves it.
+        A resumed run completes an evaluation of its first step that was cut short. A run that was told to stop skips
+        it.
         """
         self._step = trainer.global_step
         context = self.make_context(trainer, module)
@@ -55,16 +56,16 @@ class EvaluationCallback(pl.Callback):
             self._evaluate(self.measure, trainer, module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
-        """Evaluate at multiples of ``every_n_steps``, once a step: not on a micro-step that only accumulates."""
+        """Evaluate at multiples of ``every_n_steps``, once per step, not on micro-steps that only accumulate."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
         self._evaluate_if_due(trainer, module)
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Evaluate the trained model, unless training stops short of its end and will be resumed.
+        """Evaluate the trained model, unless training stopped early and will be resumed.
 
-        Lightning calls this also where a run resumes at its last step, killed during this very evaluation.
+        Lightning also calls this when a run resumes at its last step, after it was killed during this evaluation.
         """
         if trainer.global_step < trainer.max_steps:
             return
@@ -87,14 +88,14 @@ class EvaluationCallback(pl.Callback):
         try:
             context = on_all_ranks(lambda: self._context(trainer, module))
             self._run(measure, context)
-        except EvaluationStoppedError:  # on all ranks: what is there is kept, and the resumed run makes the rest
+        except EvaluationStoppedError:  # on all ranks: records are kept, and the resumed run makes the rest
             trainer.should_stop = True
         except OutOfTimeError as late:
             log.warning("%s at step %d is left unfinished: %s", name, step, late)
             self.tracker.log(step, {f"{self._prefix(measure)}/unfinished": 1})
-        except CheckpointError:  # a save's: whether training goes on beside it is checkpoint.on_error's to say
+        except CheckpointError:  # from a save: checkpoint.on_error, not fail_fast, decides whether training goes on
             raise
-        except Exception:  # whatever went wrong in a measure, a run of days is worth more than it
+        except Exception:  # a failed measure must not end a run that took days
             if self.config.fail_fast:
                 raise
             log.exception("EVALUATION FAILED: %s at step %d is left out, training goes on", name, step)
@@ -105,7 +106,7 @@ class EvaluationCallback(pl.Callback):
         return self.make_context(trainer, module)
 
     def _prefix(self, measure: Measure) -> str:
-        """What stands before a measure's keys: what few samples say never shares a key with the full measure."""
+        """Prefix of a measure's keys. Results on few samples never share a key with the full measure."""
         if measure is self.measure:
             return f"eval/{measure.name}"
         return f"eval_mini/{measure.name.removesuffix('_mini')}"

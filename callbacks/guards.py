@@ -1,4 +1,4 @@
-"""Watches training for what would ruin it silently, and stops or reports before it does."""
+"""Watches training for silent failures, and stops the run or reports them."""
 
 import faulthandler
 import logging
@@ -25,12 +25,12 @@ from modules.zero import ZeroStrategy
 log = logging.getLogger(__name__)
 
 ENOUGH = 32
-"""Gradient norms that must be known before one is called a spike."""
+"""How many gradient norms must be known before one is called a spike."""
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 class DivergedError(ValueError):
-    """A loss or gradient is no finite number any more; going on would only write it into every checkpoint."""
+    """A loss or gradient is no longer finite; going on would only write it into every checkpoint."""
 
 
 class NoGradientError(ValueError):
@@ -39,19 +39,18 @@ class NoGradientError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """What is watched beside finite losses and gradients, which always are."""
+    """What is watched in addition to non-finite losses and gradients, which always end the run."""
 
     spike_sigma: float = 0.0
-    """Leave out the update of a step whose gradient norm is so many standard deviations above the mean of the last
-    ``spike_window`` steps; 0: never."""
+    """Leave out the update of a step if its gradient norm is more than this many standard deviations above the mean of
+    the last ``spike_window`` steps. 0: never."""
     spike_window: int = 128
     spike_limit: int = 8
-    """More updates than this left out within ``spike_window`` steps end the run: it does not recover by itself."""
+    """The run ends if more updates than this are left out within ``spike_window`` steps: it will not recover."""
     hang_minutes: float = 30.0
-    """A step, save or evaluation that takes longer has the stacks of all its threads written to standard error; 0:
-    never."""
+    """If a step, save or evaluation takes longer, the stacks of all threads are written to standard error. 0: never."""
     memory_share: float = 0.9
-    """Warn when this process and its workers hold more than this share of the memory that they may have."""
+    """Warn when this process and its workers use more than this share of their memory limit."""
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
@@ -70,23 +69,23 @@ class GuardConfig:
 
 
 class FiniteGuard(pl.Callback):
-    """Stops before an update by a gradient that is not finite, and tells what it knows about its origin.
+    """Stops the run before a non-finite gradient is used, and reports where it first appears.
 
-    The gradient's norm is the same on all ranks, so all stop together. To ask for it is to wait for the GPU once a
-    step, when the next one's work is about to be queued anyway. Under ZeRO the norm is known after the update only; the
-    run is stopped then, and what it would have saved is not.
+    The gradient's norm is the same on all ranks, so all stop together. Reading it waits for the GPU once per step, just
+    before the next step's work is queued. Under ZeRO the norm is known only after the update. The run stops then,
+    before that update is saved.
     """
 
     def __init__(self, config: GuardConfig, tracker: Tracker, folder: Path) -> None:
         self.config, self.tracker, self.folder = config, tracker, folder
         self.norm = math.nan
-        """Of the whole gradient of the last step, before clipping."""
+        """Norm of the whole gradient of the last step, before clipping."""
         self._norms: deque[float] = deque(maxlen=config.spike_window)
         self._left_out: deque[int] = deque()
         self._batches: list[Any] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What is usual, so that a resumed run judges as an uninterrupted one."""
+        """The recent norms, so that a resumed run judges spikes like an uninterrupted one."""
         return {"norms": list(self._norms), "left_out": list(self._left_out)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -95,13 +94,13 @@ class FiniteGuard(pl.Callback):
         self._left_out.extend(state_dict["left_out"])
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep the step's micro-batches at hand."""
+        """Keep the step's micro-batches, to search them if the gradient is not finite."""
         self._batches.append(batch)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Look at the gradient as it will be used, before clipping."""
+        """Check the gradient before clipping and before the update."""
         if isinstance(trainer.strategy, ZeroStrategy):
             return
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
@@ -112,7 +111,7 @@ class FiniteGuard(pl.Callback):
             self._leave_out_spike(trainer, module, self.norm)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
-        """Under ZeRO look at the gradient that was used."""
+        """Under ZeRO, check the gradient after the update."""
         if not step_taken(trainer, i):
             return
         if isinstance(trainer.strategy, ZeroStrategy):
@@ -157,14 +156,14 @@ class FiniteGuard(pl.Callback):
                 "Start again from an earlier checkpoint with a lower optim.lr"
             )
         for parameter in module.parameters():
-            parameter.grad = None  # an optimizer passes over what has no gradient
+            parameter.grad = None  # an optimizer skips parameters without a gradient
         if trainer.is_global_zero:
-            log.warning("step %d: gradient norm %.3g is above %.3g and its update left out", step, norm, limit)
+            log.warning("step %d: gradient norm %.3g is above %.3g; its update is left out", step, norm, limit)
         self.tracker.log(step, {"guards/spike_norm": norm, "guards/spikes_left_out": len(self._left_out)})
 
 
 class GradientGuard(pl.Callback):
-    """Refuses a run in whose first step a trained parameter gets no gradient: it would stay as it is, silently."""
+    """Stops a run if a trained parameter gets no gradient in the first step: it would silently stay as it is."""
 
     def __init__(self) -> None:
         self._missing: dict[str, nn.Parameter] = {}
@@ -172,7 +171,7 @@ class GradientGuard(pl.Callback):
         self._armed = True
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Listen in this attempt's first step; the gradients themselves are nowhere to be seen under ZeRO."""
+        """Watch with hooks during this attempt's first step, because ZeRO leaves no gradients to look at."""
         if not self._armed:
             return
         self._armed = False
@@ -182,15 +181,15 @@ class GradientGuard(pl.Callback):
                 self._hooks.append(torch.Tensor.register_hook(parameter, self._seen(name)))  # type: ignore[no-untyped-call]
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
-        """Name those that were not heard of."""
+        """Name the parameters that got no gradient."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
         if missing := sorted(self._missing):
             self._missing = {}
             raise NoGradientError(
-                f"{len(missing)} parameters that this stage trains got no gradient, for example {missing[0]}: nothing "
-                "would be learnt there. Leave them out by stage.freeze, or mend the model"
+                f"{len(missing)} parameters that this stage trains got no gradient, for example {missing[0]}: "
+                "they would not be trained. Freeze them with stage.freeze, or fix the model"
             )
 
     def _seen(self, name: str) -> Any:
@@ -201,21 +200,21 @@ class GradientGuard(pl.Callback):
 
 
 class HangGuard(pl.Callback):
-    """Writes the stacks of all threads to standard error when nothing has been completed for too long."""
+    """Writes the stacks of all threads to standard error if no step completes for too long."""
 
     def __init__(self, minutes: float) -> None:
         self.seconds = 60 * minutes
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Begin to wait."""
+        """Start the timer."""
         self._wait()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
-        """Wait anew. First in the list of callbacks: what they do then counts as part of the next step."""
+        """Restart the timer. Must come before the other callbacks, so that their time counts toward the next step."""
         self._wait()
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        """Wait no more."""
+        """Stop the timer."""
         if self.seconds:
             faulthandler.cancel_dump_traceback_later()
 
@@ -232,7 +231,7 @@ class MemoryGuard:
         self._warned = False
 
     def look(self) -> float:
-        """GiB held now."""
+        """GiB in use now."""
         used, limit = resident_bytes(), memory_limit()
         if used > self.share * limit and not self._warned:
             self._warned = True
@@ -245,7 +244,7 @@ class MemoryGuard:
 
 
 def first_not_finite(module: nn.Module, batches: Sequence[Any]) -> str:
-    """The first part of the model whose output for one of ``batches`` is not finite, or where else to look."""
+    """The first part of the model with a non-finite output for one of ``batches``, or a hint where else to look."""
     found: list[str] = []
     with _watching(module, found), torch.no_grad():
         for batch in batches:
@@ -279,7 +278,7 @@ def _watching(module: nn.Module, found: list[str]) -> Iterator[None]:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process and its children; pages that they share count once for each."""
+    """Resident memory of this process and its children; shared pages count once per process."""
     import psutil
 
     me = psutil.Process()
@@ -288,12 +287,12 @@ def resident_bytes() -> int:
         try:
             total += process.memory_info().rss
         except psutil.NoSuchProcess:
-            continue  # it ended just now
+            continue  # it has just ended
     return total
 
 
 def memory_limit() -> int:
-    """Bytes that this process's group may have: the batch system's limit where there is one, else the machine's."""
+    """Memory limit of this process's cgroup in bytes: the batch system's limit if there is one, else the machine's."""
     import psutil
 
     total = int(psutil.virtual_memory().total)

@@ -1,4 +1,4 @@
-"""The ranks that Lightning starts from rank 0's process, where neither srun nor torchrun does."""
+"""The ranks that Lightning starts from rank 0's process, when neither srun nor torchrun starts them."""
 
 import subprocess
 import time
@@ -8,22 +8,23 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 
 class LaunchedRanks(pl.Callback):
-    """Ends them where rank 0 fails: they would wait for it until a timeout. To be the first of all callbacks."""
+    """Ends these ranks when rank 0 fails; they would wait for it until a timeout. Must be the first callback."""
 
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        """Take them from Lightning's observer, which would kill this process for their exit codes before it spoke."""
+        """Take the processes away from Lightning's observer. It would kill this process because of their exit codes,
+        before this process can report its error."""
         launcher = trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher):
             self._processes = list(launcher.procs)
-            launcher.procs.clear()  # the observer looks at this very list
+            launcher.procs.clear()  # the observer watches this same list
 
     def end(self, grace: float) -> list[int]:
-        """Their exit codes; those that are still there after ``grace`` seconds are killed.
+        """Return their exit codes; kill those still running after ``grace`` seconds.
 
-        Meanwhile one that fails as well, or did first, says why.
+        The grace lets a rank that fails too, or failed first, report why.
         """
         deadline = time.monotonic() + grace
         for process in self._processes:

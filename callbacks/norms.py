@@ -1,4 +1,4 @@
-"""Norms of what is trained, part by part: which one learns, which one runs away, whether the scan drifts."""
+"""Norms of the trained parts: which part learns, which one diverges, whether the scan drifts."""
 
 import re
 
@@ -17,8 +17,8 @@ SCALES = ("A_log", "dt_bias")
 class PartNorms(pl.Callback):
     """At steps that are logged: ``grad_norm/<part>`` before clipping, and ``param_norm/<name>`` over all layers.
 
-    Every rank holds the same gradients by then, so the first one alone computes, without a word to the others. ZeRO
-    shards gradients (2) and parameters (3); what is not there is left out, and ``train/grad_norm`` is all there is.
+    Every rank holds the same gradients by then, so rank 0 computes alone, without communication. ZeRO shards gradients
+    (level 2) and parameters (level 3). Norms of what is sharded are left out; ``train/grad_norm`` is still logged.
     """
 
     def __init__(self, every_n_steps: int) -> None:
@@ -28,7 +28,7 @@ class PartNorms(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Norms of the gradients, queued on the device: nothing waits for them before they are asked for."""
+        """Compute the norms of the gradients. They are queued on the device; nothing waits for them until `look`."""
         self._found = {}
         if isinstance(trainer.strategy, ZeroStrategy) or not self._due(trainer, trainer.global_step + 1):
             return
@@ -42,7 +42,7 @@ class PartNorms(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, out: object, batch: object, i: int
     ) -> None:
-        """Norms of the scan's parameters as the step has left them."""
+        """Compute the norms of the scan's parameters after the step."""
         whole = not (isinstance(trainer.strategy, ZeroStrategy) and trainer.strategy.level == 3)
         if not (step_taken(trainer, i) and whole and self._due(trainer, trainer.global_step)):
             return
@@ -52,7 +52,7 @@ class PartNorms(pl.Callback):
                 self._found[f"param_norm/{scale}"] = torch.nn.utils.get_total_norm(values)
 
     def look(self) -> dict[str, float]:
-        """What was found at the step just taken, in one transfer."""
+        """The norms of the step just taken, in one transfer from the device."""
         found, self._found = self._found, {}
         if not found:
             return {}
@@ -63,5 +63,5 @@ class PartNorms(pl.Callback):
 
 
 def slug(part: str) -> str:
-    """A part's name as a word of a metric, for example ``mamba_2_blocks``."""
+    """A part's name in the form used in metric names, for example ``mamba_2_blocks``."""
     return re.sub(r"\W+", "_", part.lower())

@@ -1,4 +1,4 @@
-"""Stops a run in order when a signal asks for it: all ranks after the same step, which is then saved."""
+"""Stops a run cleanly when it receives a signal: all ranks stop after the same step, which is then saved."""
 
 from datetime import timedelta
 from typing import Any
@@ -12,25 +12,25 @@ from modules import signals
 
 
 class Preemption(pl.Callback):
-    """Sets ``trainer.should_stop`` on all ranks after the same optimizer step once any of them was signalled.
+    """Sets ``trainer.should_stop`` on all ranks after the same optimizer step, once any of them received a signal.
 
-    What is saved and what is left out then is the other callbacks' own matter: `Checkpointing` saves at the end of
-    training, evaluations wait for the resume.
+    The other callbacks decide what to save and what to skip: `Checkpointing` saves at the end of training, and
+    evaluations wait for the resume.
 
-    The ranks agree over gloo, in the background of the next step: after each step a rank hands in its flag and reads
-    what came out of the step before. So no GPU is ever waited for, no rank waits for a slower one, every step is a
-    place to stop at, and all ranks read the same answer. The price is one step more after a signal.
+    The ranks agree over gloo, in the background of the next step. After each step a rank hands in its flag and reads
+    the result of the previous step. So nothing waits for a GPU, no rank waits for a slower one, and all ranks read the
+    same answer. A run can stop at every step. The price is one more step after a signal.
     """
 
     def __init__(self, timeout: timedelta) -> None:
-        """``timeout`` is the longest that one rank waits for another."""
+        """``timeout`` is how long one rank waits for another at most."""
         self._timeout = timeout
         self._group: dist.ProcessGroup | None = None
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._pending: dist.Work | None = None
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        """Take the signals out of Lightning's hands."""
+        """Turn off Lightning's own handling of signals."""
         _leave_signals_alone(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -42,18 +42,19 @@ class Preemption(pl.Callback):
             trainer.should_stop = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
-        """Stop where a step is complete."""
+        """Stop when a step is complete."""
         if step_taken(trainer, i) and self._asked():
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Leave nothing under way."""
+        """Wait for the last collective."""
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
 
     def _asked(self) -> bool:
-        """Whether any rank had been signalled when the flags were last handed in; alone, whether this one has been."""
+        """Whether any rank had received a signal when the flags were last handed in. Without other ranks: whether this
+        one has received one."""
         if self._pending is None:
             return signals.received() is not None
         self._pending.wait()
@@ -69,8 +70,8 @@ class Preemption(pl.Callback):
 def _leave_signals_alone(trainer: pl.Trainer) -> None:
     """Undo Lightning's own handling of SIGTERM, which has no switch.
 
-    Its handler broadcasts, which hangs when one rank alone is signalled; and every micro-step it broadcasts a tensor
-    and waits for the device to read it.
+    Its handler broadcasts, which hangs when only one rank receives the signal. It also broadcasts a tensor at every
+    micro-step, and waits for the device to read it.
     """
     connector, loop = trainer._signal_connector, trainer.fit_loop.epoch_loop
     for owner, name in ((connector, "register_signal_handlers"), (loop, "_broadcast_sigterm_tensor")):

@@ -14,10 +14,10 @@ from modules.run_files import SAMPLES_LOG
 
 
 class SampleLog(pl.Callback):
-    """One line a micro-step and rank: {"step", "attempt", "rank", "mmu": [keys], "t2i": [keys]}.
+    """Writes one line per micro-step and rank: {"step", "attempt", "rank", "mmu": [keys], "t2i": [keys]}.
 
-    ``step`` is the optimizer step that the samples went into, counted from 1. Gathering keys costs a collective a
-    micro-step, so it is off unless ``data.log_samples`` asks for it.
+    ``step`` is the optimizer step that the samples went into, counted from 1. Gathering the keys costs one collective
+    per micro-step, so it is off unless ``data.log_samples`` is set.
     """
 
     def __init__(self, folder: Path, attempt: int) -> None:
@@ -33,7 +33,7 @@ class SampleLog(pl.Callback):
             self._file = self.path.open("a")
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note the keys; which step they belong to is known before it is taken."""
+        """Note the keys, with the step they will go into."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, MixedDataModule)
         places = batch["places"]
@@ -48,7 +48,7 @@ class SampleLog(pl.Callback):
         ]
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
-        """Write what was taken."""
+        """Write the keys of the micro-step just taken."""
         if self._file is not None:
             self._file.writelines(self._pending)
             self._file.flush()

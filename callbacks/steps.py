@@ -13,7 +13,7 @@ def step_taken(trainer: pl.Trainer, batch_idx: int) -> bool:
 
 
 class CommitPosition(pl.Callback):
-    """Moves the data position on once a step has been taken. First in the list: others save what it commits."""
+    """Advances the data position after each optimizer step. Must come before the callbacks that save the position."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
         """Commit at optimizer-step boundaries."""

@@ -1,4 +1,4 @@
-"""Logs losses, learning rates, speed, memory and data of training, and shows them as they come."""
+"""Logs losses, learning rates, speed, memory and data of training, and shows them."""
 
 import time
 from collections.abc import Callable
@@ -17,15 +17,16 @@ from modules.omnimamba.config import ModelConfig
 from modules.stages import StageModule
 
 Show = Callable[[int, dict[str, float]], None]
-"""Told (step, metrics) at every log."""
+"""Called with (step, metrics) at each log."""
 
 
 class Throughput(pl.Callback):
-    """Every N steps, the keys of docs/tracking.md that begin with train/, data/ and system/.
+    """Every N steps, logs the train/, data/ and system/ keys of docs/tracking.md.
 
-    Losses are the mean over the ranks and micro-steps of the step that is logged. tokens/s counts positions of all
-    sequences on all ranks, image features and padding included, over wall time since the last log, reading included,
-    what callbacks do after it (saving, evaluating) left out: a `RestartClock` behind them starts the clock again.
+    Losses are the mean over the ranks and micro-steps of the logged step. tokens/s counts the positions of all
+    sequences on all ranks, image features and padding included. It is over wall time since the last log, data loading
+    included. The time of later callbacks (saving, evaluating) does not count: a `RestartClock` after them restarts the
+    clock.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Throughput(pl.Callback):
         beside: Callable[[], dict[str, float]],
         peak_tflops: float | None = None,
     ) -> None:
-        """``beside`` is asked for more metrics at every log; ``peak_tflops`` is what the GPU could do at best."""
+        """``beside`` is called for more metrics at each log; ``peak_tflops`` is the GPU's peak."""
         self.tracker, self.model, self.every, self.show = tracker, model, every_n_steps, show
         self.beside, self.peak = beside, peak_tflops
         self._losses: dict[str, Tensor] = {}
@@ -51,17 +52,17 @@ class Throughput(pl.Callback):
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Time counts from now on."""
+        """Count time from now on."""
         self._started = time.perf_counter()
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """The batch is here: what passed since the clock was started is the wait for it."""
+        """Count the time since the clock started as waiting for the batch."""
         self._waited += time.perf_counter() - self._started
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """The learning rates of this step."""
+        """Note the learning rates of this step."""
         groups = optimizer.param_groups
         self._lrs = {"train/lr": groups[0]["lr"]}
         self._lrs |= {f"train/lr_{group['name']}": group["lr"] for group in groups if "name" in group}
@@ -106,7 +107,7 @@ class Throughput(pl.Callback):
         self._tokens, self._flops, self._seconds, self._waited = 0, 0.0, 0.0, 0.0
 
     def _utilisation(self, device: torch.device) -> dict[str, float]:
-        """Of this rank's device."""
+        """Utilisation of this rank's device."""
         found = {"system/model_tflops": self._flops / self._seconds / 1e12}
         if self.peak is not None:
             found["system/mfu"] = found["system/model_tflops"] / self.peak
@@ -127,13 +128,13 @@ class Throughput(pl.Callback):
 
 
 class RestartClock(pl.Callback):
-    """Last in the list: the time that the callbacks before it took is not training."""
+    """Must be the last callback: the time of the callbacks before it does not count as training."""
 
     def __init__(self, throughput: Throughput) -> None:
         self.throughput = throughput
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Start the clock after what was evaluated at the start."""
+        """Start the clock after any evaluation at the start."""
         self.throughput.restart_clock()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:

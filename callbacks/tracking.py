@@ -1,6 +1,7 @@
-"""Metrics go to ``RUN/metrics.jsonl`` first and to Weights & Biases beside it.
+"""Metrics go to ``RUN/metrics.jsonl`` first, then to Weights & Biases.
 
-One object per log: {"step", "time", "attempt", name: value, ...}. After a rollback the higher attempt of a step counts.
+One object per log: {"step", "time", "attempt", name: value, ...}. If a step was logged twice, after a rollback, the
+higher attempt counts.
 """
 
 import json
@@ -27,7 +28,7 @@ Watch = Callable[[int, Mapping[str, float | None]], None]
 class Tracker:
     """Logs numbers, pictures and tables at a step. Made on every rank; only the one with ``write=True`` does anything.
 
-    Nothing here waits: rows that the disk has no room for wait in memory, and W&B is fed by a thread of its own.
+    Nothing here blocks: rows stay in memory while the disk is full, and W&B runs in a separate thread.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Tracker:
         report: Report = log.info,
         watch: Watch = lambda step, metrics: None,
     ):
-        """``report`` is told once how W&B stands; ``watch`` is told all that is logged."""
+        """``report`` is called once with the state of W&B; ``watch`` is called with each log."""
         self.folder = folder
         self.attempt = attempt
         self.watch = watch
@@ -61,7 +62,7 @@ class Tracker:
             self._wandb = WandbRun(folder, config, name=name, run_id=run_id, settings=settings, report=report)
 
     def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Log ``metrics`` at ``step``; a number that does not exist or is not finite is null in the file."""
+        """Log ``metrics`` at ``step``; None and non-finite numbers are null in the file."""
         if self._file is None:
             return
         finite = {name: value if _is_finite(value) else None for name, value in metrics.items()}
@@ -94,8 +95,8 @@ class Tracker:
         self._mirror(step, row)
 
     def log_files(self, name: str, kind: str, path: Path) -> None:
-        """Keep the file or all files of the folder ``path`` as an artifact of W&B. They are not copied before they are
-        uploaded, so they must stay as they are."""
+        """Log the file ``path``, or all files of the folder ``path``, as a W&B artifact. They are uploaded without a
+        copy, so they must not change."""
 
         def keep(run: Any) -> None:
             artifact = _artifact(run.id, name, kind)
@@ -108,7 +109,8 @@ class Tracker:
         self._do(keep)
 
     def log_checkpoint(self, name: str, manifest: str, origins: Sequence[str] = ()) -> None:
-        """Note a checkpoint as an artifact, by its manifest alone: the hashes say which files it is, wherever they lie.
+        """Log a checkpoint as an artifact that holds only its manifest. The hashes identify the files, wherever they
+        are stored.
 
         ``origins`` say what the run started from.
         """
@@ -120,8 +122,8 @@ class Tracker:
         self._do(keep)
 
     def use_checkpoint(self, run_id: str, manifest: str) -> None:
-        """Note that this run started from a checkpoint of run ``run_id``: the edge in W&B's lineage. W&B cannot note
-        it offline; the metadata of this run's own checkpoints name it then."""
+        """Log that this run started from a checkpoint of run ``run_id``: the edge in W&B's lineage. W&B cannot do this
+        offline; then only the metadata of this run's own checkpoints name it."""
 
         def use(run: Any) -> None:
             if not run.offline:
@@ -130,7 +132,7 @@ class Tracker:
         self._do(use)
 
     def close(self, exit_code: int = 0, *, preempted: bool = False) -> None:
-        """Flush, and end the W&B run as `WandbRun.close` says."""
+        """Flush, and end the W&B run; see `WandbRun.close`."""
         if self._file is not None:
             self._write()
             self._file.close()
@@ -140,7 +142,7 @@ class Tracker:
             self._wandb = None
 
     def _write(self) -> None:
-        """Append what is pending. Of a row cut short by a full disk the rest comes first when there is room again."""
+        """Append the pending rows. If a full disk cut a row short, its rest is written first once there is room."""
         assert self._file is not None
         try:
             while self._pending:
@@ -149,13 +151,13 @@ class Tracker:
             if not self._told:
                 self._told = True
                 log.error(
-                    "%s cannot be written (%s): training goes on, its rows wait in memory until there is room again, "
-                    "and are lost if it ends before. Make room",
+                    "%s cannot be written (%s): training goes on. New rows stay in memory until there is room again, "
+                    "and are lost if the run ends before that. Make room on the disk",
                     *(self.folder / METRICS, error),
                 )
 
     def _mirror(self, step: int, row: Callable[[], dict[str, Any]]) -> None:
-        """Log what ``row`` makes to W&B; its thread makes it, so that neither the time nor a failure counts here."""
+        """Log the result of ``row`` to W&B. The W&B thread calls it, so it can neither slow nor fail training."""
         self._do(lambda run: run.log({**row(), "step": step, "attempt": self.attempt}))
 
     def _do(self, action: Callable[[Any], None]) -> None:
@@ -170,7 +172,8 @@ def _artifact(run_id: str, name: str, kind: str, metadata: dict[str, Any] | None
 
 
 def _checkpoint(run_id: str, manifest: str, metadata: dict[str, Any]) -> Any:
-    """The same content in the run that wrote the checkpoint and in one that starts from it: W&B takes it for one."""
+    """The artifact of a checkpoint. The run that wrote it and a run that starts from it give the same content, so W&B
+    treats both as one artifact."""
     artifact = _artifact(run_id, "checkpoint", "checkpoint", metadata)
     with artifact.new_file("manifest.json") as file:
         file.write(manifest)
@@ -178,7 +181,7 @@ def _checkpoint(run_id: str, manifest: str, metadata: dict[str, Any]) -> Any:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """One row a step, in order, with all that was logged at it; of a value logged twice the higher attempt's counts."""
+    """One row per step, in order, with all values logged at it. If one was logged twice, the higher attempt counts."""
     steps: dict[int, dict[str, Any]] = {}
     for row in sorted(read_rows(folder / METRICS, ("step",)), key=lambda row: row["attempt"]):
         steps.setdefault(row["step"], {}).update(row)

@@ -1,4 +1,4 @@
-"""The W&B half of tracking: a thread of its own starts, feeds and ends the run, so that training never waits for it."""
+"""The W&B half of tracking. A separate thread starts, feeds and ends the W&B run, so training never waits for it."""
 
 import logging
 import netrc
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 CLOUD = "https://api.wandb.ai"
 QUEUED = 10_000
-"""So many entries wait for W&B at most; a row is a few hundred bytes."""
+"""At most this many entries wait for W&B; a row is a few hundred bytes."""
 Report = Callable[[str], None]
 
 
@@ -26,12 +26,13 @@ class TrackingConfig:
     """Where metrics go besides the run folder."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """``auto``: what WANDB_MODE says; without it, online where an API key is found and offline otherwise."""
+    """``auto``: what WANDB_MODE says. If it is not set: online if an API key is found, offline otherwise."""
     project: str = "omnimamba"
     group: str | None = None
     tags: tuple[str, ...] = ()
     patience_seconds: float = 30.0
-    """How long W&B may take to start, and how long at the end of a run, before it is left. Training does not wait."""
+    """How long W&B may take to start, and to finish at the end of a run, before we give up on it. Training does not
+    wait."""
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
@@ -41,17 +42,17 @@ class TrackingConfig:
 
 
 class WandbRun:
-    """One run of W&B, online or offline. What is put in is done in order, by its thread.
+    """One W&B run, online or offline. Its thread runs the actions in the order of `put`.
 
-    Where W&B does not answer in time the attempt is kept offline, with all that was put in meanwhile. What fails is
-    told once and left out: the run folder has it all.
+    If W&B does not answer in time, the attempt is kept offline, with everything put in so far. Actions that fail are
+    skipped, with one warning: the run folder has all the data.
     """
 
     def __init__(
         self, folder: Path, config: TrackingConfig, *, name: str, run_id: str, settings: dict[str, Any], report: Report
     ) -> None:
-        # it would wait for a server of its own at the end of every run; imported here and not in the thread, because
-        # workers that are forked during an import can wait for ever
+        # W&B's error reporting would wait for its own server at the end of every run. wandb is imported here and not
+        # in the thread, because workers that are forked during an import can hang
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb  # noqa: F401
@@ -67,25 +68,25 @@ class WandbRun:
         self._thread.start()
 
     def put(self, action: Callable[[Any], None]) -> None:
-        """Have ``action`` done with the run of W&B, some time later; returns at once."""
+        """Queue ``action``, to be called with the W&B run. Returns at once."""
         if self._left:
             return
         try:
             self._queue.put_nowait(action)
         except queue.Full:
-            self._leave(f"W&B does not keep up ({QUEUED} entries wait for it) and gets no more of this attempt")
+            self._leave(f"W&B does not keep up ({QUEUED} entries wait for it) and gets nothing more of this attempt")
 
     def close(self, exit_code: int = 0, *, preempted: bool = False) -> None:
-        """End the run of W&B, in twice ``patience_seconds`` at most: it is shown there as finished, as failed where
-        ``exit_code`` is not 0, or as preempted."""
+        """End the W&B run, within twice ``patience_seconds``. W&B shows it as finished, as failed if ``exit_code`` is
+        not 0, or as preempted."""
         self._exit_code, self._preempted = exit_code, preempted
         try:
             self._queue.put_nowait(None)
         except queue.Full:
-            return  # and told
+            return  # `put` has warned already
         self._thread.join(2 * self.config.patience_seconds)
         if self._thread.is_alive():
-            self._leave(f"W&B did not come to an end within {2 * self.config.patience_seconds:g} s and is left")
+            self._leave(f"W&B did not finish within {2 * self.config.patience_seconds:g} s and is abandoned")
 
     def _work(self) -> None:
         run = self._start()
@@ -97,7 +98,7 @@ class WandbRun:
             try:
                 action(run)
             except Exception as error:  # noqa: BLE001  # whatever W&B raises, training goes on with the local files
-                self._tell(f"W&B failed ({error}); what fails is left out there, and not told again")
+                self._tell(f"W&B failed ({error}); it skips what fails, and further failures are not reported")
         if not self._left:
             try:
                 if self._preempted:
@@ -107,7 +108,7 @@ class WandbRun:
                 self._tell(f"W&B could not end its run ({error})")
 
     def _start(self) -> Any:
-        """The run, or None where there can be none."""
+        """The W&B run, or None if there is none."""
         mode, why = tracking_mode(self.config)
         if mode == "disabled":
             self._left = True
@@ -130,7 +131,7 @@ class WandbRun:
             say = log.warning if why.startswith("W&B") else self.report
             say(
                 redact(
-                    f"{why}: W&B's part is kept offline in {self.folder / 'wandb'}; "
+                    f"{why}: W&B data is kept offline in {self.folder / 'wandb'}; "
                     f"`python -m pipelines.report sync {self.folder}` uploads it"
                 )
             )
@@ -153,7 +154,7 @@ class WandbRun:
                 x_transaction_log_flush_interval=1.0,  # a kill loses a second
                 silent=True,
                 console="off",
-                # provenance.json says it, without what an address of a remote may carry
+                # provenance.json has this already, without the secrets that a remote's URL may contain
                 disable_git=True,
                 disable_code=True,
                 x_save_requirements=False,
@@ -165,7 +166,7 @@ class WandbRun:
         return run
 
     def _begin_offline(self) -> Any:
-        """After an attempt online, whose service still holds the run's id."""
+        """Start offline after a failed online start, whose service still holds the run's id."""
         import wandb
 
         wandb.teardown()
@@ -179,14 +180,14 @@ class WandbRun:
         if not self._told:
             self._told = True
             log.warning(
-                "%s. The metrics are all in %s; `python -m pipelines.report sync` uploads them",
+                "%s. All metrics are in %s; `python -m pipelines.report sync` uploads them",
                 redact(what),
                 self.folder,
             )
 
 
 def tracking_mode(config: TrackingConfig) -> tuple[str, str]:
-    """online, offline or disabled, and for offline why."""
+    """The mode (online, offline or disabled) and, if offline, why."""
     mode: str = config.wandb
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE", "online")
@@ -196,7 +197,7 @@ def tracking_mode(config: TrackingConfig) -> tuple[str, str]:
 
 
 def has_key() -> bool:
-    """Whether W&B has an API key for its server. Without one it would ask for it on the terminal."""
+    """Whether W&B has an API key for its server. Without one, it would ask for it on the terminal."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or CLOUD).hostname
