@@ -1,1 +1,1 @@
-"""What is measured, one file a measure: generate records, score them. `registry` lists all of them."""
+"""The measures, one file each: they generate records and score them. `registry` lists all of them."""

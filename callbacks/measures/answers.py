@@ -18,21 +18,22 @@ from datamodules.encode import encode_question
 from datamodules.images import ImageSource, read_image, read_mmu_pixels
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
-"""LLaVA's suffix, with which the models are trained and the benchmarks are asked."""
+"""LLaVA's suffix. Models are trained with it, and benchmark questions are asked with it."""
 COLUMNS = ("sample_id", "split", "image", "question", "prompt", "raw", "gold", "correct")
 TABLE_ROWS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionsConfig(MeasureConfig):
-    """What all question benchmarks are configured by."""
+    """Configuration that all question benchmarks share."""
 
     data: Literal["official", "scenes"] = "official"
-    """``scenes``: embedded data in the official format. Counts are not checked; the measure is "_style"."""
+    """``scenes``: embedded data in the official format. Counts are not checked, and the measure's name ends in
+    ``_style``."""
     limit: int | None = None
-    """Only the first questions (of each split); the measure is then "_mini"."""
+    """Ask only the first questions (of each split). The measure's name then ends in ``_mini``."""
     suffix: str = SHORT_ANSWER
-    """Text behind every question."""
+    """Text after every question."""
     max_new_tokens: int = 16
 
     def problems(self) -> list[str]:
@@ -45,12 +46,12 @@ class QuestionsConfig(MeasureConfig):
         return found
 
     def reduced(self, most: int) -> Self | None:
-        """On the first ``most`` questions."""
+        """The same on the first ``most`` questions."""
         return replace(self, limit=most if self.limit is None else min(most, self.limit))
 
 
 class QuestionMeasure(Measure):
-    """Asks every question greedily. A batch holds prompts of one length only: a state-space model sees padding."""
+    """Answers every question greedily. A batch only holds prompts of equal length: a state-space model sees padding."""
 
     config: QuestionsConfig
 
@@ -68,18 +69,18 @@ class QuestionMeasure(Measure):
 
     @property
     def full_name(self) -> str:
-        """The name for the official questions, all of them: the key, unless there are several sets of questions."""
+        """The name when all official questions are asked: the key, unless there are several sets of questions."""
         return self.key
 
     @property
     def name(self) -> str:
-        """The full name for the official questions, all of them; with ``_mini`` or ``_style`` for others."""
+        """The full name when all official questions are asked; otherwise with ``_mini`` or ``_style``."""
         if self.config.data == "scenes":
             return f"{self.full_name}_style" + ("_mini" if self.mini else "")
         return self.full_name if self.config.limit is None else f"{self.full_name}_mini"
 
     def asked(self, question: Question) -> str:
-        """What the model is asked: the question with the suffix, which some releases have in the question already."""
+        """What the model is asked: the question with the suffix, added only if the release does not include it."""
         return question.question.removesuffix(self.config.suffix) + self.config.suffix
 
     @cached_property
@@ -118,7 +119,7 @@ class QuestionMeasure(Measure):
         }
 
     def produce(self, context: EvaluationContext, ids: Sequence[str]) -> Iterator[list[Record]]:
-        """Answer in batches of prompts of equal length."""
+        """Answer in batches of equally long prompts."""
         asked = [(sample, self._prompt_ids(context, self.questions[sample])) for sample in ids]
         for _, group in groupby(sorted(asked, key=lambda one: len(one[1])), key=lambda one: len(one[1])):
             same_length = list(group)
@@ -138,7 +139,7 @@ class QuestionMeasure(Measure):
 
     def _answer(self, context: EvaluationContext, batch: Sequence[tuple[str, list[int]]]) -> list[Record]:
         questions, prompts = [self.questions[sample] for sample, _ in batch], [ids for _, ids in batch]
-        # behind a long question fewer may fit; an answer that this cuts short is recorded as truncated
+        # fewer tokens may fit after a long question; an answer cut short by this is recorded as truncated
         most = min(self.config.max_new_tokens, context.model.answer_room(len(prompts[0])))
         answers = answer(context, [question.image for question in questions], prompts, most)
         return [
@@ -162,7 +163,7 @@ def answer(
 ) -> list[tuple[str, int, bool]]:
     """Greedy answers to prompts of equal length: (text, number of tokens, whether the limit cut it short).
 
-    An answer ends before its first end token; the prompt is no part of it.
+    An answer ends before its first end token; the prompt is not part of it.
     """
     size, end = context.model.config.vision.image_size, context.tokenizer.end_of_text
     pixels = torch.stack([read_mmu_pixels(image, size) for image in images])
@@ -180,7 +181,7 @@ def answer(
 
 
 def table_rows(records: Sequence[Record], correct: Sequence[bool], limit: int = TABLE_ROWS) -> list[Record]:
-    """At most ``limit`` records: half of them evenly spread, so the same at every step, the other half errors."""
+    """At most ``limit`` records: half spread evenly, so they are the same at every step, and half errors."""
     fixed = records[:: max(1, -(-len(records) // (limit // 2)))]
     shown = {record["sample_id"] for record in fixed}
     errors = [r for r, right in zip(records, correct, strict=True) if not right and r["sample_id"] not in shown]

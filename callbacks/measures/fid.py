@@ -1,6 +1,6 @@
-"""Fréchet distance of generated pictures from real ones, and what else is told from the same features.
+"""Fréchet distance between generated and real pictures, and other metrics of the same features.
 
-``fid`` is the name of one network's distance under one protocol; on other features it is ``fd``.
+It is called ``fid`` only with the Inception network; with other features it is called ``fd``.
 """
 
 import hashlib
@@ -38,11 +38,11 @@ LOGGED_PICTURES = 16
 
 
 class Fid(PictureMeasure):
-    """``fid<n>``, lower is better; ``rfid<n>`` is the same of real pictures that went through the image tokenizer.
+    """``fid<n>``, lower is better; ``rfid<n>`` is the same for real pictures that went through the image tokenizer.
 
-    Generated pictures consist of the tokenizer's codes, so ``rfid`` is the best that can be expected. The baseline is
-    pictures of random codes, each equally likely. ``kid<n>``, ``precision<n>`` and ``recall<n>`` are taken where the
-    reference has features, on at most 10,000 of each side.
+    Generated pictures are decoded from the tokenizer's codes, so ``rfid`` is the best that can be expected. The
+    baseline is pictures of random codes, each equally likely. ``kid<n>``, ``precision<n>`` and ``recall<n>`` are
+    computed if the reference has features, on at most 10,000 of each side.
     """
 
     key: ClassVar[str] = "fid"
@@ -54,7 +54,7 @@ class Fid(PictureMeasure):
         super().__init__(config)
         self._reference: Statistics | None = None
         self._fixed: dict[str, float] | None = None
-        """Distances of what no model drew, which do not change: random codes and, with pictures, reconstructions."""
+        """Distances that do not depend on the model: random codes and, if there are pictures, reconstructions."""
         self._network: Network | None = None
 
     @property
@@ -72,7 +72,7 @@ class Fid(PictureMeasure):
 
     @cached_property
     def prompts(self) -> Sequence[CaptionPair | Prompt]:
-        """What is drawn: one caption each of n pictures of the captions JSON, or the first n of a table."""
+        """What is drawn: one caption for each of n pictures of the captions JSON, or the first n of a table."""
         config = self.config
         if config.is_table:
             images = Path(config.images) if config.images else None
@@ -88,7 +88,7 @@ class Fid(PictureMeasure):
 
     @cached_property
     def reference(self) -> list[Path]:
-        """The real pictures to compare with; none where their statistics are given."""
+        """The real pictures to compare with; empty if their statistics are given."""
         config = self.config
         if config.reference.endswith(".npz"):
             return []
@@ -99,7 +99,7 @@ class Fid(PictureMeasure):
         return [pair.image for pair in self.captions.choose(config.n_reference, config.seed)]
 
     def check(self, context: EvaluationContext) -> None:
-        """Also the network and the reference must be there."""
+        """Check also the network and the reference."""
         super().check(context)
         _ = self._making
         if self.config.reference.endswith(".npz"):
@@ -109,21 +109,21 @@ class Fid(PictureMeasure):
             raise ValueError(f"{where} lists {len(self.reference)} pictures; a distance needs at least 2")
 
     def protocol(self, context: EvaluationContext) -> dict[str, Any]:
-        """Also the captions file; the reference enters the score, not the pictures."""
+        """Add the captions file. The reference is left out: it changes the score, not the pictures."""
         return super().protocol(context) | {"files": file_hashes([Path(self.config.captions)])}
 
     def prepare_scoring(self, context: EvaluationContext) -> None:
-        """Leave this rank's part of the features beside the records; a single process extracts them when it scores."""
+        """Write this rank's part of the features next to the records. A single process extracts them when it scores."""
         if context.world_size == 1:
             return
-        # rank 0 knows what it has; the others may know something else after an error
+        # rank 0 decides: after an error, other ranks may have other features
         missing = exchange(on_all_ranks(lambda: self._missing(context)))[0]
         records = self.records(context)
         parts = {name: self._collect(context, records, name, context.rank, context.world_size) for name in missing}
         write_part(context.records / self.name, parts, context.rank, context.world_size)
 
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
-        """Distances from the reference: generated, reconstructed, random."""
+        """Compute distances from the reference: generated, reconstructed, random."""
         sets = take_parts(context.records / self.name, context.world_size) or {
             name: self._collect(context, records, name) for name in self._missing(context)
         }
@@ -164,7 +164,7 @@ class Fid(PictureMeasure):
 
     @cached_property
     def _making(self) -> dict[str, str]:
-        """How features are made: statistics made otherwise do not compare."""
+        """How features are made. Statistics made in another way cannot be compared."""
         config = self.config
         if config.extractor == POOL:
             return {"extractor": POOL}
@@ -181,7 +181,7 @@ class Fid(PictureMeasure):
         return made | {"reference": self._reference_key(context)}
 
     def _beyond_moments(self, generated: FeatureSet, reference: Statistics) -> dict[str, float]:
-        """What needs features of both sides."""
+        """The metrics that need features of both sides."""
         if reference.kept is None:
             return {}
         n = len(generated.kept)
@@ -246,7 +246,7 @@ class Fid(PictureMeasure):
             )
 
     def _crop(self, context: EvaluationContext) -> tuple[int, Any]:
-        """Size of a real picture, and the filter that scales it there."""
+        """Size of a real picture, and the filter that scales it to that size."""
         protocol = PROTOCOLS[self.config.protocol]
         size = require_vq(context).image_size if self.config.extractor == POOL else protocol.size
         return size, protocol.scaling
@@ -263,7 +263,7 @@ class Fid(PictureMeasure):
         return network.width, lambda pictures: network(prepare(pictures))
 
     def _reference_of(self, context: EvaluationContext, sets: dict[str, FeatureSet]) -> Statistics:
-        """Kept for the next evaluation: the reference does not change."""
+        """Statistics of the reference, kept for the next evaluation: the reference does not change."""
         if self._reference is not None:
             return self._reference
         cached = self._cached(context)
@@ -272,9 +272,7 @@ class Fid(PictureMeasure):
         found = sets["reference"]
         moments = found.moments
         if moments.n != len(self.reference):
-            raise ValueError(
-                f"the ranks looked at {moments.n} of {len(self.reference)} reference pictures; start again"
-            )
+            raise ValueError(f"the ranks read {moments.n} of {len(self.reference)} reference pictures; start again")
         statistics = Statistics(
             mean=moments.mean, covariance=moments.covariance, n=moments.n, kept=found.kept, about=self._making
         )
@@ -286,7 +284,7 @@ class Fid(PictureMeasure):
         return read_statistics(path, self._extractor(context)[0], self._making)
 
     def _reference_key(self, context: EvaluationContext) -> str:
-        """Hash of how the reference's features are made and of the names and sizes of its files."""
+        """Hash of how the reference's features are made, and of its files' names and sizes."""
         files = [[path.name, path.stat().st_size] for path in self.reference]
         return hashlib.sha256(json.dumps([self._making, self._crop(context)[0], files]).encode()).hexdigest()
 

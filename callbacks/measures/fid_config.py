@@ -1,4 +1,4 @@
-"""How the Fréchet distance is configured, and the names that follow from it."""
+"""Configuration of the Fréchet distance, and the names that follow from it."""
 
 import re
 from dataclasses import dataclass, replace
@@ -13,49 +13,52 @@ POOL = "pool"
 
 @dataclass(frozen=True, kw_only=True)
 class FidConfig(SamplingConfig, MeasureConfig):
-    """What is drawn, how much of it, and how it is compared with what."""
+    """What is drawn, how many pictures, and what they are compared with."""
 
     captions: str
     """COCO captions JSON, or a table of chosen prompts (.csv, .jsonl)."""
     images: str = ""
     """Folder of its pictures."""
     n: int
-    """Pictures to draw, each for a caption of another real picture. Distances of different n are not comparable."""
+    """How many pictures to draw, each for a caption of a different real picture. Distances with different n cannot be
+    compared."""
     data: Literal["official", "scenes"] = "official"
-    """``scenes``: other pictures than COCO's val2014. With a network counts are not checked, and it is "_style"."""
+    """``scenes``: pictures other than COCO's val2014. With a network, counts are not checked and the measure's name
+    ends in ``_style``."""
     extractor: str = POOL
-    """Whose features: "pool", which needs no weights; "inception"; any other word names a TorchScript of your own."""
+    """What makes the features: "pool", which needs no weights; "inception"; or any other word, as the name of your own
+    TorchScript network."""
     protocol: Literal["uvit", "t2ib", "cleanfid"] = "uvit"
     """How pictures are prepared for a network; see modules/metrics/protocols.py."""
     weights: str = ""
     """The network's file. It is never downloaded."""
     weights_sha256: str = ""
-    """Its hash; may be left out for Inception, whose files are known."""
+    """Its hash. Optional for Inception, whose files are known."""
     reference: str = ""
     """What to compare with: a folder of pictures, or an npz of their statistics; empty: those of the captions JSON."""
     n_reference: int = 0
-    """Real pictures of the captions JSON to compare with; 0 takes all."""
+    """How many real pictures of the captions JSON to compare with; 0: all."""
     cache: str = ""
-    """Folder in which the statistics of reference pictures are kept for other runs; empty keeps none."""
+    """Folder that keeps the statistics of reference pictures for other runs; empty: keep none."""
 
     @property
     def is_table(self) -> bool:
-        """Whether ``captions`` is a table of prompts that were chosen already."""
+        """Whether ``captions`` is a table of prompts that are already chosen."""
         return self.captions.endswith((".csv", ".tsv", ".jsonl"))
 
     @property
     def is_inception(self) -> bool:
-        """Whether distances may be called FID."""
+        """Whether the network is Inception: only its distances are called FID."""
         return self.extractor == INCEPTION
 
     @property
     def official(self) -> bool:
-        """Whether the files must be COCO's in full."""
+        """Whether the files must be the complete COCO files."""
         return self.data == "official" and self.extractor != POOL
 
     @property
     def measure(self) -> str:
-        """``coco`` for FID under ``uvit``; everything else says what it is."""
+        """``coco`` for FID under ``uvit``; any other name says how it differs."""
         if self.extractor == POOL:
             return f"fd_{POOL}"
         name = "coco" if self.is_inception else f"fd_{self.extractor}"
@@ -66,7 +69,7 @@ class FidConfig(SamplingConfig, MeasureConfig):
     def metric(self, kind: str, n: int) -> str:
         """Name of a metric with its number of pictures, as in fid30k or fd_256.
 
-        ``kind`` is a word, in which "fid" and "kid" stand for the Inception network.
+        ``kind`` is a word such as "rfid". If the network is not Inception, its "fid" or "kid" becomes "fd" or "kd".
         """
         if not self.is_inception:
             kind = kind.replace("fid", "fd").replace("kid", "kd")
@@ -80,15 +83,17 @@ class FidConfig(SamplingConfig, MeasureConfig):
         if self.n_reference < 0 or self.n_reference == 1:
             found.append(f"n_reference={self.n_reference} must be 0 (all pictures) or at least 2")
         if self.n_reference and self.reference:
-            found.append(f"n_reference={self.n_reference} chooses from the captions file; leave out reference or it")
+            found.append(
+                f"n_reference={self.n_reference} chooses from the captions file; leave out n_reference or reference"
+            )
         if not self.is_table and not self.images:
             found.append("images is empty; name the folder of the pictures that the captions file lists")
         if self.is_table and not self.reference:
-            found.append(f"captions={self.captions} lists no pictures to compare with; name them by reference")
+            found.append(f"captions={self.captions} lists no pictures to compare with; set reference")
         return found + self._extractor_problems()
 
     def reduced(self, most: int) -> Self | None:
-        """With at most ``most`` pictures."""
+        """The same with at most ``most`` pictures."""
         return replace(self, n=min(most, self.n))
 
     def _extractor_problems(self) -> list[str]:
@@ -99,7 +104,7 @@ class FidConfig(SamplingConfig, MeasureConfig):
         found = []
         if not re.fullmatch(r"[a-z0-9_]+", self.extractor):
             found.append(
-                f"extractor={self.extractor!r} must be a word of small letters, digits and _: it names results"
+                f"extractor={self.extractor!r} must be a word of lower-case letters, digits and _: it names results"
             )
         if not self.weights:
             found.append(f"extractor={self.extractor} needs weights; name the network's file")

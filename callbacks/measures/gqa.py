@@ -15,7 +15,7 @@ from modules.metrics import gqa
 
 @dataclass(frozen=True, kw_only=True)
 class GqaConfig(QuestionsConfig):
-    """Where GQA lies and how it is asked."""
+    """Where the GQA files are, and how questions are asked."""
 
     images: str
     """Folder of the pictures."""
@@ -24,11 +24,11 @@ class GqaConfig(QuestionsConfig):
     all_questions: str = ""
     """The ``testdev_all_questions.json``: also ask what the balanced questions entail, for ``consistency``."""
     choices: str = ""
-    """A ``*_choices.json``, for ``validity`` and ``plausibility``; for testdev none was released."""
+    """A ``*_choices.json``, for ``validity`` and ``plausibility``. None was released for testdev."""
 
 
 class Gqa(QuestionMeasure):
-    """Accuracy, over all and by type; the headline is ``accuracy``."""
+    """Accuracy, overall and by type; the headline is ``accuracy``."""
 
     key: ClassVar[str] = "gqa"
     config_type = GqaConfig
@@ -50,16 +50,16 @@ class Gqa(QuestionMeasure):
         return [Path(path) for path in (self.config.questions, self.config.all_questions) if path]
 
     def check(self, context: EvaluationContext) -> None:
-        """Also read the choices."""
+        """Check also the choices."""
         super().check(context)
         self._choices()
 
     def is_correct(self, record: Record) -> bool:
-        """By equality after normalising the answer."""
+        """Whether the normalised answer equals the gold answer."""
         return bool(gqa.normalise(record["raw"]) == record["gold"])
 
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
-        """Score with binomial errors; the baseline gives each kind of question its most frequent answer."""
+        """Score, with binomial errors. The baseline gives each kind of question its most frequent answer."""
         questions = {question_id(sample): question.meta for sample, question in self.questions.items()}
         predictions = {question_id(record["sample_id"]): record["raw"] for record in records}
         metrics = gqa.score(questions, predictions, self._choices())

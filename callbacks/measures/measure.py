@@ -1,4 +1,4 @@
-"""What a measure is: it generates records on all ranks, then scores them."""
+"""A measure generates records on all ranks, then scores them."""
 
 import logging
 import math
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationContext:
-    """What a measure needs of a run: a model and its parts at one step, and this process's share of the work."""
+    """What a measure gets to work with: a model and its parts at one step, and this process's part of the work."""
 
     model: OmniMamba
     tokenizer: TextTokenizer
     vq: ImageTokenizer | None
-    """None in a run that cannot look at pictures (model.vq is empty)."""
+    """None in a run that cannot decode pictures (model.vq is empty)."""
     template: PromptTemplate
     device: torch.device
     step: int
@@ -47,9 +47,9 @@ class EvaluationContext:
     weights: str = ""
     """Fingerprint of the model's weights."""
     checkpoint: str = ""
-    """Which file the weights come from, and its hash, where that is known."""
+    """Which file the weights come from, and its hash, if known."""
     deadline: float = math.inf
-    """Moment on `time.monotonic` at which generating stops."""
+    """Time on `time.monotonic` at which generating stops."""
 
     @property
     def records(self) -> Path:
@@ -59,18 +59,18 @@ class EvaluationContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What was measured, how sure it is, what the trivial answer gets, and how exactly it was measured."""
+    """What was measured, its standard errors, what the trivial answer scores, and exactly how it was measured."""
 
     metrics: dict[str, float]
-    """Details carry a slash in their name, as in ``random/f1``."""
+    """Names of details contain a slash, as in ``random/f1``."""
     standard_errors: dict[str, float]
     baselines: dict[str, float]
-    """By the name of the metric that they belong to."""
+    """By the name of the metric they belong to."""
     protocol: dict[str, Any]
 
 
 Publish = Callable[[Result, Sequence[Record]], None]
-"""Told a result and the records that it was scored from."""
+"""Called with a result and the records it was scored from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,21 +82,21 @@ class MeasureConfig:
         return []
 
     def reduced(self, most: int) -> Self | None:
-        """The section for at most ``most`` samples; itself where the measure is always of one size, None where a part
-        of it says nothing."""
+        """The section for at most ``most`` samples. Returns itself if the measure has a fixed size, and None if a part
+        of it means nothing."""
         del most
         return self
 
 
 class Measure(ABC):
-    """One benchmark under one protocol. Generating is shared among ranks; scoring reads the merged records only."""
+    """One benchmark under one protocol. Ranks share the generating; scoring reads only the merged records."""
 
     key: ClassVar[str]
     """Name of its section of the configuration, and on the command line."""
     config_type: ClassVar[type[MeasureConfig]]
     """The type of that section."""
     mini: bool = False
-    """Whether this is the small evaluation in between, whose name ends in ``_mini``."""
+    """Whether this is the small evaluation between full ones; its name then ends in ``_mini``."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -104,7 +104,7 @@ class Measure(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Name under which results are logged; a reduced or substitute measure has another name than the official."""
+        """Name under which results are logged. A reduced or substitute measure never has the official name."""
 
     @abstractmethod
     def check(self, context: EvaluationContext) -> None:
@@ -116,40 +116,40 @@ class Measure(ABC):
 
     @abstractmethod
     def protocol(self, context: EvaluationContext) -> dict[str, Any]:
-        """Plain values that decide what is generated. Records made under another protocol are refused."""
+        """Plain values that determine what is generated. Records made under another protocol are refused."""
 
     @abstractmethod
     def produce(self, context: EvaluationContext, ids: Sequence[str]) -> Iterator[list[Record]]:
-        """Records of the samples ``ids``, a batch at a time; a record must not depend on its batch."""
+        """Yield the records of the samples ``ids``, a batch at a time. A record must not depend on its batch."""
 
     @abstractmethod
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
         """Score all records, given in the order of `sample_ids`."""
 
     def prepare_scoring(self, context: EvaluationContext) -> None:
-        """Do this rank's part of what scoring would take long for alone; nothing by default."""
+        """Do this rank's part of the work that would be slow in scoring on one rank. Nothing by default."""
         del context
 
     def publish(self, context: EvaluationContext, records: Sequence[Record], tracker: Tracker) -> None:
-        """Log pictures and tables; nothing by default."""
+        """Log pictures and tables. Nothing by default."""
         del context, records, tracker
 
     def prepare(self, context: EvaluationContext) -> None:
-        """Delete records that lie at this step but were made with other weights: of an attempt that was rolled back."""
+        """Delete this step's records if they were made with other weights, in an attempt that was rolled back."""
         if self._book(context).is_of_other_weights(self._made_under(context)):
-            log.warning("%s at step %d: records of other weights are discarded", self.name, context.step)
+            log.warning("%s at step %d: records made with other weights are discarded", self.name, context.step)
             self.discard(context)
 
     def discard(self, context: EvaluationContext) -> None:
-        """Delete this step's records, whatever they were made with, and the result that was scored from them."""
+        """Delete this step's records, whatever they were made with, and the result scored from them."""
         drop_result(context.records, self.name)
         self._book(context).discard()
 
     def generate(self, context: EvaluationContext) -> bool:
-        """Write this rank's records that are not there yet, up to the deadline. False: a signal told it to stop.
+        """Generate and write this rank's missing records, up to the deadline. False if a signal told it to stop.
 
         Raises:
-            ValueError: records of another protocol lie there.
+            ValueError: the records on disk were made under another protocol.
         """
         book = self._book(context)
         book.open(self._made_under(context))
@@ -182,14 +182,14 @@ class Measure(ABC):
             example = missing[0] if missing else unknown[0]
             raise ValueError(
                 f"{book.folder} holds {len(found)} records for {len(expected)} samples of {self.name}: {len(missing)} "
-                f"missing, {len(unknown)} unknown, for example {example}. Without --score-only they are completed"
+                f"missing, {len(unknown)} unknown, for example {example}. Run without --score-only to complete them"
             )
         return [found[sample] for sample in expected]
 
     def score(self, context: EvaluationContext, publish: Publish | None = None) -> Result:
-        """Score the merged records and enter the result into the step's ``results.json``; raises as `records`.
+        """Score the merged records and write the result into the step's ``results.json``. Raises like `records`.
 
-        ``publish`` comes first: a result that lies there counts as published.
+        ``publish`` is called first, because a result in the file counts as published.
         """
         records = self.records(context)
         result = self.assess(context, records)
@@ -199,7 +199,7 @@ class Measure(ABC):
         return result
 
     def stored(self, context: EvaluationContext) -> Result | None:
-        """The result of this step if it was scored already, under this protocol and from the records that lie there."""
+        """The result of this step, if it was already scored under this protocol from the records on disk; else None."""
         book, protocol = self._book(context), self._made_under(context)
         stored = read_results(context.records).get(self.name)
         if stored is None or book.is_of_other_weights(protocol) or book.read().keys() != set(self.sample_ids()):
@@ -224,7 +224,7 @@ class Measure(ABC):
         }
 
     def _made_under(self, context: EvaluationContext) -> dict[str, Any]:
-        """The protocol, and the weights: records of others do not mix."""
+        """The protocol and the weights: records of different weights must not mix."""
         return self.protocol(context) | {WEIGHTS: context.weights}
 
     def _book(self, context: EvaluationContext) -> RecordBook:
@@ -232,7 +232,7 @@ class Measure(ABC):
 
 
 def file_hashes(paths: Iterable[Path]) -> dict[str, str]:
-    """File name to sha256 (hex); where names repeat, each with its folders below the common one."""
+    """File name to sha256 (hex). If names repeat, each is given relative to the common folder."""
     paths = list(paths)
     root = Path(os.path.commonpath(paths)) if len({path.name for path in paths}) < len(paths) else None
     names = [path.relative_to(root).as_posix() if root else path.name for path in paths]
@@ -241,5 +241,5 @@ def file_hashes(paths: Iterable[Path]) -> dict[str, str]:
 
 @cache
 def _sha256(path: Path, modified: int) -> str:
-    del modified  # part of the cache's key: a file that changes is read again
+    del modified  # only part of the cache key: a changed file is read again
     return sha256(path)

@@ -1,4 +1,4 @@
-"""MME: perception and cognition, by two yes/no questions on each picture."""
+"""MME: perception and cognition, with two yes/no questions on each picture."""
 
 import hashlib
 import json
@@ -15,19 +15,19 @@ from datamodules.benchmarks.questions import Question
 from modules.metrics import mme
 
 OFFICIAL_SUFFIX = "Please answer yes or no."
-"""End of the questions in the files; LLaVA and others ask with their own suffix in its place."""
+"""How questions end in the files. LLaVA and others replace it with their own suffix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MmeConfig(QuestionsConfig):
-    """Where MME lies and how it is asked; ``limit`` is in pictures of each category."""
+    """Where the MME files are, and how questions are asked. ``limit`` counts pictures of each category."""
 
     source: str
     """The folder ``MME_Benchmark_release_version``, or the table ``MME.tsv``."""
 
 
 class Mme(QuestionMeasure):
-    """Points in each category; the headline is ``perception``, of 2000 points."""
+    """Points in each category; the headline is ``perception``, out of 2000 points."""
 
     key: ClassVar[str] = "mme"
     config_type = MmeConfig
@@ -39,11 +39,11 @@ class Mme(QuestionMeasure):
         return read_mme(Path(config.source), official=config.data == "official", limit=config.limit)
 
     def files(self) -> list[Path]:
-        """The table, or the texts of the folder."""
+        """The table, or the text files of the folder."""
         return mme_files(Path(self.config.source))
 
     def protocol(self, context: EvaluationContext) -> dict[str, Any]:
-        """Also which end of the questions the suffix replaces; one hash stands for the many files of the folder."""
+        """Add the text that the suffix replaces. One hash stands for the many files of the folder."""
         hashes = json.dumps(file_hashes(self.files()), sort_keys=True)
         files = {Path(self.config.source).name: hashlib.sha256(hashes.encode()).hexdigest()}
         return super().protocol(context) | {"suffix_replaces": OFFICIAL_SUFFIX, "files": files}
@@ -53,11 +53,11 @@ class Mme(QuestionMeasure):
         return question.question.rstrip().removesuffix(OFFICIAL_SUFFIX).rstrip() + self.config.suffix
 
     def is_correct(self, record: Record) -> bool:
-        """By the official reading of the answer."""
+        """Whether the answer, parsed as the official code does, equals the gold answer."""
         return bool(mme.parse(record["raw"]) == record["gold"])
 
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
-        """Score with errors over pictures; the baseline always says yes."""
+        """Score, with errors over pictures. The baseline always says yes."""
         answers = [mme.Answer(category=r["split"], image=r["image"], text=r["raw"], label=r["gold"]) for r in records]
         return Result(
             metrics=mme.score(answers),

@@ -1,4 +1,4 @@
-"""MMMU: college questions in thirty subjects, most of them with a choice of answers."""
+"""MMMU: college questions in thirty subjects, most of them multiple choice."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,28 +16,31 @@ from modules.metrics.mmmu_answers import LETTERS
 CHOICE = "\nAnswer with the option's letter from the given choices directly."
 OPTION_FORMS = {"official": "({letter}) {option}\n", "lmms": "{letter}. {option}\n"}
 PICTURES = "image_1 alone, in front of the text; markers like <image 2> stay in the text"
-"""What the official LLaVA-1.5 evaluation does with the questions on several pictures."""
+"""What the official LLaVA-1.5 evaluation does with questions on several pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MmmuConfig(QuestionsConfig):
-    """Where MMMU lies and how it is asked; ``limit`` is per subject, ``suffix`` that of open questions."""
+    """Where the MMMU files are, and how questions are asked.
+
+    ``limit`` is per subject; ``suffix`` is for open questions.
+    """
 
     folder: str
-    """Folder in or below which ``<split>-*.parquet`` lie, one for each subject or one for all."""
+    """Folder with ``<split>-*.parquet`` files, also in its subfolders: one file per subject, or one for all."""
     split: Split = "validation"
-    """``dev``, 150 questions, is for choosing checkpoints: what they are chosen by is no test any more."""
+    """``dev``, 150 questions, is for choosing checkpoints: a set used for choosing is no longer a test."""
     style: Literal["official", "lmms"] = "official"
     """How options are written: "(A) red", or lmms-eval's "A. red"."""
     fallback_seed: int = 0
-    """Of the guesses where no letter can be read out of an answer."""
+    """Seed of the guesses for answers from which no letter can be parsed."""
     max_new_tokens: int = 128
 
 
 class Mmmu(QuestionMeasure):
-    """Accuracy by the official reading; the headline is ``val_overall``, in which an unreadable choice is a guess.
+    """Accuracy, parsed as the official code does. The headline is ``val_overall``, which guesses an unreadable choice.
 
-    ``val_overall_strict`` counts those as wrong, ``val_n_fallback`` says how many there are.
+    ``val_overall_strict`` counts unreadable choices as wrong; ``val_n_fallback`` is their number.
     """
 
     key: ClassVar[str] = "mmmu"
@@ -61,12 +64,12 @@ class Mmmu(QuestionMeasure):
         return mmmu_files(Path(self.config.folder), self.config.split)
 
     def protocol(self, context: EvaluationContext) -> dict[str, Any]:
-        """Also how options are written, and that the model sees one picture."""
+        """Add how options are written, and that the model sees one picture."""
         more = {"choice_suffix": CHOICE, "style": self.config.style, "pictures": PICTURES}
         return super().protocol(context) | more
 
     def asked(self, question: Question) -> str:
-        """The official LLaVA-1.5 prompt: the options a line each, then what form of answer is wanted."""
+        """The official LLaVA-1.5 prompt: one line per option, then the form of answer that is wanted."""
         options = question.meta["options"]
         if not options:
             return super().asked(question)
@@ -75,11 +78,11 @@ class Mmmu(QuestionMeasure):
         return f"{question.question}\n{''.join(lines)}{CHOICE}"
 
     def is_correct(self, record: Record) -> bool:
-        """By the official reading of the answer."""
+        """Whether the answer is right, parsed as the official code does."""
         return mmmu.is_correct(self._answer_of(record), seed=self.config.fallback_seed)
 
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
-        """Score with binomial errors; the baseline always says A."""
+        """Score, with binomial errors. The baseline always says A."""
         answers = [self._answer_of(record) for record in records]
         scores = mmmu.score(answers, seed=self.config.fallback_seed)
         prefix = "val" if self.config.split == "validation" else "dev"

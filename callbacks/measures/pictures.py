@@ -1,6 +1,6 @@
-"""Measures that let the model draw: captions to VQ codes, codes to pictures.
+"""Measures for which the model draws: captions to VQ codes, codes to pictures.
 
-Records hold the codes, so pictures can be made again from them without drawing anew.
+Records hold the codes, so pictures can be decoded again without drawing again.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class SamplingConfig:
     """Seed of the random numbers, and of the choice of captions."""
     temperature: float = 1.0
     top_k: int = 0
-    """Only the k most likely tokens; 0 leaves all in."""
+    """Keep only the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
 
     def problems(self) -> list[str]:
@@ -42,29 +42,29 @@ class SamplingConfig:
         if self.top_k < 0:
             found.append(f"top_k={self.top_k} must be 0 (all tokens) or more")
         if not 0 < self.top_p <= 1:
-            found.append(f"top_p={self.top_p} must lie in (0, 1]; 1 leaves all tokens in")
+            found.append(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps all tokens")
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A caption to draw. ``index`` keys its random numbers."""
+    """A caption to draw. Its random numbers depend on ``index``."""
 
     sample_id: str
     index: int
     caption: str
     image: Path | None = None
-    """The picture that the caption was written for, if there is one."""
+    """The picture the caption was written for, if there is one."""
 
 
 class PictureMeasure(Measure):
-    """Draws a picture for every caption; a picture depends on seed and index, not on its batch or rank."""
+    """Draws a picture for every caption. A picture depends on seed and index, not on its batch or rank."""
 
     config: SamplingConfig
 
     @abstractmethod
     def read(self) -> list[Drawing]:
-        """Read and check what is to be drawn."""
+        """Read and check what to draw."""
 
     @cached_property
     def drawings(self) -> dict[str, Drawing]:
@@ -116,7 +116,7 @@ class PictureMeasure(Measure):
 def draw(
     context: EvaluationContext, captions: Sequence[str], indices: Sequence[int], sampling: SamplingConfig
 ) -> Tensor:
-    """VQ codes (B, image_tokens) for ``captions``; ``indices`` key the random numbers of each."""
+    """VQ codes (B, image_tokens) for ``captions``; the random numbers of each depend on its index in ``indices``."""
     config = context.model.config
     ids = [encode_caption(context.tokenizer, caption, config.caption_length) for caption in captions]
     numbers = torch.stack([uniforms(sampling.seed, index, config.image_tokens) for index in indices])
@@ -130,7 +130,7 @@ def draw(
 
 
 def uniforms(seed: int, index: int, length: int) -> Tensor:
-    """Random numbers in [0, 1) of one sample, float32 (length,): a function of seed and index alone."""
+    """Random numbers in [0, 1) for one sample, float32 (length,). They depend only on seed and index."""
     generator = torch.Generator().manual_seed(keyed_seed(seed, "image tokens", index))
     return torch.rand(length, generator=generator)
 
@@ -144,10 +144,10 @@ def decode(context: EvaluationContext, records: Sequence[Record]) -> Iterator[Te
 
 
 def require_vq(context: EvaluationContext) -> ImageTokenizer:
-    """The run's image tokenizer, on the device that draws: on a CPU it would be what a GPU waits for.
+    """The run's image tokenizer, moved to the device that draws: on a CPU it would keep the GPU waiting.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the run has none.
     """
     if context.vq is None:
         raise ValueError(NO_VQ)

@@ -1,4 +1,4 @@
-"""POPE: hallucinated objects, by yes/no questions."""
+"""POPE: object hallucination, with yes/no questions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from modules.metrics import pope
 
 @dataclass(frozen=True, kw_only=True)
 class PopeConfig(QuestionsConfig):
-    """Where POPE lies and how it is asked; ``limit`` is per split."""
+    """Where the POPE files are, and how questions are asked. ``limit`` is per split."""
 
     images: str
     """Folder of the pictures."""
@@ -41,11 +41,11 @@ class Pope(QuestionMeasure):
         return list(pope_files(Path(self.config.folder)).values())
 
     def is_correct(self, record: Record) -> bool:
-        """By the official reading of the answer."""
+        """Whether the answer, parsed as the official code does, equals the gold answer."""
         return bool(pope.parse(record["raw"]) == record["gold"])
 
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
-        """Score with errors by a bootstrap over images; the baseline always says yes."""
+        """Score, with errors from a bootstrap over images. The baseline always says yes."""
         answers = [pope.Answer(split=r["split"], image=r["image"], text=r["raw"], label=r["gold"]) for r in records]
         return Result(
             metrics=pope.score(answers),

@@ -1,4 +1,4 @@
-"""The list of all measures, and the configuration that says which of them to take and when."""
+"""The list of all measures, and the configuration that says which to run and when."""
 
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -14,14 +14,14 @@ from callbacks.measures.speed import Speed
 from callbacks.measures.vqav2 import VqaV2
 
 MEASURES: tuple[type[Measure], ...] = (Pope, Gqa, VqaV2, Mme, Mmmu, Fid, Samples, Speed)
-"""Every measure, in the order in which they are taken. A new one needs its line here and no other:
-its section of the configuration, ``evaluation.<key>``, follows from it."""
+"""All measures, in the order they run in. To add one, add it here and nowhere else: its section of the configuration,
+``evaluation.<key>``, follows from it."""
 KEYS = tuple(measure.key for measure in MEASURES)
 C = TypeVar("C")
 
 
 def _with_sections(cls: type[C]) -> type[C]:
-    """Give a dataclass in the making a field for each measure: its configuration, or null."""
+    """Give ``cls``, which is not a dataclass yet, a field for each measure: its configuration, or null."""
     for measure in MEASURES:
         cls.__annotations__[measure.key] = measure.config_type | None
         setattr(cls, measure.key, None)
@@ -31,30 +31,30 @@ def _with_sections(cls: type[C]) -> type[C]:
 @dataclass(frozen=True, kw_only=True)
 @_with_sections
 class EvaluationConfig:
-    """When to evaluate and what. Each measure has a section under its key; one that is null is not taken."""
+    """When to evaluate, and what. Each measure has a section under its key; if it is null, the measure does not run."""
 
     every_n_steps: int = 0
-    """Steps between evaluations; 0: only at the start or end."""
+    """Steps between evaluations. 0: only at the start or end."""
     mini: int = 0
-    """Samples (of each split) of those in between; speed is none of them. 0: they are as large as the full ones."""
+    """Samples (of each split) of the evaluations in between, which leave out speed. 0: as many as the full ones."""
     full_at: tuple[int, ...] = ()
-    """Steps at which the full evaluation is taken."""
+    """Steps at which the full evaluation runs."""
     at_start: bool = False
-    """The full one also before the first step: the untrained model is what everything is compared with."""
+    """Run the full evaluation also before the first step, to compare with the untrained model."""
     at_end: bool = True
     max_seconds: float = 0.0
-    """Most time that a measure may take to generate during training; what is missing then is left to
-    pipelines.evaluate. 0: as long as it takes."""
+    """How long a measure may generate during training; pipelines.evaluate can complete the rest. 0: as long as it
+    takes."""
     batch_size: int = 16
     fail_fast: bool = False
-    """Whether an error in an evaluation stops training; otherwise it is logged as ``eval/<measure>/error``."""
+    """Whether an error in an evaluation stops training. If not, it is logged as ``eval/<measure>/error``."""
 
     def section(self, kind: type[C]) -> C | None:
-        """The section of the type ``kind``, or None where that measure is not taken."""
+        """The section of type ``kind``, or None if that measure does not run."""
         return next((each for each in self.sections().values() if isinstance(each, kind)), None)
 
     def sections(self) -> dict[str, Any]:
-        """The sections of the measures that are taken, by key."""
+        """The sections of the measures that run, by key."""
         return {key: section for key in KEYS if (section := getattr(self, key)) is not None}
 
     def problems(self) -> list[str]:
@@ -82,7 +82,7 @@ def build_measures(config: EvaluationConfig) -> list[Measure]:
 
 
 def build_mini_measures(config: EvaluationConfig) -> list[Measure]:
-    """The measures of the evaluations in between, on at most ``config.mini`` samples each; none where that is 0."""
+    """The measures of the evaluations in between, on at most ``config.mini`` samples each; none if that is 0."""
     if not config.mini:
         return []
     sections = {key: section.reduced(config.mini) for key, section in config.sections().items()}
@@ -93,7 +93,7 @@ def build_mini_measures(config: EvaluationConfig) -> list[Measure]:
 
 
 def build_pairs(config: EvaluationConfig) -> list[tuple[Measure, Measure | None]]:
-    """Each full measure, and what is taken of it in between: its small form, itself where it has none, or nothing."""
+    """Each full measure, and what runs in between: its small form, the measure itself if it has none, or nothing."""
     minis = {measure.key: measure for measure in build_mini_measures(config)}
     pairs: list[tuple[Measure, Measure | None]] = []
     for measure in build_measures(config):

@@ -1,4 +1,4 @@
-"""Runs a measure on all ranks, without leaving a trace in training."""
+"""Runs a measure on all ranks, without side effects on training."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -15,16 +15,16 @@ T = TypeVar("T")
 
 
 class EvaluationStoppedError(Exception):
-    """A signal asked a rank to stop while it generated; raised on all ranks."""
+    """A signal told a rank to stop while it was generating; raised on all ranks."""
 
 
 class OutOfTimeError(RuntimeError):
-    """The deadline came before all samples had their record; those that have one are kept."""
+    """The deadline passed before all samples had a record; the records made so far are kept."""
 
 
 @contextmanager
 def isolated(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module's mode and every random state are as before."""
+    """Evaluation mode without gradients. Afterwards every module's mode and every random state are restored."""
     modes = [(module, module.training) for module in model.modules()]
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
@@ -43,7 +43,7 @@ def isolated(model: nn.Module) -> Iterator[None]:
 
 
 def exchange(value: T) -> list[T]:
-    """``value`` of every rank, in order; waits for all of them."""
+    """Return ``value`` of every rank, in order; wait for all of them."""
     if not distributed.is_available() or not distributed.is_initialized():
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()
@@ -52,7 +52,7 @@ def exchange(value: T) -> list[T]:
 
 
 def on_all_ranks(action: Callable[[], T]) -> T:
-    """Run ``action`` and wait for the others; raises on every rank if it fails on any, so that none waits for ever."""
+    """Run ``action`` and wait for the other ranks. If it fails on any rank, raise on all: none may wait forever."""
     failed = True
     try:
         result = action()
@@ -71,13 +71,13 @@ def run_measure(
     generate: bool = True,
     publish: Publish | None = None,
 ) -> Result | None:
-    """Generate what records are missing, and score; all ranks call it, rank 0 gets the result.
+    """Generate missing records, and score. All ranks must call it; rank 0 gets the result.
 
-    Without ``generate`` the records must be there. ``publish`` is called on rank 0 with the result and its records.
+    Without ``generate``, all records must exist. ``publish`` is called on rank 0 with the result and its records.
 
     Raises:
-        EvaluationStoppedError: a signal came meanwhile; what was generated is kept.
-        OutOfTimeError: the context's deadline came first; on all ranks.
+        EvaluationStoppedError: a signal came while generating; the records made so far are kept.
+        OutOfTimeError: the context's deadline passed before all records were made; on all ranks.
     """
     with isolated(context.model):
         if generate:
@@ -86,6 +86,6 @@ def run_measure(
                 raise EvaluationStoppedError(f"{measure.name} was told to stop")
             share = exchange(on_all_ranks(lambda: measure.done(context)))[0]
             if share < 1:
-                raise OutOfTimeError(f"{measure.name} has {share:.0%} of its records after its time was up")
+                raise OutOfTimeError(f"{measure.name} has {share:.0%} of its records when its time was up")
         on_all_ranks(lambda: measure.prepare_scoring(context))
         return on_all_ranks(lambda: None if context.rank else measure.score(context, publish))

@@ -1,4 +1,4 @@
-"""Sample pictures: the same captions and random numbers at every step, so that one sees the model learn."""
+"""Sample pictures: the same captions and random numbers at every step, to see the model learn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ class SamplesConfig(SamplingConfig, MeasureConfig):
     images: str = ""
     """Folder of its pictures."""
     n: int = 16
-    """How many captions of the file."""
+    """How many captions to use from the file."""
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
         found = super().problems()
         if bool(self.prompts) == bool(self.captions):
-            found.append("give either prompts or a captions file, not both and not neither")
+            found.append("give either prompts or a captions file, and not both")
         if self.captions and not self.images:
             found.append("images is empty; name the folder of the pictures that the captions file lists")
         if self.captions and self.n < 1:
@@ -69,13 +69,13 @@ class Samples(PictureMeasure):
         ]
 
     def check(self, context: EvaluationContext) -> None:
-        """Also refuse prompts that would be cut."""
+        """Check also that no prompt would be cut."""
         super().check(context)
         for prompt in self.config.prompts:
             require_short(context.tokenizer, prompt, context.model.config.caption_length)
 
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
-        """Write the pictures, ``<id>.png``, and ``captions.json`` beside them."""
+        """Write the pictures, ``<id>.png``, and ``captions.json`` in the same folder."""
         folder = context.folder / SAMPLES / step_name(context.step)
         folder.mkdir(parents=True, exist_ok=True)
         for record, picture in zip(records, _pictures(context, records), strict=True):

@@ -1,4 +1,5 @@
-"""How fast pictures are drawn (the paper's Table 3): one batch at a time, prompt, tokens and decoder timed apart."""
+"""How fast pictures are drawn (the paper's Table 3): one batch at a time, with prompt, tokens and decoder timed
+separately."""
 
 import platform
 from collections.abc import Iterator, Sequence
@@ -20,18 +21,18 @@ from modules.omnimamba.vq import ImageTokenizer
 from modules.timing import Clock
 
 PROMPT = "A man rides a brown horse along a sandy beach while two dogs run after them."
-"""Every caption is filled up to the same length, so what it says does not change the time."""
+"""Captions are padded to the same length, so the text does not change the time."""
 PARTS = ("prefill_s", "tokens_s", "vq_s")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedConfig(MeasureConfig):
-    """What is timed; the defaults are the paper's batch and the shortest run that is called ``speed``."""
+    """What is timed. The defaults are the paper's batch, and the fewest batches that may be called ``speed``."""
 
     batch: int = 16
-    """Pictures drawn at a time."""
+    """Pictures per batch."""
     warmup: int = 3
-    """Batches before the timed ones: the first compiles kernels."""
+    """Batches before the timed ones; the first one compiles kernels."""
     batches: int = 10
     """Timed batches."""
 
@@ -45,15 +46,15 @@ class SpeedConfig(MeasureConfig):
         return found
 
     def reduced(self, most: int) -> Self | None:
-        """None: fewer pictures take another time each."""
+        """None: with fewer pictures, the time per picture is different."""
         return None
 
 
 class Speed(Measure):
-    """``img_per_s``: pictures of a batch over the median time that it takes from caption ids to pixels.
+    """``img_per_s``: pictures per batch over the median time from caption ids to pixels.
 
-    ``total_s`` and its parts are medians over the batches, ``total_s/iqr`` and the like the distances of their
-    quartiles. ``peak_mem`` and ``peak_mem/reserved`` are a GPU's memory in GiB; a CPU does not tell.
+    ``total_s`` and its parts are medians over the batches; ``total_s/iqr`` and the like are interquartile ranges.
+    ``peak_mem`` and ``peak_mem/reserved`` are GPU memory in GiB; on a CPU they are missing.
     """
 
     key: ClassVar[str] = "speed"
@@ -63,7 +64,7 @@ class Speed(Measure):
 
     @property
     def name(self) -> str:
-        """``speed``, or ``speed_mini`` for less than the protocol's batches."""
+        """``speed``, or ``speed_mini`` with another batch or fewer batches than the protocol's."""
         default, config = SpeedConfig(), self.config
         full = config.batch == default.batch and config.warmup >= default.warmup and config.batches >= default.batches
         return "speed" if full else "speed_mini"
@@ -73,11 +74,11 @@ class Speed(Measure):
         require_vq(context)
 
     def sample_ids(self) -> Sequence[str]:
-        """One id a timed batch."""
+        """One id per timed batch."""
         return [f"batch-{number:03d}" for number in range(self.config.batches)]
 
     def protocol(self, context: EvaluationContext) -> dict[str, Any]:
-        """Batch, model and machine: numbers of different machines do not compare."""
+        """Batch, model and machine: numbers from different machines cannot be compared."""
         model = context.model.config
         return {
             "measure": self.name,
@@ -95,11 +96,11 @@ class Speed(Measure):
         }
 
     def generate(self, context: EvaluationContext) -> bool:
-        """Rank 0 times all batches; beside others it would measure them too."""
+        """Time all batches on rank 0. Other ranks working at the same time would distort the times."""
         return context.rank > 0 or super().generate(replace(context, world_size=1))
 
     def produce(self, context: EvaluationContext, ids: Sequence[str]) -> Iterator[list[Record]]:
-        """Time a batch for every id, after the warm-up."""
+        """Time one batch per id, after the warm-up."""
         for _ in range(self.config.warmup if ids else 0):
             self._time(context)
         if context.device.type == "cuda":
@@ -134,9 +135,9 @@ class Speed(Measure):
 
 
 def time_drawing(model: OmniMamba, vq: ImageTokenizer | None, caption_ids: Tensor, numbers: Tensor) -> list[float]:
-    """Seconds of prompt, tokens and decoder of one batch; without a tokenizer of the first two."""
+    """Seconds of prompt, tokens and decoder of one batch; without an image tokenizer, only the first two."""
     clock = Clock(model.device)
-    # the backbone is called once, for the prompt; after that it takes steps
+    # the backbone's forward runs once, for the prompt; the tokens go through its single-step method
     hook = model.backbone.register_forward_hook(lambda *_: clock.mark())
     try:
         clock.mark()

@@ -1,4 +1,4 @@
-"""VQAv2: short open answers. ``val2014`` is scored here, the answers to a test split are written for EvalAI."""
+"""VQAv2: short open answers. ``val2014`` is scored here; answers to a test split are written to a file for EvalAI."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,15 @@ from modules.metrics import vqav2
 from modules.metrics.vqa_answers import evalai_form
 
 AGREED = 0.5
-"""Accuracy from which an answer counts as right in tables: two people of ten gave it."""
+"""In tables, an answer counts as right from this accuracy on: about two of ten people gave it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VqaV2Config(QuestionsConfig):
-    """Where VQAv2 lies and how it is asked. ``limit`` draws that many questions; fewer are a part of more."""
+    """Where the VQAv2 files are, and how questions are asked.
+
+    ``limit`` draws that many questions. A smaller limit draws a subset of a larger one.
+    """
 
     images: str
     """Folder of the pictures, ``COCO_val2014_*.jpg`` or ``COCO_test2015_*.jpg``."""
@@ -29,10 +32,10 @@ class VqaV2Config(QuestionsConfig):
     """``v2_OpenEnded_mscoco_<split>_questions.json``."""
     split: Split = "val2014"
     annotations: str = ""
-    """``v2_mscoco_val2014_annotations.json``; empty for a test split, whose answers only EvalAI knows."""
+    """``v2_mscoco_val2014_annotations.json``. Empty for a test split: only EvalAI has its answers."""
     submission_questions: str = ""
-    """The test2015 question file: EvalAI wants an entry for each of its questions also where only test-dev is asked.
-    Empty: the submission holds what was asked."""
+    """The test2015 question file. EvalAI wants an entry for each of its questions, even if only test-dev was asked.
+    Empty: the submission holds only the questions that were asked."""
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
@@ -53,10 +56,10 @@ class VqaV2Config(QuestionsConfig):
 
 
 class VqaV2(QuestionMeasure):
-    """Accuracy among ten people's answers; the headline is ``val_overall``, of a part ``val_<n>_overall``.
+    """Accuracy against ten people's answers. The headline is ``val_overall``, or ``val_<n>_overall`` with a limit.
 
-    ``val_overall_normalised`` normalises also where all people agree, as other harnesses do. A test split has no
-    metric but a file, ``submission_<split>.json`` beside its records.
+    ``val_overall_normalised`` normalises answers even if all people agree, as other harnesses do. A test split has no
+    metrics but a file, ``submission_<split>.json``, in the folder of its records.
     """
 
     key: ClassVar[str] = "vqav2"
@@ -65,7 +68,7 @@ class VqaV2(QuestionMeasure):
 
     @property
     def full_name(self) -> str:
-        """The key for what is scored here."""
+        """The key, with the split for a test split."""
         return self.key if self.config.annotations else f"{self.key}_{self.config.split}"
 
     def read(self) -> list[Question]:
@@ -85,11 +88,11 @@ class VqaV2(QuestionMeasure):
         return [Path(path) for path in (self.config.questions, self.config.annotations) if path]
 
     def is_correct(self, record: Record) -> bool:
-        """Whether enough people agree."""
+        """Whether enough people gave this answer."""
         return vqav2.accuracy(*self._compared(record)) >= AGREED
 
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
-        """Score as official; the baseline gives each kind of question its most frequent answer."""
+        """Score like the official code. The baseline gives each kind of question its most frequent answer."""
         if not self.config.annotations:
             return self._submit(context, records)
         answers = [self._answer_of(record) for record in records]
@@ -112,7 +115,7 @@ class VqaV2(QuestionMeasure):
         )
 
     def publish(self, context: EvaluationContext, records: Sequence[Record], tracker: Tracker) -> None:
-        """Log a table of answers, if anyone knows whether they are right."""
+        """Log a table of answers, if the right ones are known."""
         if self.config.annotations:
             super().publish(context, records, tracker)
 
