@@ -16,6 +16,7 @@ import torch
 from callbacks.tracking import read_metrics
 from datamodules.scenes.prepare import prepare_scenes
 from pipelines.run.config import load
+from pipelines.run.ending import PREEMPTED
 from tests.integration.running import NO_EVALUATION, ROOT, UNIFIED
 
 COMMON = [
@@ -53,6 +54,22 @@ class Trainings:
     def kill_two(self, folder: Path, *more: str, after: int) -> None:
         """Two ranks, killed once step ``after`` is logged."""
         self._run(self._two(folder, *more), until=lambda: any(row["step"] >= after for row in read_metrics(folder)))
+
+    def stop_two(self, folder: Path, *more: str, after: int) -> None:
+        """Two ranks, told to stop by SIGTERM once step ``after`` is logged; they end in order."""
+        ranks = self._two(folder, *more)
+        try:
+            deadline = time.monotonic() + LIMIT
+            while not any(row["step"] >= after for row in read_metrics(folder)):
+                assert all(rank.process.poll() is None for rank in ranks), _logs(ranks)
+                assert time.monotonic() < deadline, _logs(ranks)
+                time.sleep(0.02)
+            for rank in ranks:
+                rank.process.send_signal(signal.SIGTERM)
+            codes = [rank.process.wait(LIMIT) for rank in ranks]
+        finally:
+            _end(ranks)
+        assert codes == [PREEMPTED, *[0] * (len(ranks) - 1)], _logs(ranks)
 
     def fail_on_two(self, folder: Path, *more: str) -> tuple[int, str]:
         """Exit code and output of the process of rank 1, which fails, or of rank 0's, if that has started rank 1."""

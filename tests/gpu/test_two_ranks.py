@@ -1,8 +1,15 @@
-"""Two ranks on two GPUs, or on one that they share: strategies agree, and killed runs go on, on two ranks or on one."""
+"""Two ranks on two GPUs, or on one that they share: strategies agree, and killed runs go on, on two ranks or on one.
+
+A run spends most of its time in starting. So all runs that wait for nothing are started together, then all that need
+their checkpoints; each test looks at its own.
+"""
 
 import shutil
 import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,18 +22,65 @@ if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
 SAME = ["data.global_batch={mmu: 12, t2i: 192}", "model.adapters.dropout=0.0", "checkpoint.every_n_steps=3"]
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
+ZERO2 = [*SAME, "hardware.strategy=zero2"]
 TOLERANCE = 1e-4
 """Of a loss: the same products in tf32, summed over ranks in another order."""
 
+Started = dict[str, "Future[Any]"]
+
 
 @pytest.fixture(scope="module")
-def runs(trainings: Trainings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Six steps on two ranks under every strategy."""
-    folder = tmp_path_factory.mktemp("strategies")
-    strategies = ("ddp", "zero1", "zero2", "zero3")
-    for strategy in strategies:
-        trainings.on_two(folder / strategy, *SAME, f"hardware.strategy={strategy}")
-    return {strategy: folder / strategy for strategy in strategies}
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(16) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def first(pool: ThreadPoolExecutor, trainings: Trainings, folder: Path) -> Started:
+    """Runs from the beginning: six steps under every strategy on two ranks, one on one, and three that do not end."""
+    started: Started = {
+        strategy: pool.submit(trainings.on_two, folder / strategy, *SAME, f"hardware.strategy={strategy}")
+        for strategy in STRATEGIES
+    }
+    started["alone"] = pool.submit(trainings.on_one, folder / "alone", *ZERO2)
+    started["killed"] = pool.submit(trainings.kill_two, folder / "killed", *ZERO2, after=4)
+    started["stopped"] = pool.submit(trainings.stop_two, folder / "stopped", *ZERO2, after=1)
+    started["failed"] = pool.submit(trainings.fail_on_two, folder / "failed", *SAME, "hardware.timeout_minutes=60")
+    return started
+
+
+@pytest.fixture(scope="module")
+def then(pool: ThreadPoolExecutor, trainings: Trainings, folder: Path, first: Started) -> Started:
+    """Runs from the checkpoints of the first ones."""
+
+    def resume(start: Callable[..., None], new: str, of: str, strategy: str, *, at: int | None = None) -> "Future[Any]":
+        def work() -> None:
+            first[of].result()
+            if at is None:
+                shutil.copytree(folder / of, folder / new)
+            else:
+                step = f"checkpoints/step-{at:09d}"
+                shutil.copytree(folder / of / step, folder / new / step)
+                shutil.copy(folder / of / "config.yaml", folder / new)
+            start(folder / new, *SAME, f"hardware.strategy={strategy}")
+
+        return pool.submit(work)
+
+    one, two = trainings.on_one, trainings.on_two
+    return {
+        "zero2-zero2": resume(one, "zero2-zero2", "zero2", "zero2", at=3),
+        "zero3-ddp": resume(one, "zero3-ddp", "zero3", "ddp", at=3),
+        "ddp-zero1": resume(one, "ddp-zero1", "ddp", "zero1", at=3),
+        "one-two": resume(two, "one-two", "alone", "zero2", at=3),
+        **{f"killed-{n}": resume(start, f"killed-{n}", "killed", "zero2") for n, start in ((1, one), (2, two))},
+        **{f"stopped-{n}": resume(start, f"stopped-{n}", "stopped", "zero2") for n, start in ((1, one), (2, two))},
+    }
 
 
 def assert_close(folder: Path, expected: Path, *, first: int = 0) -> None:
@@ -35,39 +89,45 @@ def assert_close(folder: Path, expected: Path, *, first: int = 0) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
-def test_losses_are_those_of_ddp(runs: dict[str, Path], strategy: str) -> None:
-    assert_close(runs[strategy], runs["ddp"])
+def test_losses_are_those_of_ddp(first: Started, then: Started, folder: Path, strategy: str) -> None:
+    for each in ("ddp", strategy):
+        first[each].result()
+    assert_close(folder / strategy, folder / "ddp")
 
 
-@pytest.mark.parametrize(("before", "after"), [("zero2", "zero2"), ("zero3", "ddp"), ("ddp", "zero1")])
-def test_a_checkpoint_of_two_ranks_resumes_on_one(
-    runs: dict[str, Path], trainings: Trainings, tmp_path: Path, before: str, after: str
+@pytest.mark.parametrize("name", ["zero2-zero2", "zero3-ddp", "ddp-zero1"])
+def test_a_checkpoint_of_two_ranks_resumes_on_one(first: Started, then: Started, folder: Path, name: str) -> None:
+    for each in (first["ddp"], then[name]):
+        each.result()
+    assert_close(folder / name, folder / "ddp", first=3)
+
+
+def test_a_checkpoint_of_one_rank_resumes_on_two(then: Started, first: Started, folder: Path) -> None:
+    for each in (first["ddp"], then["one-two"]):
+        each.result()
+    assert_close(folder / "alone", folder / "ddp")
+    assert_close(folder / "one-two", folder / "ddp", first=3)
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_ended_ranks_go_on_to_the_same_bits_on_two_and_near_them_on_one(
+    first: Started, then: Started, folder: Path, how: str
 ) -> None:
-    folder, step = tmp_path / "run", "checkpoints/step-000000003"
-    shutil.copytree(runs[before] / step, folder / step)
-    shutil.copy(runs[before] / "config.yaml", folder)
-    trainings.on_one(folder, *SAME, f"hardware.strategy={after}")
-    assert_close(folder, runs["ddp"], first=3)
+    for each in (first["ddp"], first["zero2"], first[how], then[f"{how}-1"], then[f"{how}-2"]):
+        each.result()
+    assert not (folder / how / "COMPLETE").exists()
+    resumed = min(row["step"] for row in lines(folder / f"{how}-2" / "metrics.jsonl") if row["attempt"] == 2)
+    last = max(row["step"] for row in lines(folder / how / "metrics.jsonl"))
+    # a kill goes back to the last checkpoint; who is told to stop saves the step that it is at
+    assert resumed == (4 if how == "killed" else last + 1)
+    assert losses(folder / f"{how}-2") == losses(folder / "zero2")
+    assert_same_weights(weights(folder / f"{how}-2"), weights(folder / "zero2"))
+    assert_close(folder / f"{how}-1", folder / "ddp")
 
 
-def test_killed_ranks_go_on_to_the_same_bits_on_two_and_near_them_on_one(
-    runs: dict[str, Path], trainings: Trainings, tmp_path: Path
-) -> None:
-    words = [*SAME, "hardware.strategy=zero2"]
-    trainings.kill_two(tmp_path / "two", *words, after=4)
-    assert not (tmp_path / "two" / "COMPLETE").exists()
-    shutil.copytree(tmp_path / "two", tmp_path / "one")
-    trainings.on_two(tmp_path / "two", *words)
-    assert min(row["step"] for row in lines(tmp_path / "two" / "metrics.jsonl") if row["attempt"] == 2) == 4
-    assert losses(tmp_path / "two") == losses(runs["zero2"])
-    assert_same_weights(weights(tmp_path / "two"), weights(runs["zero2"]))
-    trainings.on_one(tmp_path / "one", *words)
-    assert_close(tmp_path / "one", runs["ddp"])
-
-
-def test_a_rank_that_fails_says_why_at_once(trainings: Trainings, tmp_path: Path) -> None:
+def test_a_rank_that_fails_says_why_at_once(first: Started, then: Started) -> None:
     """In an orderly end NCCL would wait for the other rank until a timeout: an hour."""
-    code, printed = trainings.fail_on_two(tmp_path / "run", *SAME, "hardware.timeout_minutes=60")
+    code, printed = first["failed"].result()
     assert f"RuntimeError: {MESSAGE}" in printed
     # rank 1's own, or that of a rank 0 that has started it and waits in NCCL: Lightning kills that one
     assert code in ((1,) if torch.cuda.device_count() == 1 else (1, -signal.SIGKILL)), printed
