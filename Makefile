@@ -4,6 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 SWEEPS := .venv-sweeps
+# A process per core, but no more than four: each loads torch. The tests of one file stay together and share fixtures.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint format setup sweeps
@@ -15,10 +17,10 @@ demo: $(READY) ## train all three stages on embedded data, evaluate, show a tabl
 	$(PY) -m pipelines.demo
 
 test: $(READY) ## run the tests
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: $(READY) ## run the long forms of the tests too
-	$(PY) -m pytest
+	$(PY) -m pytest $(PARALLEL)
 
 lint: $(READY) ## ruff, mypy --strict, import-linter
 	$(VENV)/bin/ruff check .
