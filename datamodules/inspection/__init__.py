@@ -1,1 +1,1 @@
-"""Looking into prepared data: verify it, count it, look at a sample."""
+"""Inspect prepared data: verify it, survey it, look at a single sample."""

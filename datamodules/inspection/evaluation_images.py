@@ -1,7 +1,7 @@
-"""Which pictures a benchmark asks about, to find them again in training data.
+"""The pictures of a benchmark, to find them in training data.
 
-Pictures go by their file name without folder and ending; COCO's by their number of twelve digits, however they are
-named: ``COCO_val2014_000000310196.jpg``, ``000000310196.jpg`` and the id 310196 are one.
+A picture is known by its file name without folder and extension. COCO's are known by their twelve-digit number, so
+``COCO_val2014_000000310196.jpg``, ``000000310196.jpg`` and the id 310196 are the same.
 """
 
 import hashlib
@@ -18,23 +18,23 @@ from numpy.typing import NDArray
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 _COCO = re.compile(r"COCO_[a-z]+\d{4}_(\d{12})")
 _KEYS = ("file_name", "image", "imageId", "image_id")
-"""Under which the known benchmarks keep a picture's name or number."""
+"""Keys of a picture's name or number in the known benchmarks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationImages:
-    """Names and, where the pictures themselves were given, contents, as `digest` makes them."""
+    """Digests of the pictures' names and, if the pictures themselves were given, of their contents."""
 
     names: NDArray[np.uint64]
     contents: NDArray[np.uint64]
 
 
 def read_evaluation(places: list[Path]) -> EvaluationImages:
-    """The pictures of folders, and of question files of POPE, GQA, VQAv2 and COCO.
+    """The pictures in folders and in the question files of POPE, GQA, VQAv2 and COCO.
 
     Raises:
         FileNotFoundError: a place does not exist.
-        ValueError: a place names no picture.
+        ValueError: a place names no pictures.
     """
     names: set[int] = set()
     contents: set[int] = set()
@@ -50,7 +50,7 @@ def read_evaluation(places: list[Path]) -> EvaluationImages:
 
 
 def picture_name(value: str | int) -> str:
-    """What a picture goes by: its path's last part without ending, or COCO's number."""
+    """The name of a picture: its file name without extension, or COCO's number."""
     if isinstance(value, int):
         return f"{value:012d}"
     stem = PurePosixPath(value).stem
@@ -59,7 +59,7 @@ def picture_name(value: str | int) -> str:
 
 
 def digest(content: bytes) -> int:
-    """64 bits that stand for ``content``: among ten million pictures two share them once in 370,000 sets."""
+    """A 64-bit hash of ``content``; among ten million pictures, a collision has a chance of 1 in 370,000."""
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
 
 
@@ -83,7 +83,7 @@ def _named_in(path: Path) -> Iterator[str | int]:
 
 
 def _entries(path: Path) -> list[Any]:
-    """The entries of a file: a list, an object of entries, COCO's ``images``, VQA's ``questions``, or JSON lines."""
+    """The entries of a file: a list, an object's values, COCO's ``images``, VQA's ``questions``, or JSON lines."""
     if not path.is_file():
         raise FileNotFoundError(f"evaluation file {path} does not exist")
     try:

@@ -1,4 +1,4 @@
-"""What one sample after the other adds to a survey of a data set."""
+"""What a survey of a data set collects, sample by sample."""
 
 import io
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from datamodules.stored import content_of, turns_of
 from modules.omnimamba.tokenizer import TextTokenizer
 
 MMU_LENGTH, MMU_FRAME, MMU_IMAGE = 449, 4, 729
-"""Text ids of an MMU sequence, special ids about the image, and image positions of the published model."""
+"""Text ids, special ids and image positions of an MMU sequence of the published model."""
 T2I_LENGTH, T2I_FRAME = 68, 5
 """Caption ids and special ids of a T2I sequence of the published model."""
 _ENDLESS = 2**40
@@ -24,9 +24,9 @@ class SurveyConfig:
     """What to look for."""
 
     tokenizer: str = ""
-    """A tokenizer.json; without one texts are not measured."""
+    """A tokenizer.json; without it, text lengths are not measured."""
     length: int | None = None
-    """Ids that every text gets; None: those of the published model."""
+    """Fixed length of every text in ids; None: that of the published model."""
     image_positions: int = MMU_IMAGE
     """Positions of the image in an MMU sequence."""
     template: PromptTemplate = field(default_factory=PromptTemplate)
@@ -43,7 +43,7 @@ class SurveyConfig:
 
 @dataclass(kw_only=True)
 class Findings:
-    """What was found so far; each list in order of the samples."""
+    """What was found so far; each list is in sample order."""
 
     widths: list[int] = field(default_factory=list)
     heights: list[int] = field(default_factory=list)
@@ -56,13 +56,13 @@ class Findings:
     contents: list[int] = field(default_factory=list)
     files: list[int] = field(default_factory=list)
     names: list[int] = field(default_factory=list)
-    """0 where a sample names no picture."""
+    """0 for a sample that names no picture."""
 
 
 def add_sample(
     found: Findings, sample: dict[str, bytes], tokenizer: TextTokenizer | None, config: SurveyConfig
 ) -> None:
-    """Look at ``sample``; one that cannot be read counts as such and adds what was read of it."""
+    """Add ``sample`` to the findings. An unreadable sample is counted, and adds what could be read of it."""
     picture = next((sample[kind] for kind in PICTURES if kind in sample), None)
     name = None
     try:
@@ -73,7 +73,7 @@ def add_sample(
         content = content_of(sample.get("json", b"{}"))
         name = content.get("image", content.get("image_id"))
         _add_text(found, content, tokenizer, config)
-    except Exception:  # noqa: BLE001  # on damaged files Pillow's plugins raise what they like
+    except Exception:  # noqa: BLE001  # on damaged files, Pillow's plugins raise all kinds of errors
         found.unreadable += 1
     if isinstance(name, (str, int)):
         found.files.append(digest(str(name).encode()))

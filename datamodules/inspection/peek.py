@@ -1,4 +1,4 @@
-"""One sample of a data set the way that the model is shown it."""
+"""One sample of a data set, as the model sees it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +23,9 @@ class Token:
     position: int
     id: int
     text: str
-    """As the vocabulary has it: a space in front of a word is Ġ."""
+    """As in the vocabulary: Ġ stands for a space before a word."""
     label: int | None
-    """What is to be predicted here; None: no loss is taken."""
+    """The id to predict here; None: no loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,11 @@ class Peek:
 
 
 def peek(shards: ShardSet, wanted: str) -> Peek:
-    """The sample with the key ``wanted``, or with this number.
+    """The sample whose key or number is ``wanted``.
 
     Raises:
-        ValueError: there is no such sample; the message names keys like it. Or its text is no JSON object.
-        DamagedShardError: it is not what was written.
+        ValueError: there is no such sample (the message names similar keys), or its text is not a JSON object.
+        DamagedShardError: a payload is not the one that was written.
     """
     index = _index(shards, wanted)
     payloads = shards.get(index)
@@ -68,7 +68,7 @@ def tokens(
     """The text sequence of a sample: its conversation, or one of its captions.
 
     Raises:
-        ValueError: there is neither, or the first question leaves no room for an answer.
+        ValueError: it has neither, or the first question leaves no room for an answer.
     """
     if "conversations" in content:
         ids, labels = encode_conversation(tokenizer, turns_of(content), template, mmu_length)
@@ -94,12 +94,12 @@ def tokens(
 
 
 def picture_of(sample: Peek) -> tuple[str, bytes] | None:
-    """Extension and bytes of its picture; None where it has codes only."""
+    """Extension and bytes of its picture; None if it has only codes."""
     return next(((kind, sample.payloads[kind]) for kind in PICTURES if kind in sample.payloads), None)
 
 
 def codes_of(sample: Peek) -> NDArray[np.int64] | None:
-    """VQ codes (I,) of a T2I sample."""
+    """VQ codes (I,) of a T2I sample; None if it has none."""
     payload = sample.payloads.get("vq")
     return None if payload is None else np.frombuffer(payload, "<u2").astype(np.int64)
 
@@ -117,7 +117,7 @@ def _index(shards: ShardSet, wanted: str) -> int:
 
 
 def nearest_keys(keys: NDArray[np.bytes_], wanted: str) -> list[str]:
-    """The keys whose beginning and end have most signs in common with those of ``wanted``."""
+    """The keys whose beginning and end share the most characters with ``wanted``."""
     text = np.frombuffer(wanted.encode(), np.uint8)
     signs = np.ascontiguousarray(keys).view(np.uint8).reshape(len(keys), -1)
     lengths = np.char.str_len(keys)

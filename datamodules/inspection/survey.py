@@ -1,4 +1,4 @@
-"""What a data set holds: sizes, lengths, what fixed lengths waste, pictures that repeat or are evaluated on."""
+"""What a data set holds: sizes, lengths, padding, repeated pictures, and pictures used in evaluation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Summary:
 
     @classmethod
     def of(cls, values: NDArray[Any]) -> "Summary | None":
-        """None of no values."""
+        """The summary of ``values``; None if there are none."""
         if not values.size:
             return None
         median, p90 = np.percentile(values, [50, 90])
@@ -54,18 +54,18 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Padding:
-    """What it costs to give every text the same length."""
+    """The cost of giving every text the same length."""
 
     length: int
-    """Ids that every text gets."""
+    """Fixed length of every text in ids."""
     others: int
-    """Positions of a sequence that are no text: special ids and image."""
+    """Positions of a sequence that are not text: special ids and image."""
     cut: int
-    """Texts that are longer, and so lose their end."""
+    """Texts that are longer and lose their end."""
     no_room: int
-    """Conversations whose first question alone is too long: training refuses them."""
+    """Conversations whose first question alone is too long; training refuses them."""
     text_waste: float
-    """Share of the text positions that are padding; without padding it is 0."""
+    """Share of the text positions that are padding."""
     sequence_waste: float
     """Share of all positions that are padding."""
     positions_fixed: float
@@ -76,13 +76,13 @@ class Padding:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Samples whose picture is evaluated on."""
+    """Samples whose picture is also used in evaluation."""
 
     by_name: int
     by_content: int | None
-    """None: no pictures were given to compare with, or the samples hold none."""
+    """None: no pictures were given for comparison, or the samples hold none."""
     keys: list[str]
-    """The first of them."""
+    """The first of these samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +99,12 @@ class Survey:
     captions: Summary | None
     """Captions per image."""
     turns: Summary | None
-    """Questions with their answers per conversation."""
+    """Question-answer pairs per conversation."""
     text_ids: Summary | None
-    """Ids per text: a conversation as the model sees it, without the frame, or a caption."""
+    """Ids per text: a conversation as the model sees it, without the leading special ids, or a caption."""
     padding: Padding | None
     repeated_contents: int
-    """Samples whose picture (or codes), byte for byte, an earlier one has."""
+    """Samples with the same picture (or codes), byte for byte, as an earlier one."""
     repeated_names: int
     """Samples that name the same picture as an earlier one."""
     unreadable: int
@@ -132,11 +132,11 @@ def survey(
     processes: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Survey:
-    """Read every sample once and say what there is.
+    """Read every sample once and summarize them.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a broken rule of ``config``, or the data set is damaged.
+        ValueError: ``config`` breaks a rule, or the data set is damaged.
     """
     config = config or SurveyConfig()
     if problems := config.problems():
@@ -151,7 +151,7 @@ def survey(
     for number, one in enumerate(in_processes(_look_at, parts, processes), start=1):
         for name, values in vars(one).items():
             total = getattr(found, name)
-            total += values  # in place where it is a list
+            total += values  # in place if it is a list
             setattr(found, name, total)
         if progress is not None:
             progress(number, len(parts))

@@ -1,4 +1,4 @@
-"""Looks for every fault of a data set on disk, where training stops at the first."""
+"""Finds every fault of a data set on disk; training would stop at the first."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,10 +17,10 @@ from datamodules.stored import captions_of, codes_of, content_of, turns_of
 from modules.files import sha256 as sha256_of
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
-"""Extensions of what must decode as a picture."""
+"""Extensions of payloads that must decode as pictures."""
 
 EVERY_SHARD = "all"
-"""Stands for a shard's name where a fault is one of the set."""
+"""Takes the place of a shard's name if the fault concerns the whole set."""
 
 Job = TypeVar("Job")
 _Result = TypeVar("_Result")
@@ -28,17 +28,17 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Something that is not as it should be."""
+    """Something wrong with a data set."""
 
     shard: str
     key: str | None
-    """None: it is the shard as a whole, or its index."""
+    """None: the fault concerns the whole shard or its index."""
     what: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was looked at, and every fault found."""
+    """What was checked, and every fault found."""
 
     shards: int
     samples: int
@@ -48,7 +48,7 @@ class Verification:
 
 @dataclass(frozen=True, kw_only=True)
 class _Shard:
-    """One shard to look at."""
+    """One shard to check."""
 
     entry: ShardEntry
     tar: Path
@@ -67,10 +67,10 @@ def verify(
     processes: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
-    """Look at every shard and index beside ``manifest``, or at their copies in ``cache``.
+    """Check every shard and index next to ``manifest``, or their copies in ``cache``.
 
-    Sizes and indexes always; with ``sha256`` all bytes of every shard, and in a damaged one every payload, so that the
-    keys are known; with ``decode`` every payload: whether it is what was written, and whether it decodes.
+    Sizes and indexes are always checked. ``sha256`` checks all bytes of every shard, and every payload of a damaged
+    one to name the keys. ``decode`` checks for every payload that it is unchanged and that it decodes.
 
     Raises:
         FileNotFoundError: there is no manifest.
@@ -107,13 +107,13 @@ def verify(
 
 
 def in_processes(work: Callable[[Job], _Result], jobs: Sequence[Job], processes: int) -> Iterator[_Result]:
-    """``work`` of every job, in order; one process works here, more are started for it."""
+    """``work`` of every job, in order; in this process if ``processes`` is 1, otherwise in that many new ones."""
     if processes < 1:
         raise ValueError(f"processes={processes} must be at least 1")
     if processes == 1:
         yield from map(work, jobs)
         return
-    # spawned: torch and the tokenizers have threads, which a fork would lose
+    # spawn: torch and the tokenizers have threads, which a fork would lose
     with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=get_context("spawn")) as pool:
         yield from pool.map(work, jobs)
 
@@ -159,7 +159,7 @@ def _payload_faults(shard: _Shard, index: Index) -> Iterator[Fault]:
 
 
 def content_fault(field: str, payload: bytes, codebook_size: int | None = None) -> str | None:
-    """Why a payload of this extension cannot be used although it is the one that was written; None when it can."""
+    """Why an intact payload of this extension cannot be used; None if it can."""
     if field == "json":
         return _text_fault(payload)
     if field == "vq":
@@ -168,7 +168,7 @@ def content_fault(field: str, payload: bytes, codebook_size: int | None = None) 
         from datamodules.images import mmu_pixels
 
         try:
-            mmu_pixels(payload, 32)  # the way that training goes
+            mmu_pixels(payload, 32)  # the code path of training
         except ValueError as error:
             return f"does not decode ({error})"
     return None
