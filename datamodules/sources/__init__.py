@@ -1,1 +1,1 @@
-"""Corpora in: COCO, image folders, LLaVA-style conversations, Hugging Face data sets."""
+"""Turn corpora into shards: COCO, image folders, LLaVA-style conversations, Hugging Face data sets."""

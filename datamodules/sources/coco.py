@@ -1,4 +1,4 @@
-"""COCO captions and images to T2I shards: five captions and the image's codes per sample."""
+"""COCO captions and images to T2I shards: five captions and the image's VQ codes per sample."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from datamodules.sources.t2i import (
 from modules.files import sha256
 
 CAPTIONS_PER_IMAGE = 5
-"""COCO has a few images with more; the published training data keep five."""
+"""A few COCO images have more; the published training data keep five."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CocoConfig(T2IConfig):
-    """Where the official files lie and where the shards go."""
+    """Where the official files are and where the shards go."""
 
     captions: str
     """COCO captions JSON, such as annotations/captions_train2014.json."""
@@ -82,8 +82,8 @@ def _read_captions(path: Path) -> tuple[dict[int, str], dict[int, list[Any]]]:
             by_image[_whole(each["image_id"])].append(each["caption"])
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"captions file {path} has not COCO's layout ({type(error).__name__}: {error}); it needs images with id "
-            "and file_name, and annotations with id, image_id and caption; ids are whole numbers"
+            f"captions file {path} does not have COCO's layout ({type(error).__name__}: {error}); it needs images "
+            "with id and file_name, and annotations with id, image_id and caption; ids are whole numbers"
         ) from error
     if len(images) != len(content["images"]):
         raise ValueError(
@@ -94,18 +94,18 @@ def _read_captions(path: Path) -> tuple[dict[int, str], dict[int, list[Any]]]:
 
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise TypeError(f"file_name {value!r} is no name")
+        raise TypeError(f"file_name {value!r} is not a name")
     return value
 
 
 def _whole(value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise TypeError(f"id {value!r} is no whole number")
+        raise TypeError(f"id {value!r} is not a whole number")
     return value
 
 
 def _rows(name: str, images: dict[int, str], by_image: dict[int, list[Any]]) -> list[CaptionedFile]:
-    """A row for every image that the file lists or has captions for, in order of image id."""
+    """A row for every image that the file lists or captions, in order of image id."""
     return [
         captioned_file(
             f"{name}-{image_id:012d}",

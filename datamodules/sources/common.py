@@ -1,4 +1,4 @@
-"""What the sources share: settings, files read with care, pictures checked to the last pixel."""
+"""What the sources share: settings, and checked reading of files, pictures and texts."""
 
 import errno
 import json
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 _MACHINE_FAULTS = frozenset(
     (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENOTCONN)
 )
-"""What says nothing of the file asked for: the build must stop and go on later, not leave samples out."""
+"""Errors of the machine, not of a file: the build must stop and resume later, not leave samples out."""
 _SHOWN = 120
 """Characters of a name or text that a reason shows."""
 
 
 class BadEntryError(ValueError):
-    """An entry cannot become a sample; the message is the reason, its kind before the first colon."""
+    """An entry cannot become a sample; the message is the reason, with its kind before the first colon."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +29,11 @@ class SourceConfig:
     out: str
     """Folder for the shards."""
     name: str
-    """Starts the names of shards and keys."""
+    """Prefix of the names of shards and keys."""
     per_shard: int
-    """Entries of one shard."""
+    """Entries per shard."""
     processes: int = 0
-    """Worker processes; 0 takes all cores."""
+    """Worker processes; 0 uses all cores."""
     licence: str = ""
     """Terms of the pictures and texts, for the manifest."""
 
@@ -41,13 +41,13 @@ class SourceConfig:
         """Broken rules, each with the way out."""
         found = [f"per_shard={self.per_shard} must be at least 1"] if self.per_shard < 1 else []
         if self.processes < 0:
-            found.append(f"processes={self.processes} must be at least 0; 0 takes all cores")
+            found.append(f"processes={self.processes} must be at least 0; 0 uses all cores")
         return found
 
 
 def processes_of(config: SourceConfig) -> int:
     """Number of processes that ``config`` asks for."""
-    # the cores this process may use: a job is often given fewer than the machine has
+    # the cores this process may use: a job often gets fewer than the machine has
     return config.processes or len(os.sched_getaffinity(0))
 
 
@@ -59,7 +59,7 @@ def read_file(folder: Path, name: str) -> bytes:
         OSError: the machine failed, not the file.
     """
     path = PurePath(name)
-    # by name alone: links to where the pictures really lie are welcome
+    # only the name is checked: symbolic links out of the folder are allowed
     if path.is_absolute() or ".." in path.parts:
         raise BadEntryError(f"image lies outside the image folder: {shown(name)}")
     try:
@@ -78,12 +78,12 @@ def read_file(folder: Path, name: str) -> bytes:
 
 
 def decoded(content: bytes, name: str) -> "Image.Image":
-    """The picture that ``content`` holds, decoded in full, upright and in RGB.
+    """The picture in ``content``, fully decoded, upright, in RGB.
 
     Raises:
-        BadEntryError: it is empty, truncated, too large or no picture at all.
+        BadEntryError: it is empty, truncated, too large or not a picture at all.
     """
-    # late, as it brings torch along
+    # imported here because it imports torch
     from datamodules.images import decode
 
     if not content:
@@ -98,7 +98,7 @@ def clean_text(value: Any, what: str) -> str:
     """``value``, if it is a text that can be stored; ``what`` names it in the reason.
 
     Raises:
-        BadEntryError: it is no string, or holds half of a surrogate pair, which no tokenizer takes.
+        BadEntryError: it is not a string, or holds half of a surrogate pair, which no tokenizer accepts.
     """
     if not isinstance(value, str):
         raise BadEntryError(f"{what} is no text: {type(value).__name__}")
@@ -110,10 +110,10 @@ def clean_text(value: Any, what: str) -> str:
 
 
 def clean_captions(values: Any) -> list[str]:
-    """Captions from a text or a list of texts, white space made single spaces, empty ones left out.
+    """Captions from a text or a list of texts, with white space collapsed and empty ones left out.
 
     Raises:
-        BadEntryError: something in it is no text, or there are none.
+        BadEntryError: something in it is not a text, or there are no captions.
     """
     given = values if isinstance(values, list | tuple) else [values]
     # some captions, COCO's among them, end in line breaks
@@ -124,7 +124,7 @@ def clean_captions(values: Any) -> list[str]:
 
 
 def shown(text: str) -> str:
-    """``text``, shortened to what fits into a reason."""
+    """``text``, shortened to fit into a reason."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
 
 
@@ -139,20 +139,20 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def read_json_lines(path: Path, what: str) -> list[Any]:
-    """Values of a file with a JSON value a line, empty lines left out; ``what`` names it in errors.
+    """Values of a file with one JSON value per line, without empty lines; ``what`` names it in errors.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line is not JSON.
     """
-    # by "\n" alone: splitlines would also part at the separators that JSON strings may hold
+    # only at "\n": splitlines would also split at separators that JSON strings may hold
     lines = enumerate(_text(path, what).split("\n"), 1)
     return [_parsed(line, f"{what} {path}, line {number}") for number, line in lines if line.strip()]
 
 
 def _text(path: Path, what: str) -> str:
     if not path.is_file():
-        raise FileNotFoundError(f"{what} {path} {'is no file' if path.exists() else 'does not exist'}")
+        raise FileNotFoundError(f"{what} {path} {'is not a file' if path.exists() else 'does not exist'}")
     try:
         # -sig: some editors put a byte order mark in front
         return path.read_text(encoding="utf-8-sig")
@@ -163,7 +163,7 @@ def _text(path: Path, what: str) -> str:
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:  # not JSON, or a number of thousands of digits
+    except ValueError as error:  # not JSON, or a number with thousands of digits
         raise ValueError(f"{where} is not JSON: {error}") from error
     except RecursionError as error:
         raise ValueError(f"{where} is nested too deeply to be read; these files have a few levels") from error

@@ -18,14 +18,14 @@ _ROWS_AT_ONCE = 1000
 class HfConfig(SourceConfig):
     """Which data set, which of its columns, and where the shards go.
 
-    The columns named decide what is built: ``caption_column`` gives T2I shards; ``conversations_column``, or
+    The named columns decide what is built: ``caption_column`` gives T2I shards; ``conversations_column``, or
     ``question_column`` and ``answer_column``, give MMU shards.
     """
 
     dataset: str
     """Name on the hub, a folder made by ``save_to_disk``, a folder of data files, or a .parquet file."""
     config: str = ""
-    """Configuration of the data set, where it has several."""
+    """Configuration of the data set, if it has several."""
     split: str = "train"
     image_column: str = "image"
     caption_column: str = ""
@@ -39,12 +39,12 @@ class HfConfig(SourceConfig):
     batch: int = 64
     """Images tokenized at once, for T2I shards."""
     name: str = "hf"
-    """Starts the names of shards and keys, and is each MMU sample's ``source``."""
+    """Prefix of the names of shards and keys, and the ``source`` of each MMU sample."""
     per_shard: int = 1000
 
     @property
     def text_columns(self) -> list[str]:
-        """The columns named besides the image's."""
+        """The named columns, without the image column."""
         named = (self.caption_column, self.conversations_column, self.question_column, self.answer_column)
         return [column for column in named if column]
 
@@ -62,7 +62,7 @@ class HfConfig(SourceConfig):
                 "answer_column (MMU shards)"
             )
         if bool(self.caption_column) != bool(self.vq):
-            found.append("vq, the image tokenizer file, goes with caption_column, and with nothing else")
+            found.append("vq, the image tokenizer file, and caption_column belong together; name both or neither")
         return found
 
 
@@ -128,7 +128,7 @@ def _load(config: HfConfig) -> Any:
 
 
 def _with_columns(dataset: Any, config: HfConfig) -> Any:
-    """The columns that are needed, with the pictures' files as they are."""
+    """The needed columns, with the picture files left as they are."""
     import datasets
 
     wanted = [config.image_column, *config.text_columns]
@@ -145,7 +145,7 @@ def _with_columns(dataset: Any, config: HfConfig) -> Any:
 
 
 def _digest(texts: Any) -> str:
-    """Hex SHA-256 of the text columns: the data set's own fingerprint differs from copy to copy."""
+    """Hex SHA-256 of the text columns; the data set's own fingerprint differs from copy to copy."""
     digest = hashlib.sha256()
     for batch in texts.iter(batch_size=_ROWS_AT_ONCE):
         digest.update(json.dumps(batch, default=str).encode())
@@ -154,7 +154,7 @@ def _digest(texts: Any) -> str:
 
 @dataclass(frozen=True)
 class HfReader:
-    """Reads rows of a data set whose image column gives files."""
+    """Reads rows of a data set whose image column holds files."""
 
     dataset: Any
     config: HfConfig
@@ -163,7 +163,7 @@ class HfReader:
         """Captions and picture of ``row``.
 
         Raises:
-            BadEntryError: it has none that can be used.
+            BadEntryError: they are missing or cannot be used.
         """
         content = self.dataset[row.number]
         captions = clean_captions(content[self.config.caption_column])
@@ -174,7 +174,7 @@ class HfReader:
         """Conversation and picture of ``row``.
 
         Raises:
-            BadEntryError: it has none that can be used.
+            BadEntryError: they are missing or cannot be used.
         """
         config, content = self.config, self.dataset[row.number]
         if config.conversations_column:
@@ -186,14 +186,14 @@ class HfReader:
 
 
 def _listed(turns: Any) -> Any:
-    """A list of turns; some releases of `datasets` give lists of objects as an object of lists."""
+    """A list of turns; some releases of `datasets` return a list of objects as an object of lists."""
     if isinstance(turns, dict):
         return [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
     return turns
 
 
 def _picture(value: dict[str, Any] | None, number: int) -> tuple[str, bytes]:
-    """Name and content of a picture's file."""
+    """Name and content of a picture file."""
     name = Path((value or {}).get("path") or f"row-{number}").name
     if value and value["bytes"] is not None:
         return name, value["bytes"]

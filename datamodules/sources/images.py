@@ -25,13 +25,13 @@ _CAPTION_KEYS = {"caption", "captions"}
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesConfig(T2IConfig):
-    """Where the images and captions lie and where the shards go."""
+    """Where the images and captions are and where the shards go."""
 
     images: str
     """Folder of the images."""
     captions: str = ""
-    """JSONL file, a line {"file": "a/b.jpg", "caption": "..."} or {"file": ..., "captions": [...]}; left out: the
-    captions of a/b.jpg are the lines of a/b.txt."""
+    """JSONL file with lines {"file": "a/b.jpg", "caption": "..."} or {"file": ..., "captions": [...]}. If left out,
+    the captions of a/b.jpg are the lines of a/b.txt."""
     name: str = "images"
 
 
@@ -70,7 +70,7 @@ def build_images(config: ImagesConfig, progress: Progress | None = None) -> Path
 
 
 def _listed(path: Path) -> dict[str, list[Any]]:
-    """Captions by file, of all lines that name it."""
+    """Captions by file, collected from all lines that name it."""
     found: dict[str, list[Any]] = {}
     for entry in read_json_lines(path, "captions file"):
         if (
@@ -88,12 +88,12 @@ def _listed(path: Path) -> dict[str, list[Any]]:
 
 
 def _beside(folder: Path) -> dict[str, list[Any]]:
-    """Captions by file, from the text files beside them; none where there is no text file."""
+    """Captions by file, from the text file next to each; none if there is no text file."""
     found: dict[str, list[Any]] = {}
     for path in folder.rglob("*"):
         if path.suffix.lower() in _SUFFIXES:
             text = path.with_suffix(".txt")
-            # a byte that is no UTF-8 becomes half a surrogate pair, which is rejected with its reason
+            # a byte that is not UTF-8 becomes half a surrogate pair, which is rejected later with its reason
             lines = text.read_text(encoding="utf-8-sig", errors="surrogateescape") if text.is_file() else ""
             found[path.relative_to(folder).as_posix()] = list(lines.split("\n"))
     return found

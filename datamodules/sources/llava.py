@@ -23,20 +23,20 @@ _LRV_KEYS = {"image_id", "question", "answer"}
 
 @dataclass(frozen=True, kw_only=True)
 class LlavaConfig(SourceConfig):
-    """Where the official files lie and where the shards go."""
+    """Where the official files are and where the shards go."""
 
     annotations: str
-    """Conversations, such as llava_v1_5_mix665k.json; .jsonl has one entry a line."""
+    """Conversations, such as llava_v1_5_mix665k.json; a .jsonl file has one entry per line."""
     images: str
-    """Folder that the image paths in it start from."""
+    """Folder that the image paths in the annotations are relative to."""
     name: str = "llava"
-    """Starts the names of shards and keys, and is each sample's ``source``."""
+    """Prefix of the names of shards and keys, and the ``source`` of each sample."""
     per_shard: int = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Row of the plan: an entry of the file as it is there."""
+    """Row of the plan: an unchanged entry of the file."""
 
     key: str
     row: int
@@ -48,7 +48,7 @@ def build_llava(config: LlavaConfig, progress: Progress | None = None) -> Path:
 
     Raises:
         FileNotFoundError: a file or folder of ``config`` is missing.
-        ValueError: the annotations file is no list, or nothing in it can be used; see also `build_shards`.
+        ValueError: the annotations file is not a list, or nothing in it can be used; see also `build_shards`.
         FileExistsError: ``config.out`` already holds another data set.
     """
     annotations = Path(config.annotations)
@@ -60,7 +60,7 @@ def build_llava(config: LlavaConfig, progress: Progress | None = None) -> Path:
     return build_shards(
         Path(config.out),
         config.name,
-        # keys by row: ids repeat in the official mixes, one image having several conversations
+        # keys by row: ids repeat in the official mixes, because an image may have several conversations
         [Entry(key=f"{config.name}-{row:08d}", row=row, content=entry) for row, entry in enumerate(content)],
         MMUMaker(read=EntryReader(folder), source=config.name),
         per_shard=config.per_shard,
@@ -101,6 +101,6 @@ class EntryReader:
 
 def _lrv_file(entry: dict[str, Any]) -> str:
     image_id = entry["image_id"]
-    # LRV-Instruct names Visual Genome's pictures, some releases with the extension
+    # LRV-Instruct names pictures of Visual Genome; some releases include the extension
     name = clean_text(str(image_id) if type(image_id) is int else image_id, "image_id")
     return name if name.endswith(".jpg") else f"{name}.jpg"

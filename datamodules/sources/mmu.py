@@ -17,27 +17,27 @@ _SPEAKERS = ("human", "gpt")
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """What becomes an MMU sample."""
+    """The content of an MMU sample."""
 
     id: str
     turns: list[dict[str, str]]
     file: str
     """The picture's name."""
     content: bytes
-    """The picture's file."""
+    """The picture file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MMUMaker:
     """Turns rows into MMU samples: ``.json`` with the conversation, ``.jpg`` with the picture.
 
-    JPEG files are taken over byte for byte, so also those in CMYK or turned by EXIF; other formats become JPEG of
-    quality 95, which is counted.
+    JPEG files are copied byte for byte, including those in CMYK or rotated by EXIF. Other formats are converted to
+    JPEG of quality 95, and counted.
     """
 
     read: Callable[[Any], Conversation]
     source: str
-    """Where the samples say that they come from."""
+    """The ``source`` that the samples name."""
 
     def __call__(self, rows: Sequence[Row], counts: Counter[str]) -> Iterator[Sample | Rejected]:
         """A sample or a reject per row, in the rows' order."""
@@ -58,10 +58,11 @@ class MMUMaker:
 
 
 def checked_turns(conversation: Any) -> list[dict[str, str]]:
-    """The turns of a LLaVA conversation, with nothing but ``from`` and ``value``.
+    """The turns of a LLaVA conversation, reduced to ``from`` and ``value``.
 
     Raises:
-        BadEntryError: they are not pairs of human and gpt with text, or ``<image>`` does not stand once in the first.
+        BadEntryError: they are not pairs of human and gpt with text, or ``<image>`` is not once in the first turn
+            and nowhere else.
     """
     if not isinstance(conversation, list) or not conversation or len(conversation) % 2:
         raise BadEntryError("conversations must be a non-empty list of human and gpt turns in pairs")
@@ -74,7 +75,7 @@ def checked_turns(conversation: Any) -> list[dict[str, str]]:
         marks = value.count(IMAGE_MARK)
         if marks != (number == 0):
             raise BadEntryError(
-                f"turn {number} holds {IMAGE_MARK} {marks} times: turn 0 needs it once, the others not at all"
+                f"turn {number} holds {IMAGE_MARK} {marks} times: turn 0 must hold it once, the others not at all"
             )
         if number and not value.strip():
             raise BadEntryError(f"turn {number} is empty")
@@ -83,10 +84,10 @@ def checked_turns(conversation: Any) -> list[dict[str, str]]:
 
 
 def question_and_answer(question: Any, answer: Any) -> list[dict[str, str]]:
-    """The turns of one question about a picture and its answer; ``<image>`` is put in front where it is missing.
+    """The turns of one question about a picture and its answer; a missing ``<image>`` is put in front.
 
     Raises:
-        BadEntryError: as `checked_turns`.
+        BadEntryError: see `checked_turns`.
     """
     question, answer = clean_text(question, "question"), clean_text(answer, "answer")
     asked = question if IMAGE_MARK in question else f"{IMAGE_MARK}\n{question}"
@@ -98,7 +99,7 @@ def _as_jpeg(entry: Conversation, counts: Counter[str]) -> bytes:
 
     picture = decoded(entry.content, entry.file)
     kind = str(Image.open(io.BytesIO(entry.content)).format)
-    # MPO is a JPEG with further pictures behind it
+    # MPO is a JPEG followed by further pictures
     if kind in ("JPEG", "MPO"):
         return entry.content
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""T2I shards: captions and the codes of a picture per sample."""
+"""T2I shards: captions and the VQ codes of a picture per sample."""
 
 import json
 from collections import Counter
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from modules.omnimamba.vq import ImageTokenizer
 
 _WORKERS_PER_GPU = 16
-"""Enough to keep a GPU busy with pictures; each has its own CUDA context of about 0.5 GB there."""
+"""Enough to keep a GPU busy with pictures; each has its own CUDA context of about 0.5 GB of GPU memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class T2IConfig(SourceConfig):
-    """What the sources of T2I shards have in common."""
+    """Settings that all sources of T2I shards share."""
 
     vq: str
     """Image tokenizer file."""
@@ -40,19 +40,19 @@ class T2IConfig(SourceConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionedPicture:
-    """What becomes a T2I sample."""
+    """The content of a T2I sample."""
 
     file: str
     captions: list[str]
     content: bytes
-    """The picture's file."""
+    """The picture file."""
     about: Mapping[str, Any]
-    """What else the sample's JSON says."""
+    """Further entries of the sample's JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionedFile:
-    """Row of a plan: a picture in a folder and its captions, or why there is none."""
+    """Row of a plan: a picture in a folder and its captions, or the fault that rules it out."""
 
     key: str
     file: str = ""
@@ -62,7 +62,7 @@ class CaptionedFile:
 
 
 def captioned_file(key: str, file: str | None, captions: Sequence[Any], about: Mapping[str, Any]) -> CaptionedFile:
-    """The row of ``file``, None if it is not known, with its captions as they are given; a fault becomes part of it."""
+    """The row of ``file`` with its cleaned captions, or with a fault; ``file`` is None for an unlisted image."""
     try:
         if file is None:
             raise BadEntryError("captions for an image that the file does not list")
@@ -82,7 +82,7 @@ class FileReader:
         """The captions and picture of ``row``.
 
         Raises:
-            BadEntryError: there is a fault in the row, or the file cannot be read.
+            BadEntryError: the row has a fault, or the file cannot be read.
         """
         if row.fault:
             raise BadEntryError(row.fault)
@@ -94,7 +94,7 @@ class FileReader:
 class T2IMaker:
     """Turns rows into T2I samples: ``.json`` with the captions, ``.vq`` with the codes as little-endian uint16.
 
-    Pictures are turned upright, cropped about their centre to a square and resized (Lanczos) to the tokenizer's size.
+    Pictures are rotated upright, cropped to the central square and resized (Lanczos) to the tokenizer's size.
     """
 
     read: Callable[[Any], CaptionedPicture]
@@ -102,7 +102,7 @@ class T2IMaker:
     vq_fingerprint: str
     batch: int
     captions_per_image: int | None = None
-    """Captions kept of each picture; None keeps all."""
+    """Captions kept per picture; None keeps all."""
 
     def __call__(self, rows: Sequence[Row], counts: Counter[str]) -> Iterator[Sample | Rejected]:
         """A sample or a reject per row; the samples in the rows' order."""
@@ -145,11 +145,11 @@ class T2IMaker:
 
 
 def describe_vq(path: str) -> dict[str, Any]:
-    """What a manifest says of the image tokenizer in ``path``, and of the kind of device that it runs on.
+    """Describe the image tokenizer in ``path``, and the kind of device it runs on, for a manifest.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no image tokenizer.
+        ValueError: it is not an image tokenizer.
     """
     from modules.omnimamba.vq import load_image_tokenizer
 
@@ -160,13 +160,13 @@ def describe_vq(path: str) -> dict[str, Any]:
         "codebook_size": tokenizer.codebook_size,
         "image_size": tokenizer.image_size,
         "tokens_per_image": tokenizer.tokens_per_image,
-        # the last bits of what a network computes differ between a CPU and a GPU
+        # the last bits of a network's results differ between CPU and GPU
         "device": device_of(0).split(":")[0],
     }
 
 
 def processes_for_pictures(config: SourceConfig) -> int:
-    """Number of processes for tokenizing pictures: all cores means no more than the GPUs, if any, have room for."""
+    """Number of processes for tokenizing pictures; 0 means all cores, but no more than the GPUs, if any, can hold."""
     import torch
 
     gpus = torch.cuda.device_count()
@@ -174,7 +174,7 @@ def processes_for_pictures(config: SourceConfig) -> int:
 
 
 def device_of(worker: int) -> str:
-    """The device that a worker tokenizes on: the GPUs in turn, or the CPU where there is none."""
+    """The device that a worker tokenizes on: the GPUs in turn, or the CPU if there are none."""
     import torch
 
     gpus = torch.cuda.device_count()
@@ -183,7 +183,7 @@ def device_of(worker: int) -> str:
 
 @lru_cache(maxsize=1)
 def _load(path: str, fingerprint: str, device: str) -> "ImageTokenizer":
-    """Kept for the next shard; by its fingerprint, as the next build may find another file in the same place."""
+    """The image tokenizer, cached for the next shard, by fingerprint, because the file may change between builds."""
     from torch import nn
 
     from modules.omnimamba.vq import load_image_tokenizer
@@ -191,8 +191,8 @@ def _load(path: str, fingerprint: str, device: str) -> "ImageTokenizer":
     tokenizer = load_image_tokenizer(path)
     if tokenizer.fingerprint != fingerprint:
         raise ValueError(
-            f"image tokenizer {path} was changed while shards were built with it; put the former back and start again, "
-            "or delete the folder and build anew"
+            f"image tokenizer {path} was changed while shards were built with it; restore it and start again, "
+            "or delete the folder and start over"
         )
     if isinstance(tokenizer, nn.Module):
         tokenizer.to(device)

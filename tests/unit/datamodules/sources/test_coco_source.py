@@ -160,19 +160,19 @@ def test_a_missing_image_folder_is_named(official: Path) -> None:
     ("content", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "has not COCO's layout"),
-        ('{"images": [{"id": 1}], "annotations": []}', r"has not COCO's layout \(KeyError: 'file_name'\)"),
+        ("[]", "does not have COCO's layout"),
+        ('{"images": [{"id": 1}], "annotations": []}', r"does not have COCO's layout \(KeyError: 'file_name'\)"),
         (
             '{"images": [{"id": "x", "file_name": "a"}], "annotations": []}',
-            r"captions\.json .*id 'x' is no whole number",
+            r"captions\.json .*id 'x' is not a whole number",
         ),
         (
             '{"images": [], "annotations": [{"id": 1.5, "image_id": 1, "caption": "a"}]}',
-            r"captions\.json has not COCO's layout \(TypeError: id 1\.5 is no whole number\).*ids are whole numbers",
+            r"captions\.json does not have COCO's layout \(TypeError: id 1\.5 is not a whole number\).*ids are whole numbers",
         ),
         (
             '{"images": [], "annotations": [{"id": 1, "image_id": "one", "caption": "a"}]}',
-            r"captions\.json has not COCO's layout .*id 'one' is no whole number",
+            r"captions\.json does not have COCO's layout .*id 'one' is not a whole number",
         ),
         ("[" * 100_000, r"captions\.json is nested too deeply to be read"),
         (
@@ -236,9 +236,7 @@ def test_another_tokenizer_in_the_same_place_is_not_mistaken_for_the_first(offic
 
     write_levels(LEVELS.roll(1))
     monkeypatch.setattr("datamodules.sources.coco.describe_vq", changed)
-    with pytest.raises(
-        ValueError, match=r"vq\.safetensors was changed while shards were built with it; put the former"
-    ):
+    with pytest.raises(ValueError, match=r"vq\.safetensors was changed while shards were built with it; restore it"):
         codes("third")
 
 
@@ -258,6 +256,6 @@ def test_problems() -> None:
     assert CocoConfig(**paths).problems() == []
     assert CocoConfig(**paths, batch=0, per_shard=0, processes=-1).problems() == [
         "per_shard=0 must be at least 1",
-        "processes=-1 must be at least 0; 0 takes all cores",
+        "processes=-1 must be at least 0; 0 uses all cores",
         "batch=0 must be at least 1",
     ]

@@ -178,8 +178,8 @@ def test_missing_columns_are_named_with_those_there_are(tmp_path: Path) -> None:
         ({}, "name either caption_column"),
         ({"caption_column": "c", "vq": "v", "conversations_column": "t"}, "name either caption_column"),
         ({"question_column": "q"}, "question_column and answer_column belong together"),
-        ({"caption_column": "c"}, "vq, the image tokenizer file, goes with caption_column"),
-        ({"conversations_column": "t", "vq": "v"}, "vq, the image tokenizer file, goes with caption_column"),
+        ({"caption_column": "c"}, "vq, the image tokenizer file, and caption_column belong together"),
+        ({"conversations_column": "t", "vq": "v"}, "vq, the image tokenizer file, and caption_column belong together"),
         ({"conversations_column": "t", "batch": 0}, "batch=0 must be at least 1"),
     ],
 )
