@@ -1,4 +1,4 @@
-"""The embedded data: scenes drawn by the repository itself, in the official formats of the data sets they stand for."""
+"""The embedded data: scenes drawn by this repository, in the official formats of the data sets they stand in for."""
 
 from datamodules.scenes.config import ScenesConfig
 from datamodules.scenes.draw import Object, Scene, make_scene, render

@@ -1,4 +1,4 @@
-"""POPE-style and GQA-style questions over the validation scenes, in the official files' layouts."""
+"""POPE-style and GQA-style questions about the validation scenes, in the layout of the official files."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +13,17 @@ from datamodules.scenes.questions import KINDS, Question, questions
 POPE_SPLITS = ("random", "popular", "adversarial")
 
 Choice = Callable[[Scene, list[str], Dice], str]
-"""Picks one of several names of absent things."""
+"""Picks one of several names of absent objects."""
 
 
 def pope(scenes: Mapping[str, Scene], seed: int) -> dict[str, list[dict[str, Any]]]:
     """The lines of the three POPE files; ``scenes`` is keyed by image file name.
 
-    As in the official files, six questions per image, every other one to be answered with no, and the same positive
-    ones in all three. Of each kind of name (shape, colour, both) a present and an absent one is asked for, so that the
-    kind alone tells nothing. The absent one is drawn at random (``random``), the most frequent in the data set
-    (``popular``), or the likeliest to be mistaken (``adversarial``): it shares most words with what is there, and
-    among equals occurs most often together with it.
+    As in the official files, there are six questions per image. The answer to every other one is no, and all three
+    files have the same positive questions. Each kind of name (shape, colour, both) is asked about once with a present
+    and once with an absent name, so that the kind alone tells nothing. The absent name is drawn at random
+    (``random``), is the most frequent in the data set (``popular``), or is the easiest to confuse (``adversarial``):
+    it shares the most words with the names present. Ties go to the name that occurs with them most often.
     """
     frequency = Counter(name for scene in scenes.values() for name in present_names(scene))
     together = Counter(pair for scene in scenes.values() for pair in permutations(present_names(scene), 2))
@@ -73,7 +73,7 @@ def gqa(
 
 
 def some_questions(scene: Scene, dice: Dice, count: int, kinds: Sequence[str] = KINDS) -> list[Question]:
-    """At most ``count`` different questions about ``scene``, of mixed ``kinds``."""
+    """At most ``count`` different questions about ``scene``, of any of ``kinds``."""
     return dice.sample([each for each in questions(scene, dice) if each.detailed in kinds], count)
 
 

@@ -25,7 +25,7 @@ class ScenesConfig:
     turns: int = 3
     """Questions per sample."""
     caption_share: float = 0.2
-    """Share of the training images with one more sample that asks for a description."""
+    """Share of the training images with an additional sample that asks for a description."""
     gqa_questions: int = 4
     """GQA-style questions per validation image."""
 
@@ -43,14 +43,14 @@ class ScenesConfig:
             )
         if not 1 <= self.turns <= MAX_TURNS:
             found.append(
-                f"turns={self.turns} must lie in [1, {MAX_TURNS}]: longer conversations are mostly cut in training"
+                f"turns={self.turns} must lie in [1, {MAX_TURNS}]: training would cut most longer conversations"
             )
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
             found.append(f"kinds has unknown entries {', '.join(unknown)}; known are {', '.join(KINDS)}")
         if not set(ALWAYS_KINDS) & set(self.kinds):
             found.append(
-                f"kinds must hold one that every scene allows, or a scene may be left "
-                f"without: {', '.join(ALWAYS_KINDS)}"
+                f"kinds must include one that every scene allows, or a scene may have no "
+                f"question: {', '.join(ALWAYS_KINDS)}"
             )
         if not 0 <= self.caption_share <= 1:
             found.append(f"caption_share={self.caption_share} must lie in [0, 1]")

@@ -1,4 +1,4 @@
-"""Random choices that depend on a key alone: not on the process, the machine or the NumPy version."""
+"""Random choices that depend only on a key: not on the process, the machine or the NumPy version."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ T = TypeVar("T")
 class Dice:
     """A stream of choices seeded by a text key.
 
-    Built on PCG64's raw integers: NumPy promises those for good, its distributions it does not (NEP 19).
+    Built on PCG64's raw integers: NumPy guarantees those across versions, but not its distributions (NEP 19).
     """
 
     def __init__(self, *key: object) -> None:
@@ -38,5 +38,5 @@ class Dice:
         return [rest.pop(self.below(len(rest))) for _ in options]
 
     def sample(self, options: Sequence[T], count: int) -> list[T]:
-        """``count`` different places of ``options``, in a random order."""
+        """At most ``count`` elements of ``options`` from different positions, in a random order."""
         return self.shuffled(options)[:count]

@@ -1,7 +1,7 @@
 """Scenes of one to three coloured shapes, and their pictures.
 
-The picture is 64 x 64 pixels in four quadrants; an object lies wholly inside its quadrant, so two objects never
-overlap and which of them is further left or higher is never a matter of opinion.
+A picture has 64 x 64 pixels in four quadrants. An object lies entirely inside its quadrant, so objects never overlap,
+and it is always clear which of two is further left or higher.
 """
 
 import hashlib
@@ -28,10 +28,10 @@ DIAMETERS = {"small": 14, "large": 26}
 IMAGE_SIZE = 64
 CELL = IMAGE_SIZE // 2
 MAX_OBJECTS = len(SHAPES) - 1
-"""Fewer than there are shapes: some shape is always absent, so that "no" can be the answer about any kind of name."""
+"""One less than there are shapes, so some shape is always absent and "no" can be the answer for any kind of name."""
 _SUPERSAMPLING = 4
 _HELD_OUT = 8
-"""One scene in so many belongs to the validation split."""
+"""One in this many scenes belongs to the validation split."""
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -46,12 +46,12 @@ class Object:
 
     @property
     def name(self) -> str:
-        """Colour and shape: what tells it from the scene's other objects."""
+        """Colour and shape, which distinguish it from the scene's other objects."""
         return f"{self.color} {self.shape}"
 
     @property
     def place(self) -> str:
-        """The quadrant it lies in, such as "top left"."""
+        """Its quadrant, such as "top left"."""
         return f"{'top' if self.y < CELL else 'bottom'} {'left' if self.x < CELL else 'right'}"
 
     @property
@@ -71,17 +71,17 @@ class Object:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What a picture shows: objects of different names, from left to right, on a plain ground."""
+    """What a picture shows: objects with different names, from left to right, on a plain background."""
 
     background: int
     objects: tuple[Object, ...]
 
 
 def make_scene(seed: int, split: Split, index: int, *, min_objects: int = 1, max_objects: int = MAX_OBJECTS) -> Scene:
-    """Scene ``index`` of a split: a function of the arguments alone.
+    """Scene ``index`` of a split: a pure function of the arguments.
 
-    What a scene shows decides which split it belongs to, so no validation picture is ever a training picture,
-    whatever the seeds and sizes; a draw that belongs to the other split is drawn again.
+    The content of a scene decides its split, so no validation picture is ever a training picture, for any seeds and
+    sizes. A scene that belongs to the other split is drawn again.
     """
     attempt = 0
     while True:
@@ -107,7 +107,7 @@ def _draw(dice: Dice, min_objects: int, max_objects: int) -> Scene:
     cells = dice.sample([(column, row) for column in (0, 1) for row in (0, 1)], count)
     objects = [
         Object(
-            # even offsets of up to two pixels: pictures vary, their 4 x 4 patches stay few enough for a small codebook
+            # offsets of -2, 0 or 2 pixels: pictures vary, but with few enough 4 x 4 patches for a small codebook
             x=column * CELL + CELL // 2 + 2 * (dice.below(3) - 1),
             y=row * CELL + CELL // 2 + 2 * (dice.below(3) - 1),
             shape=shape,

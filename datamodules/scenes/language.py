@@ -1,4 +1,4 @@
-"""The words for what a scene shows: names of things, relations between them, captions."""
+"""The words for what a scene shows: names of objects, relations between them, captions."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ NAMES = {
     "color": tuple(f"{color} object" for color in COLORS),
     "both": tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES),
 }
-"""Names of things one can ask for, by kind. A single object answers to one name of each kind."""
+"""Names that questions can ask for, by kind. Each object has one name of each kind."""
 
 RELATIONS: dict[str, Callable[[Object, Object], bool]] = {
     "left of": lambda a, b: a.left_of(b),
@@ -17,7 +17,7 @@ RELATIONS: dict[str, Callable[[Object, Object], bool]] = {
     "above": lambda a, b: a.above(b),
     "below": lambda a, b: b.above(a),
 }
-"""Relations by the words between the first object and the second."""
+"""Relations, by the words between the first and the second object."""
 NUMBERS = ("no objects", "one object", "two objects", "three objects")
 """How a number of objects is written out."""
 
@@ -28,7 +28,7 @@ def article(name: str) -> str:
 
 
 def present_names(scene: Scene) -> list[str]:
-    """Every name that some object of ``scene`` answers to, in a fixed order."""
+    """All names of all objects of ``scene``, in a fixed order."""
     own = {name for each in scene.objects for name in (each.shape, f"{each.color} object", each.name)}
     return [name for kind in NAMES.values() for name in kind if name in own]
 
@@ -39,7 +39,7 @@ def presence_text(name: str) -> str:
 
 
 def true_relations(a: Object, b: Object) -> list[str]:
-    """Names of the relations in which ``a`` stands to ``b``: one, or two when they lie diagonally."""
+    """Names of the relations of ``a`` to ``b``: one, or two if they lie diagonally."""
     return [name for name, holds in RELATIONS.items() if holds(a, b)]
 
 

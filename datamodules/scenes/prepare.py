@@ -1,4 +1,4 @@
-"""Scenes drawn here, with tokenizers trained on them, as shards: what the embedded runs learn from."""
+"""Draws scenes, trains tokenizers on them and builds shards: the data of the embedded runs."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ORIGIN = "prepared.json"
 _FORMAT = 2
-"""Raised whenever the same configuration gives other files."""
+"""Raise this whenever the same configuration gives other files."""
 _FIT_IMAGES = 2000
 _LICENCE = "drawn here; free to use"
 
@@ -32,10 +32,10 @@ class PrepareScenesConfig(ScenesConfig):
     folder: str
     """Where everything goes."""
     vocab_size: int = 512
-    """Entries of the text tokenizer, at most."""
+    """Maximum number of entries of the text tokenizer."""
     codebook_size: int = 512
     patch_size: int = 4
-    """Side of the patch that becomes one code: 64 px give 256 codes of 4 x 4."""
+    """Side of the patch that becomes one code: with 4, a picture of 64 px has 256 codes."""
     per_shard: int = 1000
 
     def problems(self) -> list[str]:
@@ -54,7 +54,7 @@ class PrepareScenesConfig(ScenesConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedPaths:
-    """Where to find what was prepared; ``t2i``, ``mmu_captions`` and ``mmu_instruct`` are manifests."""
+    """Paths of the prepared files; ``t2i``, ``mmu_captions`` and ``mmu_instruct`` are manifests."""
 
     folder: Path
     scenes: Path
@@ -81,11 +81,11 @@ class PreparedPaths:
 def prepare_scenes(config: PrepareScenesConfig, say: Say = print) -> PreparedPaths:
     """Draw the scenes, train both tokenizers on them and build the shards: all of it in ``config.folder``, or nothing.
 
-    Returns at once when the folder already holds this configuration. Any number of processes may ask at the same
-    time: one works, the others wait for it.
+    Returns at once if the folder already holds this configuration. Any number of processes may ask at the same time:
+    one works, the others wait for it.
 
     Raises:
-        ValueError: a broken rule.
+        ValueError: ``config`` breaks a rule.
         FolderError: the folder holds something else.
     """
     if problems := config.problems():
@@ -148,14 +148,14 @@ def _build_scenes(paths: PreparedPaths, config: PrepareScenesConfig, say: Say) -
 
 
 def _texts(scenes: Path) -> Iterator[str]:
-    """What the text tokenizer learns from: captions, and questions and answers the way the model will see them."""
+    """Training texts of the text tokenizer: captions, and questions and answers as the model will see them."""
     from datamodules.encode import PromptTemplate
     from datamodules.scenes.questions import ANSWERS
     from datamodules.sources.common import read_json
 
     for each in read_json(scenes / "annotations" / "captions_train2014.json", "captions file")["annotations"]:
         yield each["caption"]
-    # so that every answer becomes one token even where few images leave some out
+    # so that every answer becomes one token, even if a few images do not cover all of them
     for answer in ANSWERS:
         yield from (answer, answer.capitalize(), f" {answer}")
     template = PromptTemplate()
@@ -176,7 +176,7 @@ def _load(paths: Sequence[Path]) -> "Tensor":
 
 @contextmanager
 def _timed(say: Say, what: str) -> Iterator[None]:
-    """Says what was done and how long it took, once it is done."""
+    """When the block is done, say what was done and how long it took."""
     start = time.perf_counter()
     yield
     say(f"  {what} ({time.perf_counter() - start:.1f} s)")

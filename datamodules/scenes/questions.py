@@ -17,15 +17,15 @@ from datamodules.scenes.language import (
 )
 
 ANSWERS = ("yes", "no", *COLORS, *SHAPES, *DIAMETERS, "left", "right", "above", "below", "1", "2", "3")
-"""Every answer there is."""
+"""All possible answers."""
 
 ALWAYS_KINDS = ("exist", "sizeVerify", "sizeChoose", "count")
 """Kinds of questions that every scene allows."""
 KINDS = (*ALWAYS_KINDS, "existAnd", "colorVerify", "colorQuery", "shapeVerify", "shapeQuery", "relVerify", "relChoose")
-"""Every kind of question there is, as GQA's ``types.detailed``."""
+"""All kinds of questions, as in GQA's ``types.detailed``."""
 
 Step = tuple[str, tuple[int, ...], str]
-"""Operation, numbers of the steps it depends on, argument: one step of a GQA program."""
+"""One step of a GQA program: operation, numbers of the steps it depends on, argument."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Question:
     answer: str
     full_answer: str
     about: str
-    """The fact asked for. Who knows it from a query or a choice can answer every other question about it."""
+    """The fact asked for. The answer to a query or choice about it entails those to all other questions about it."""
     structural: Literal["verify", "query", "choose", "logical"]
     semantic: Literal["obj", "attr", "cat", "rel", "global"]
     detailed: str
@@ -46,9 +46,9 @@ class Question:
 
 
 def questions(scene: Scene, dice: Dice) -> list[Question]:
-    """Every form of question that ``scene`` allows, once or twice each; which objects they ask about is drawn.
+    """Every form of question that ``scene`` allows, about randomly drawn objects.
 
-    A question to be answered with yes or no is as likely to have either answer, whatever the kind of name in it.
+    For yes-no questions both answers are equally likely, for every kind of name in the question.
     """
     return [
         *_presence(scene, dice),
@@ -62,12 +62,12 @@ def questions(scene: Scene, dice: Dice) -> list[Question]:
 
 
 def _yes_no(holds: bool) -> tuple[str, str]:
-    """Answer, and how the full answer starts."""
+    """The answer, and the start of the full answer."""
     return ("yes", "Yes, ") if holds else ("no", "No, ")
 
 
 def _selected(name: str, after: int = 0) -> list[Step]:
-    """Steps that pick ``name`` out of the scene; ``after`` steps come before them."""
+    """Steps that select ``name`` in the scene; ``after`` steps come before them."""
     first, _, last = name.rpartition(" ")
     steps: list[Step] = [("select", (), last)]
     if first:
@@ -132,9 +132,9 @@ def _both(scene: Scene, dice: Dice) -> list[Question]:
 def _attribute(
     noun: str, attribute: str, value: str, other: str, dice: Dice, *, verify: str, query: str = "", choose: str = ""
 ) -> list[Question]:
-    """The forms of a question for one attribute of ``noun``; an empty form is left out.
+    """The questions about one attribute of ``noun``; an empty form is left out.
 
-    ``{value}`` in ``verify`` is what it asks about: ``value``, or ``other``, which the attribute does not have.
+    ``{value}`` in ``verify`` becomes the true ``value`` or the false ``other``.
     """
     steps = _selected(noun)
     last = (len(steps) - 1,)
@@ -181,7 +181,7 @@ def _attribute(
 
 
 def _color(scene: Scene, dice: Dice) -> list[Question]:
-    """Asked only of a shape that occurs once."""
+    """Questions about the colour of a shape that occurs once."""
     shapes = [each.shape for each in scene.objects]
     known = [each for each in scene.objects if shapes.count(each.shape) == 1]
     if not known:
@@ -200,7 +200,7 @@ def _color(scene: Scene, dice: Dice) -> list[Question]:
 
 
 def _shape(scene: Scene, dice: Dice) -> list[Question]:
-    """Asked only of a colour that occurs once."""
+    """Questions about the shape of a colour that occurs once."""
     colors = [each.color for each in scene.objects]
     known = [each for each in scene.objects if colors.count(each.color) == 1]
     if not known:

@@ -1,4 +1,4 @@
-"""A text tokenizer for the scenes' own small language, trained in well under a second."""
+"""Trains a text tokenizer for the small language of the scenes, in well under a second."""
 
 import os
 from collections.abc import Iterable
@@ -12,10 +12,11 @@ from modules.omnimamba.tokenizer import END_OF_TEXT
 def train_tokenizer(texts: Iterable[str], path: Path, *, vocab_size: int) -> None:
     """Train a byte-level BPE on ``texts`` and write it to ``path``; any text survives encoding and decoding.
 
-    ``vocab_size`` counts the 256 bytes and ``<|endoftext|>``; fewer entries result when ``texts`` hold no more merges.
+    ``vocab_size`` includes the 256 bytes and ``<|endoftext|>``. The vocabulary is smaller if ``texts`` has too few
+    merges.
 
     Raises:
-        ValueError: a vocabulary too small for the bytes.
+        ValueError: ``vocab_size`` is too small for the bytes.
     """
     if vocab_size < 257:
         raise ValueError(f"vocab_size={vocab_size} must be at least 257: 256 bytes and {END_OF_TEXT}")

@@ -19,16 +19,16 @@ SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 """LLaVA-1.5's suffix for short answers."""
 DESCRIBE = "Describe the image."
 _FORMAT = 1
-"""Raised whenever the same configuration gives other files."""
+"""Raise this whenever the same configuration gives other files."""
 _FIRST_ID = {"train": 1, "val": 500_001}
-"""COCO image ids are unique over the splits."""
+"""First image ids. COCO's image ids are unique over all splits."""
 
 
 def write_scenes(folder: Path, config: ScenesConfig) -> None:
-    """Write all files into ``folder``, at once or not at all; returns directly if it already holds these scenes.
+    """Write all files into ``folder``, or none if anything fails; returns at once if it already holds these scenes.
 
     Raises:
-        ValueError: a broken rule in ``config``.
+        ValueError: ``config`` breaks a rule.
         FolderError: the folder holds something else.
     """
     if problems := config.problems():

@@ -132,7 +132,7 @@ def test_a_strangers_folder_is_refused(tmp_path: Path) -> None:
         ({"min_objects": 3, "max_objects": 2}, "min_objects=3 and max_objects=2"),
         ({"turns": 9}, r"turns=9 must lie in \[1, 4\]"),
         ({"kinds": ("exist", "taste")}, "kinds has unknown entries taste; known are exist"),
-        ({"kinds": ("colorQuery",)}, "kinds must hold one that every scene allows"),
+        ({"kinds": ("colorQuery",)}, "kinds must include one that every scene allows"),
         ({"caption_share": 1.5}, r"caption_share=1.5 must lie in \[0, 1\]"),
     ],
 )
