@@ -1,1 +1,1 @@
-"""Readers of the official benchmark files, each into questions or captions."""
+"""Readers of the official benchmark files; each returns questions or captions."""

@@ -1,7 +1,7 @@
-"""Reader of COCO's captions JSON, and the choice of the (picture, caption) pairs that T2I is evaluated on.
+"""Reader of COCO's captions JSON, and the choice of (picture, caption) pairs for evaluating T2I.
 
-Two published protocols bring tables of prompts that were chosen once; `read_prompts` reads those, and what
-`write_prompts` wrote.
+Two published protocols come with fixed tables of prompts. `read_prompts` reads those, and the files of
+`write_prompts`.
 """
 
 import csv
@@ -26,13 +26,13 @@ from modules.files import write_file
 OFFICIAL_IMAGES = 40_504
 """Pictures of val2014."""
 OFFICIAL_PROMPTS = 30_000
-"""Prompts of a published table."""
+"""Prompts in a published table."""
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionPair:
-    """A caption to draw, and the picture that it was written for."""
+    """A caption to draw, and the picture it was written for."""
 
     image_id: int
     caption_id: int
@@ -42,7 +42,7 @@ class CaptionPair:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A line of a table of prompts; what the table does not have is None."""
+    """A line of a table of prompts; missing columns are None."""
 
     caption: str
     image_id: int | None = None
@@ -54,7 +54,7 @@ class Prompt:
 class CaptionSet:
     """The pictures of a captions file, and their captions as (caption id, text) in order of id.
 
-    White space is as in the training data: some of COCO's captions end in line breaks.
+    White space is collapsed as in the training data: some of COCO's captions end in line breaks.
     """
 
     path: Path
@@ -63,11 +63,11 @@ class CaptionSet:
 
     @classmethod
     def read(cls, path: Path, images: Path) -> "CaptionSet":
-        """Read the captions file ``path``, whose pictures lie in the folder ``images``.
+        """Read the captions file ``path``, whose pictures are in the folder ``images``.
 
         Raises:
             FileNotFoundError: the captions file is missing.
-            ValueError: it has another layout than COCO's, or a caption of a picture that it does not list.
+            ValueError: it does not have COCO's layout, or has a caption of an unlisted picture.
         """
         document = read_json(path)
         require_keys(document, ("images", "annotations"), str(path))
@@ -84,14 +84,14 @@ class CaptionSet:
         return cls(path=path, images=files, captions={key: sorted(captions[key]) for key in sorted(captions)})
 
     def choose(self, n: int, seed: int) -> list[CaptionPair]:
-        """``n`` different pictures, each with one of its captions: a function of the file, n and the seed.
+        """``n`` different pictures, each with one of its captions: a pure function of the file, n and the seed.
 
         Raises:
             FileNotFoundError: a chosen picture is missing.
             ValueError: fewer than ``n`` pictures have captions.
         """
         if n > len(self.captions):
-            raise ValueError(f"{n} pictures asked for, {self.path} has captions of {len(self.captions)}; lower n")
+            raise ValueError(f"{n} pictures asked for, but {self.path} has captions of {len(self.captions)}; lower n")
         draw = random.Random(seed)
         chosen = draw.sample(list(self.captions), n)
         pairs = []
@@ -104,7 +104,7 @@ class CaptionSet:
         return pairs
 
     def require_official(self) -> None:
-        """Raise ValueError unless the file lists val2014's pictures, all of them."""
+        """Raise ValueError unless the file lists all pictures of val2014."""
         if len(self.images) != OFFICIAL_IMAGES:
             raise ValueError(
                 f"{self.path} lists {len(self.images)} images, expected {OFFICIAL_IMAGES}. {OFFICIAL_ELSE}"
@@ -124,25 +124,26 @@ class CaptionSet:
 def read_prompts(path: Path, n: int, images: Path | None, *, official: bool) -> list[Prompt]:
     """The first ``n`` prompts of a table, in its order.
 
-    ``.csv`` with the columns ``image_id,text`` (text2image-benchmark) or, divided by tabs, ``Prompt`` (LlamaGen);
-    ``.jsonl`` as `write_prompts` makes it. Pictures lie in ``images``; those of ``image_id`` have COCO's val2014 names.
+    The table is a ``.csv`` with the columns ``image_id,text`` (text2image-benchmark), a tab-separated one with the
+    column ``Prompt`` (LlamaGen), or a ``.jsonl`` from `write_prompts`. Pictures are in ``images``; a picture given by
+    ``image_id`` has its val2014 name.
 
     Raises:
-        FileNotFoundError: the table is missing, or a picture.
-        ValueError: another layout, fewer than ``n`` prompts, or not the ``official`` number.
+        FileNotFoundError: the table or a picture is missing.
+        ValueError: the table has another layout, fewer than ``n`` prompts, or not the ``official`` number.
     """
     rows = _jsonl(path) if path.suffix == ".jsonl" else _csv(path)
     if official and path.suffix != ".jsonl" and len(rows) != OFFICIAL_PROMPTS:
         raise ValueError(f"{path} holds {len(rows)} prompts, expected {OFFICIAL_PROMPTS}. {OFFICIAL_ELSE}")
     if n > len(rows):
-        raise ValueError(f"{n} prompts asked for, {path} holds {len(rows)}; lower n")
+        raise ValueError(f"{n} prompts asked for, but {path} holds {len(rows)}; lower n")
     prompts = [_prompt(row, images) for row in rows[:n]]
     require_images((prompt.image for prompt in prompts if prompt.image), path)
     return prompts
 
 
 def write_prompts(path: Path, prompts: Sequence[Prompt | CaptionPair]) -> None:
-    """Write a choice of prompts, one JSON object a line, so that it can be used again."""
+    """Write a choice of prompts, one JSON object per line, so that it can be used again."""
     lines = [
         {
             "index": index,
@@ -157,7 +158,7 @@ def write_prompts(path: Path, prompts: Sequence[Prompt | CaptionPair]) -> None:
 
 
 def pictures_in(folder: Path, *, official: bool) -> list[Path]:
-    """Every picture in ``folder`` and below it, in order of its path.
+    """All pictures in and below ``folder``, sorted by path.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -181,7 +182,7 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _csv(path: Path) -> list[dict[str, Any]]:
-    """Rows by the names of `write_prompts`."""
+    """Rows with the keys that `write_prompts` uses."""
     text = read_text(path)
     first = text.partition("\n")[0]
     table = csv.DictReader(io.StringIO(text), delimiter="\t" if "\t" in first or "," not in first else ",")

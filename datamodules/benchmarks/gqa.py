@@ -17,12 +17,12 @@ def read_gqa(
 ) -> list[Question]:
     """The balanced questions in ``questions``, at most the first ``limit``; `Question.meta` is the whole entry.
 
-    Of ``everything``, the file of all questions of the split, those follow that the balanced ones entail.
+    ``everything`` is the file of all questions of the split. Its questions that the balanced ones entail are appended.
 
     Raises:
         FileNotFoundError: a question file or an image is missing.
-        ValueError: a entry lacks a key, no question is balanced, an entailed question is nowhere, or ``official`` data
-            has another number of questions.
+        ValueError: an entry is missing a key, no question is balanced, an entailed question is missing, or
+            ``official`` data has another number of questions.
     """
     found = [question for question in _read(questions, images) if question.meta["isBalanced"]]
     if official and len(found) != OFFICIAL_COUNT:
@@ -39,11 +39,11 @@ def read_gqa(
 
 
 def read_choices(path: Path, questions: Sequence[Question]) -> dict[str, Any]:
-    """Question id to its ``valid`` and ``plausible`` answers, from an official ``*_choices.json``.
+    """Map each question id to its ``valid`` and ``plausible`` answers, from an official ``*_choices.json``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file, or lacks one of ``questions``.
+        ValueError: it has another layout, or is missing one of ``questions``.
     """
     choices = read_json(path)
     ids = [question_id(question.sample_id) for question in questions if question.meta["isBalanced"]]
@@ -86,8 +86,8 @@ def _entailed(found: Sequence[Question], source: Path, others: Iterable[Question
     missing = sorted(wanted - {question_id(question.sample_id) for question in more})
     if missing:
         raise ValueError(
-            f"{len(missing)} questions that those of {source} entail are not in {path}, first {missing[0]}; take both "
+            f"{len(missing)} questions that those of {source} entail are not in {path}, first {missing[0]}; use both "
             "from the same release"
         )
-    # scored by consistency alone, balanced or not
+    # used for consistency only, even if they are balanced
     return [replace(question, meta={**question.meta, "isBalanced": False}) for question in more]

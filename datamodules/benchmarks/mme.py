@@ -1,4 +1,4 @@
-"""Reader of MME: the official folder of fourteen categories, or the table ``MME.tsv``, whose pictures are text."""
+"""Reader of MME: the official folder of fourteen categories, or the table ``MME.tsv`` with base64 pictures."""
 
 import base64
 import binascii
@@ -28,13 +28,13 @@ OFFICIAL_IMAGES = {
     "text_translation": 20,
     "code_reasoning": 20,
 }
-"""Category to number of pictures; each is asked about twice."""
+"""Category to its number of pictures, with two questions each."""
 ENDINGS = (".jpg", ".jpeg", ".png")
 COLUMNS = ("index", "image", "question", "answer", "category", "image_path")
 BLOCK = 2**26
-"""Bytes of the table that are parsed at a time; a row must fit."""
+"""Bytes of the table that are parsed at a time; a row must fit into it."""
 LONGEST_INDEX = 64
-"""A picture's cell that is no longer than this holds the index of the row with the picture."""
+"""A picture cell of at most this length holds the index of the row that has the picture."""
 
 
 def read_mme(source: Path, *, official: bool, limit: int | None = None) -> list[Question]:
@@ -44,8 +44,8 @@ def read_mme(source: Path, *, official: bool, limit: int | None = None) -> list[
 
     Raises:
         FileNotFoundError: the source or a picture is missing.
-        ValueError: a line is broken, a picture has not two questions, or ``official`` data has another number of
-            pictures in a category.
+        ValueError: a line is broken, a picture does not have two questions, or ``official`` data has another number
+            of pictures in a category.
     """
     questions: dict[str, dict[str, list[Question]]] = {category: {} for category in OFFICIAL_IMAGES}
     for question in _folder(source) if source.is_dir() else _table(source):
@@ -66,7 +66,7 @@ def read_mme(source: Path, *, official: bool, limit: int | None = None) -> list[
 
 
 def mme_files(source: Path) -> list[Path]:
-    """The files that hold the questions: the table, or the folder's texts."""
+    """The files with the questions: the table, or the text files of the folder."""
     return [path for _, path, _ in _texts(source)] if source.is_dir() else [source]
 
 
@@ -75,7 +75,7 @@ def _folder(source: Path) -> Iterator[Question]:
         images = [pictures / f"{path.stem}{ending}" for ending in ENDINGS]
         image = next((image for image in images if image.is_file()), None)
         if image is None:
-            raise FileNotFoundError(f"{path} asks about a picture that does not exist: {images[0]}, nor as .jpeg, .png")
+            raise FileNotFoundError(f"{path} asks about a missing picture: {images[0]}, also not as .jpeg or .png")
         for number, (where, line) in enumerate(read_lines(path), start=1):
             question, tab, label = line.strip().partition("\t")
             if not tab:
@@ -84,7 +84,7 @@ def _folder(source: Path) -> Iterator[Question]:
 
 
 def _texts(source: Path) -> Iterator[tuple[str, Path, Path]]:
-    """Category, file of a picture's two questions, folder of the picture."""
+    """Category, file with the two questions on a picture, folder of the picture."""
     inner = source / "MME_Benchmark"
     root = inner if inner.is_dir() else source
     for category in OFFICIAL_IMAGES:
@@ -101,7 +101,7 @@ def _table(path: Path) -> Iterator[Question]:
     for index, row in rows.items():
         where = f"row {index} of {path}"
         if row["category"] not in OFFICIAL_IMAGES:
-            raise ValueError(f"{where} is of the category {row['category']!r}; known are {', '.join(OFFICIAL_IMAGES)}")
+            raise ValueError(f"{where} has the category {row['category']!r}; known are {', '.join(OFFICIAL_IMAGES)}")
         name = Path(row["image_path"]).name
         key = row["category"], name
         if key not in first:
@@ -121,10 +121,10 @@ def _rows(path: Path) -> dict[str, dict[str, str]]:
             convert_options=csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string())),
         )
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no table of tab-separated values ({error}); fetch it again") from error
+        raise ValueError(f"{path} is not a table of tab-separated values ({error}); fetch it again") from error
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
-        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; expected {', '.join(COLUMNS)}")
+        raise ValueError(f"{path} is missing the columns {', '.join(missing)}; expected {', '.join(COLUMNS)}")
     rows = {row["index"]: row for row in table.select(COLUMNS).to_pylist()}
     if len(rows) != table.num_rows:
         [(repeated, times)] = Counter(table["index"].to_pylist()).most_common(1)
@@ -139,12 +139,12 @@ def _payload(rows: Mapping[str, dict[str, str]], index: str, where: str) -> byte
     try:
         return base64.b64decode(cell, validate=True)
     except binascii.Error as error:
-        raise ValueError(f"the image in {where} is no base64 ({error}); fetch the file again") from error
+        raise ValueError(f"the image in {where} is not base64 ({error}); fetch the file again") from error
 
 
 def _question(category: str, image: ImageSource, number: int, question: str, label: str, where: str) -> Question:
     if label not in ("Yes", "No"):
-        raise ValueError(f"{where} has the answer {label!r}; MME knows Yes and No")
+        raise ValueError(f"{where} has the answer {label!r}; MME has only Yes and No")
     return Question(
         benchmark="mme",
         split=category,

@@ -1,4 +1,4 @@
-"""Reader of MMMU's parquet files, one for each subject (as published) or one for all (as lmms-lab merged them)."""
+"""Reader of MMMU's parquet files: one per subject (as published), or one for all (as merged by lmms-lab)."""
 
 import ast
 from collections import Counter
@@ -30,7 +30,7 @@ def mmmu_files(folder: Path, split: Split) -> list[Path]:
     files = sorted(folder.rglob(f"{split}-*.parquet"))
     if not files:
         raise FileNotFoundError(
-            f"no {split}-*.parquet in or below {folder}; expected one in a folder of each subject, or one for all"
+            f"no {split}-*.parquet in or below {folder}; expected one in the folder of each subject, or one for all"
         )
     return files
 
@@ -39,10 +39,10 @@ def read_mmmu(folder: Path, *, split: Split, official: bool, limit: int | None =
     """The questions below ``folder``, at most the first ``limit`` of each subject, each with its first picture.
 
     `Question.split` is the subject. `Question.meta` holds ``id``, ``options`` (empty for an open question), ``golds``
-    (the right answers) and ``images`` (how many pictures the question has).
+    (the correct answers) and ``images`` (the number of pictures).
 
     Raises:
-        FileNotFoundError: there is no file.
+        FileNotFoundError: there is no parquet file of the split.
         ValueError: a row is broken or repeated, or ``official`` data has another number of questions in a subject.
     """
     found = [question for path in mmmu_files(folder, split) for question in _read(path)]
@@ -70,11 +70,11 @@ def _read(path: Path) -> Iterator[Question]:
         file = parquet.ParquetFile(path)
         missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
         if missing:
-            raise ValueError(f"{path} lacks the columns {', '.join(missing)}; expected {', '.join(COLUMNS)}")
+            raise ValueError(f"{path} is missing the columns {', '.join(missing)}; expected {', '.join(COLUMNS)}")
         for batch in file.iter_batches(batch_size=16):
             yield from (_question(row, path) for row in batch.to_pylist())
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is no whole parquet file ({error}); fetch it again") from error
+        raise ValueError(f"{path} is not a complete parquet file ({error}); fetch it again") from error
 
 
 def _question(row: Mapping[str, Any], path: Path) -> Question:
@@ -82,7 +82,7 @@ def _question(row: Mapping[str, Any], path: Path) -> Question:
     where = f"question {name} of {path}"
     subject = "_".join(name.split("_")[1:-1])
     if subject not in SUBJECTS:
-        raise ValueError(f"{where} is of no known subject; an id reads like validation_Accounting_1")
+        raise ValueError(f"{where} has no known subject; an id looks like validation_Accounting_1")
     images = [row[key] for key in row if key.startswith("image_") and row[key] and row[key]["bytes"]]
     first = row["image_1"]
     if not first or not first["bytes"]:
@@ -105,7 +105,7 @@ def _question(row: Mapping[str, Any], path: Path) -> Question:
 
 
 def _golds(answer: str, options: tuple[str, ...], where: str) -> tuple[str, ...]:
-    """The right answers; several of an open question are written as a list."""
+    """The correct answers; an open question with several has them as a list."""
     if options:
         letters = LETTERS[: len(options)]
         if len(answer) != 1 or answer not in letters:
@@ -119,7 +119,7 @@ def _texts(cell: str, what: str) -> tuple[str, ...]:
     try:
         values = ast.literal_eval(cell)
     except (SyntaxError, ValueError) as error:
-        raise ValueError(f"{what} are no list in Python's notation ({error}): {cell!r}") from error
+        raise ValueError(f"{what} must be a list in Python's notation ({error}), found {cell!r}") from error
     if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
         raise ValueError(f"{what} must be a list of texts, found {cell!r}")
     return tuple(values)

@@ -1,4 +1,4 @@
-"""Reader of POPE's official files: ``coco_pope_{random,popular,adversarial}.json``, JSON Lines despite their name."""
+"""Reader of POPE's official files: ``coco_pope_{random,popular,adversarial}.json``, JSON lines despite their name."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,13 @@ from datamodules.benchmarks.questions import OFFICIAL_ELSE, Question, read_json_
 
 SPLITS = ("random", "popular", "adversarial")
 OFFICIAL_COUNTS = {"random": (3000, 2910), "popular": (3000,), "adversarial": (3000,)}
-"""Questions per file; ``random`` was released twice, and published numbers use either."""
+"""Questions per file; ``random`` was released twice, and published results use either."""
 OFFICIAL_YES = 1500
-"""Of them to be answered with yes, in every file: the shorter ``random`` lacks others."""
+"""Questions per file with the answer yes, also in the shorter ``random``."""
 
 
 def pope_files(folder: Path) -> dict[str, Path]:
-    """Split to the file that holds it."""
+    """The file of each split."""
     return {split: folder / f"coco_pope_{split}.json" for split in SPLITS}
 
 
@@ -22,8 +22,8 @@ def read_pope(folder: Path, images: Path, *, official: bool, limit: int | None =
 
     Raises:
         FileNotFoundError: a question file or an image is missing.
-        ValueError: a line is broken, a question id occurs twice, or the number of questions or of
-            those with the label yes is not the official one.
+        ValueError: a line is broken, a question id occurs twice, or ``official`` data has another number of questions
+            or of questions with the label yes.
     """
     questions: list[Question] = []
     for split, path in pope_files(folder).items():
@@ -58,7 +58,7 @@ def _read_split(split: str, path: Path, images: Path) -> list[Question]:
 def _question(split: str, entry: Any, images: Path, where: str) -> Question:
     require_keys(entry, ("question_id", "image", "text", "label"), where)
     if entry["label"] not in ("yes", "no"):
-        raise ValueError(f"{where} has the label {entry['label']!r}; POPE knows yes and no")
+        raise ValueError(f"{where} has the label {entry['label']!r}; POPE has only yes and no")
     return Question(
         benchmark="pope",
         split=split,

@@ -1,4 +1,4 @@
-"""What all question benchmarks share: the form of a question, and the checks on the files it comes from."""
+"""What all question benchmarks share: the form of a question, and checked reading of their files."""
 
 import json
 from collections import Counter
@@ -32,7 +32,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no valid JSON.
+        ValueError: it is not valid JSON.
     """
     text = read_text(path)
     try:
@@ -42,29 +42,29 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """The values of a file with one JSON value a line, each with what names its line in errors.
+    """The values of a file with one JSON value per line, each with the name of its line for errors.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is no valid JSON.
+        ValueError: a line is not valid JSON.
     """
     for where, line in read_lines(path):
         try:
             yield where, json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not valid JSON ({error}); the file holds one object a line") from error
+            raise ValueError(f"{where} is not valid JSON ({error}); the file must hold one object per line") from error
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines of a file that are not empty, each with what names it in errors; raises as `read_text`."""
-    # by "\n" alone: splitlines would also part at signs that stand inside of questions, as U+2028
+    """The non-empty lines of a file, each with its name for errors; raises like `read_text`."""
+    # only at "\n": splitlines would also split at characters that occur in questions, such as U+2028
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             yield f"line {number} of {path}", line
 
 
 def read_text(path: Path) -> str:
-    """What ``path`` holds, with or without a byte order mark.
+    """The text in ``path``, without its byte order mark.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -97,7 +97,7 @@ def require_keys(entry: Any, keys: Sequence[str], where: str) -> None:
         raise ValueError(f"{where} must be a JSON object, found {type(entry).__name__}")
     missing = [key for key in keys if key not in entry]
     if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}; expected the keys {', '.join(keys)}")
+        raise ValueError(f"{where} is missing {', '.join(missing)}; expected the keys {', '.join(keys)}")
 
 
 def require_images(images: Iterable[ImageSource], source: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reader of VQAv2's official files: a JSON of questions, and for ``val2014`` one of people's answers."""
+"""Reader of VQAv2's official files: a JSON of questions, and for ``val2014`` one of human answers."""
 
 import random
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ Split = Literal["val2014", "test-dev2015", "test2015"]
 OFFICIAL_COUNTS: dict[Split, int] = {"val2014": 214_354, "test-dev2015": 107_394, "test2015": 447_793}
 PEOPLE = 10
 SUBSET_SEED = 21
-"""Of the shuffle whose first questions are a subset: those of a smaller limit are among those of a larger."""
+"""Seed of the shuffle that ``limit`` cuts off, so a smaller subset is part of every larger one."""
 
 
 def read_vqav2(
@@ -26,8 +26,8 @@ def read_vqav2(
 ) -> list[Question]:
     """The questions of ``split``; with ``limit`` that many of them, drawn at random but the same every time.
 
-    `Question.meta` holds ``question_id``, and where there are annotations ``answers`` (ten), ``answer_type`` and
-    ``question_type``; without them the answer is empty.
+    `Question.meta` holds ``question_id`` and, if there are annotations, ``answers`` (ten), ``answer_type`` and
+    ``question_type``. Without annotations the answer is empty.
 
     Raises:
         FileNotFoundError: a file or an image is missing.
@@ -46,7 +46,7 @@ def read_vqav2(
 
 
 def question_ids(questions: Path, *, split: Split, official: bool) -> list[int]:
-    """The ids in a question file, in its order; raises as `read_vqav2`."""
+    """The ids in a question file, in its order; raises like `read_vqav2`."""
     return list(_asked(questions, split, official=official))
 
 
@@ -58,11 +58,11 @@ def _asked(path: Path, split: Split, *, official: bool) -> dict[int, dict[str, A
 
 
 def _entries(path: Path, name: str, keys: tuple[str, ...], split: Split) -> dict[int, dict[str, Any]]:
-    """Question id to entry of the list ``name``."""
+    """The entries of the list ``name``, by question id."""
     document = read_json(path)
     require_keys(document, ("data_subtype", name), str(path))
     if document["data_subtype"] != split:
-        raise ValueError(f"{path} is of {document['data_subtype']!r}, expected {split!r}; name that split's file")
+        raise ValueError(f"{path} is of {document['data_subtype']!r}, expected {split!r}; name the file of that split")
     entries: dict[int, dict[str, Any]] = {}
     for number, entry in enumerate(document[name]):
         where = f"entry {number} of {name} in {path}"
@@ -81,20 +81,20 @@ def _entries(path: Path, name: str, keys: tuple[str, ...], split: Split) -> dict
 def _annotations(
     path: Path, questions: Path, asked: Mapping[int, dict[str, Any]], split: Split
 ) -> dict[int, dict[str, Any]]:
-    """Question id to annotation: the same questions on the same pictures as in ``asked``."""
+    """The annotations by question id, checked to have the questions and pictures of ``asked``."""
     keys = ("question_id", "image_id", "answers", "answer_type", "question_type", "multiple_choice_answer")
     annotations = _entries(path, "annotations", keys, split)
     different = sorted(asked.keys() ^ annotations.keys())
     if different:
         raise ValueError(
             f"{path} annotates {len(annotations)} questions, {questions} asks {len(asked)}; {len(different)} are in "
-            f"one of them only, first {different[0]}. Take both from the same release"
+            f"only one of them, first {different[0]}. Use both from the same release"
         )
     for key, annotation in annotations.items():
         if annotation["image_id"] != asked[key]["image_id"]:
             raise ValueError(
                 f"question {key} is on image {asked[key]['image_id']} in {questions}, on {annotation['image_id']} in "
-                f"{path}; take both from the same release"
+                f"{path}; use both from the same release"
             )
         if len(annotation["answers"]) != PEOPLE:
             raise ValueError(f"question {key} has {len(annotation['answers'])} answers in {path}, expected {PEOPLE}")

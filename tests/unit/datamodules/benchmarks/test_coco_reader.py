@@ -57,8 +57,8 @@ def test_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "annotations", "message"),
     [
-        ([{"id": 1}], None, "image 0 of .* lacks file_name"),
-        (None, [{"id": 1, "caption": "x"}], "annotation 0 of .* lacks image_id"),
+        ([{"id": 1}], None, "image 0 of .* is missing file_name"),
+        (None, [{"id": 1, "caption": "x"}], "annotation 0 of .* is missing image_id"),
         (None, [{"id": 1, "image_id": 55, "caption": "x"}], "annotation 1 of .* is of the unlisted image 55"),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_choice_that_was_written_is_read_again(tmp_path: Path) -> None:
         ("a.csv", "image_id,text\n1,a cat\n2,\n", "row 2 of .*a.csv holds no prompt"),
         ("a.csv", "Prompt\na cat\n", "2 prompts asked for, .*a.csv holds 1; lower n"),
         ("a.jsonl", "{\n", "line 1 of .*a.jsonl is not valid JSON"),
-        ("a.jsonl", '{"caption": "x"}\n', "line 1 of .*a.jsonl lacks image_id, caption_id, image"),
+        ("a.jsonl", '{"caption": "x"}\n', "line 1 of .*a.jsonl is missing image_id, caption_id, image"),
     ],
 )
 def test_broken_tables(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -45,9 +45,9 @@ def test_official_data_must_be_complete(tmp_path: Path) -> None:
     ("records", "message"),
     [
         ([RECORD], "must map question ids to entries, found list"),
-        ({"7": {"question": "?"}}, "question 7 of .* lacks imageId, answer, isBalanced"),
-        ({"7": RECORD | {"types": {}}}, "types of question 7 of .* lacks structural, semantic, detailed"),
-        ({"7": RECORD | {"groups": {}}}, "groups of question 7 of .* lacks global"),
+        ({"7": {"question": "?"}}, "question 7 of .* is missing imageId, answer, isBalanced"),
+        ({"7": RECORD | {"types": {}}}, "types of question 7 of .* is missing structural, semantic, detailed"),
+        ({"7": RECORD | {"groups": {}}}, "groups of question 7 of .* is missing global"),
         ({"7": RECORD | {"isBalanced": False}}, "holds no balanced question"),
     ],
 )
@@ -83,10 +83,10 @@ def test_choices(tmp_path: Path) -> None:
     path.write_text(json.dumps({"201": allowed, "202": {}}))
     assert read_choices(path, questions) == {"201": allowed}
     path.write_text(json.dumps({"202": allowed}))
-    with pytest.raises(ValueError, match=r"testdev_choices.json lacks 201"):
+    with pytest.raises(ValueError, match=r"testdev_choices.json is missing 201"):
         read_choices(path, questions)
     path.write_text(json.dumps({"201": {"valid": []}}))
-    with pytest.raises(ValueError, match=r"question 201 of .* lacks plausible"):
+    with pytest.raises(ValueError, match=r"question 201 of .* is missing plausible"):
         read_choices(path, questions)
 
 

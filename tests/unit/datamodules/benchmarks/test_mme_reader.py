@@ -80,7 +80,7 @@ def test_limit_is_in_pictures_of_each_task(tmp_path: Path) -> None:
             "Is it?\tYes\nIs it not? No\n",
             r"line 2 of .*1.txt must be a question, a tab and Yes or No, found 'Is it not",
         ),
-        ("Is it?\tYes\nIs it not?\tno\n", r"line 2 of .*1.txt has the answer 'no'; MME knows Yes and No"),
+        ("Is it?\tYes\nIs it not?\tno\n", r"line 2 of .*1.txt has the answer 'no'; MME has only Yes and No"),
     ],
 )
 def test_broken_texts(tmp_path: Path, text: str, message: str) -> None:
@@ -104,7 +104,7 @@ def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"MME.tsv does not exist"):
         read_mme(tmp_path / "MME.tsv", official=False)
     write(tmp_path, "OCR", "1", ending=".gif")
-    with pytest.raises(FileNotFoundError, match=r"1.txt asks about a picture that does not exist: .*OCR/1.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"1.txt asks about a missing picture: .*OCR/1.jpg"):
         read_mme(tmp_path, official=False)
 
 
@@ -155,11 +155,11 @@ def test_a_cell_may_name_the_row_that_holds_the_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["0\t*\t?\tYes\tOCR\t1.jpg"], r"the image in row 0 of .*MME.tsv is no base64"),
-        ([f"0\t{CELL}\t?\tYes\tcolour\t1.jpg"], r"row 0 of .* is of the category 'colour'; known are existence"),
+        (["0\t*\t?\tYes\tOCR\t1.jpg"], r"the image in row 0 of .*MME.tsv is not base64"),
+        ([f"0\t{CELL}\t?\tYes\tcolour\t1.jpg"], r"row 0 of .* has the category 'colour'; known are existence"),
         ([f"0\t{CELL}\t?\tMaybe\tOCR\t1.jpg"], r"row 0 of .* has the answer 'Maybe'"),
         ([f"0\t{CELL}\t?\tYes\tOCR\t1.jpg"] * 2, r"MME.tsv holds index 0 2 times; indices must be unique"),
-        (["0\t1"], r"MME.tsv is no table of tab-separated values"),
+        (["0\t1"], r"MME.tsv is not a table of tab-separated values"),
     ],
 )
 def test_broken_tables(tmp_path: Path, rows: list[str], message: str) -> None:
@@ -168,5 +168,5 @@ def test_broken_tables(tmp_path: Path, rows: list[str], message: str) -> None:
 
 
 def test_a_table_without_a_column(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"MME.tsv lacks the columns image_path; expected index, image"):
+    with pytest.raises(ValueError, match=r"MME.tsv is missing the columns image_path; expected index, image"):
         read_mme(table(tmp_path, "0\t1\t2\t3\t4", head=HEAD.replace("\timage_path", "")), official=False)

@@ -83,9 +83,9 @@ def test_official_data_must_be_complete(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"id": "validation_Cooking_1"}, r"validation_Cooking_1 of .*parquet is of no known subject"),
+        ({"id": "validation_Cooking_1"}, r"validation_Cooking_1 of .*parquet has no known subject"),
         ({"image_1": None}, r"question validation_Art_Theory_1 of .* has no image_1"),
-        ({"options": "Monet, Manet"}, r"the options of question .* are no list in Python's notation"),
+        ({"options": "Monet, Manet"}, r"the options of question .* must be a list in Python's notation"),
         ({"options": "[]"}, r"the options of question .* must be a list of texts, found '\[\]'"),
         ({"options": "[1, 2]"}, r"must be a list of texts"),
         ({"options": str(["x"] * 10)}, r"Art_Theory_1 of .* has 10 options, expected at most 9: ABCDEFGHI"),
@@ -106,8 +106,8 @@ def test_broken_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds question Art_Theory/validation_Art_Theory_1 2 times"):
         read_mmmu(tmp_path, split="validation", official=False)
     write(tmp_path, [{key: value for key, value in ROW.items() if key != "options"}])
-    with pytest.raises(ValueError, match=r"parquet lacks the columns options; expected id, question"):
+    with pytest.raises(ValueError, match=r"parquet is missing the columns options; expected id, question"):
         read_mmmu(tmp_path, split="validation", official=False)
     (tmp_path / "validation-00000-of-00001.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"parquet is no whole parquet file"):
+    with pytest.raises(ValueError, match=r"parquet is not a complete parquet file"):
         read_mmmu(tmp_path, split="validation", official=False)

@@ -81,7 +81,7 @@ def test_missing_image(tmp_path: Path) -> None:
     ("line", "message"),
     [
         (LINE | {"label": "Yes"}, r"line 2 of .*random.json has the label 'Yes'"),
-        ({"question_id": 2, "text": "?"}, r"line 2 of .*random.json lacks image, label"),
+        ({"question_id": 2, "text": "?"}, r"line 2 of .*random.json is missing image, label"),
         ([1], r"line 2 of .*random.json must be a JSON object, found list"),
         (LINE, r"line 2 of .*random.json repeats question random/1"),
     ],

@@ -107,7 +107,7 @@ def test_whole_official_data_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (
             numbered(QUESTION, 3),
             numbered(ANNOTATION, 2),
-            r"annotations.json annotates 2 questions, .*questions.json asks 3; 1 are in one of them only, first 2",
+            r"annotations.json annotates 2 questions, .*questions.json asks 3; 1 are in only one of them, first 2",
         ),
         (
             [QUESTION],
@@ -117,11 +117,11 @@ def test_whole_official_data_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ([QUESTION], [ANNOTATION | {"answers": ANNOTATION["answers"][:9]}], r"has 9 answers in .*, expected 10"),  # type: ignore[index]
         ([QUESTION, QUESTION], [ANNOTATION], r"entry 1 of questions in .* question_id 262148000; .* unique"),
         ([QUESTION | {"question_id": "7"}], [ANNOTATION], r"has the question_id '7'; ids must be whole numbers"),
-        ([{"question_id": 1}], [ANNOTATION], r"entry 0 of questions in .* lacks image_id, question"),
+        ([{"question_id": 1}], [ANNOTATION], r"entry 0 of questions in .* is missing image_id, question"),
         ([QUESTION | {"image_id": "7"}], [ANNOTATION], r"entry 0 of questions in .* has the image_id '7'; .* whole"),
-        ([QUESTION], [ANNOTATION | {"answers": [{}] * 10}], r"an answer to question 262148000 in .* lacks answer"),
+        ([QUESTION], [ANNOTATION | {"answers": [{}] * 10}], r"an answer to question 262148000 in .* is missing answer"),
         ([QUESTION], [ANNOTATION | {"answer_type": "x"}], r"answer_type 'x' in .*, expected one of yes/no, number"),
-        ([QUESTION], [QUESTION], r"entry 0 of annotations in .* lacks answers, answer_type"),
+        ([QUESTION], [QUESTION], r"entry 0 of annotations in .* is missing answers, answer_type"),
         ([], [], r"questions.json holds no questions"),
     ],
 )
