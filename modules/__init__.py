@@ -1,1 +1,1 @@
-"""What computes: the model, the stages that train it, checkpoints and weights."""
+"""The model, the stages that train it, checkpoints and weights."""

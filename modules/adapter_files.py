@@ -1,6 +1,6 @@
 """Task adapters as peft adapter folders: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-Only the file format is peft's; at run time our own layer computes both adapters
+Only the file format is from peft. At run time, our own layer computes both adapters
 (docs/decisions/0003-own-lora-layer.md).
 """
 
@@ -22,29 +22,29 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterFolders:
-    """Folders of task adapters in peft's format, as ``pipelines.export --forms adapters`` writes them."""
+    """Folders of task adapters in peft's format, as written by ``pipelines.export --forms adapters``."""
 
     mmu: str = ""
     t2i: str = ""
 
     def named(self) -> dict[Task, Path]:
-        """Those that are named, by task."""
+        """The folders that are set, by task."""
         return {task: Path(path) for task in TASKS if (path := getattr(self, task))}
 
 
 def load_adapters(model: OmniMamba, folders: AdapterFolders) -> list[str]:
-    """Load the adapters that ``folders`` names, see `load_adapter`. Returns a line about each."""
+    """Load the adapters in ``folders``; see `load_adapter`. Returns a line about each."""
     for task, folder in folders.named().items():
         load_adapter(model, task, folder)
     return [f"the {task} adapters from {folder}" for task, folder in folders.named().items()]
 
 
 def save_adapter(model: OmniMamba, task: Task, folder: Path) -> None:
-    """Write ``task``'s adapter so that peft loads it onto a model with ``lora: none``.
+    """Write ``task``'s adapter so that peft can load it onto a model with ``lora: none``.
 
     Raises:
         ValueError: the model has no adapters.
-        FileExistsError: the folder holds an adapter already.
+        FileExistsError: the folder already holds an adapter.
     """
     from peft import LoraConfig
 
@@ -65,11 +65,11 @@ def save_adapter(model: OmniMamba, task: Task, folder: Path) -> None:
 
 @torch.no_grad()
 def load_adapter(model: OmniMamba, task: Task, folder: Path) -> None:
-    """Load a peft adapter as ``task``'s.
+    """Load a peft adapter as ``task``'s adapter.
 
     Raises:
         FileNotFoundError: the folder holds no adapter.
-        ValueError: rank, scale or the set of layers is not the model's.
+        ValueError: the rank, scale or set of layers differs from the model's.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():

@@ -1,7 +1,7 @@
-"""Writes a checkpoint whole or not at all: straight into its own folder, and with a message where that cannot be.
+"""Writes a checkpoint completely or not at all: directly into its folder, with a clear message if that fails.
 
-Lightning's way to a file goes by way of /tmp, holds all of the state in memory a second time, and passes over some
-errors in silence.
+Lightning's own code writes through /tmp, holds the whole state in memory a second time, and ignores some errors
+silently.
 """
 
 import copy
@@ -18,18 +18,18 @@ from modules.checkpoints import STATE, CheckpointError, commit
 from modules.files import GIB
 
 BESIDE = 2**20
-"""Bytes that a checkpoint holds beside its tensors, and more than those."""
+"""Upper bound of the bytes that a checkpoint holds in addition to its tensors."""
 
 
 def write_checkpoint(state: Mapping[str, Any], final: Path, step: int) -> None:
-    """Write ``state``, that of ``step``, as the checkpoint folder ``final``.
+    """Write ``state``, the state at ``step``, as the checkpoint folder ``final``.
 
     Raises:
-        CheckpointError: the disk is full or fails. Nothing is left of it, and all other checkpoints are as they were.
+        CheckpointError: the disk is full or fails. Nothing of this checkpoint is left; all others are unchanged.
     """
     temporary = final.parent / f".{final.name}.tmp"
     try:
-        for stale in final.parent.glob(".step-*.tmp"):  # of saves that were cut short
+        for stale in final.parent.glob(".step-*.tmp"):  # from saves that were cut short
             shutil.rmtree(stale)
         final.parent.mkdir(parents=True, exist_ok=True)
         _refuse_full_disk(state, final)
@@ -43,19 +43,20 @@ def write_checkpoint(state: Mapping[str, Any], final: Path, step: int) -> None:
         if cause is None:
             raise
         raise CheckpointError(
-            f"checkpoint {final} could not be written: {cause.strerror or cause}. The ones before it are as they were"
+            f"checkpoint {final} could not be written: {cause.strerror or cause}. Earlier checkpoints are unchanged"
         ) from error
 
 
 def snapshot(state: dict[str, Any]) -> dict[str, Any]:
-    """A copy of ``state`` on the CPU, which training leaves alone and which can be written while that goes on."""
+    """Return a copy of ``state`` on the CPU. It can be written while training goes on, because training does not change
+    it."""
     moved = {id(tensor): tensor.cpu() for tensor in _tensors(state) if tensor.device.type != "cpu"}
     return copy.deepcopy(state, moved)
 
 
 @contextmanager
 def _without_crc32() -> Iterator[None]:
-    """Leave out torch's own checksum, 0.65 s a GB: the manifest has a stronger one of the whole file."""
+    """Turn off torch's own checksum, which takes 0.65 s per GB: the manifest has a stronger one of the whole file."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -65,7 +66,7 @@ def _without_crc32() -> Iterator[None]:
 
 
 def stored_bytes(state: Mapping[str, Any]) -> int:
-    """Bytes of the tensors in ``state``; those that share their memory are stored once."""
+    """Bytes of the tensors in ``state``. Tensors that share memory are stored once."""
     memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(state)}
     return sum(memory.values())
 
@@ -75,12 +76,12 @@ def _refuse_full_disk(state: Mapping[str, Any], final: Path) -> None:
     if needed > free:
         raise CheckpointError(
             f"checkpoint {final} was not written: it needs {needed / GIB:.3g} GiB and its disk has {free / GIB:.3g} "
-            "left. Make room there, or keep fewer (checkpoint.keep_last). The ones before it are as they were"
+            "left. Make room there, or keep fewer (checkpoint.keep_last). Earlier checkpoints are unchanged"
         )
 
 
 def _disk_error(error: BaseException | None) -> OSError | None:
-    """What the system said. torch reports a write that failed as a position that it did not expect."""
+    """The system's own error. torch reports a failed write only as an unexpected file position."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error

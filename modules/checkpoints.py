@@ -1,8 +1,8 @@
-"""Checkpoint folders and what later stages take from them.
+"""Checkpoint folders, and what later stages load from them.
 
 A checkpoint is a folder ``step-000000020`` that holds ``state.ckpt`` (plain tensors and plain data) and, written last,
-``manifest.json`` with each file's size and SHA-256. It appears by one rename, so a folder without a fitting manifest
-was damaged afterwards.
+``manifest.json`` with each file's size and SHA-256. It appears by one rename, so if the manifest does not match, the
+folder was damaged afterwards.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class CheckpointError(ValueError):
 
 
 def commit(temporary: Path, final: Path, step: int) -> None:
-    """Seal the files in ``temporary`` with a manifest and make them appear as ``final``, all or nothing."""
+    """Add a manifest to the files in ``temporary`` and rename the folder to ``final``, all or nothing."""
     files = {
         str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(temporary.rglob("*"))
@@ -40,12 +40,12 @@ def commit(temporary: Path, final: Path, step: int) -> None:
     }
     manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files}
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    # there may be one of an older attempt, of a step after the one that this run resumed from
+    # an earlier attempt may have left a checkpoint of this step, later than the one this run resumed from
     move_into_place(temporary, final, over_folder=True)
 
 
 def problem(folder: Path) -> str | None:
-    """Why the checkpoint ``folder`` is not whole, or None if it is."""
+    """Why the checkpoint ``folder`` is damaged, or None if it is not."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         version, step = manifest["format_version"], int(manifest["step"])
@@ -70,10 +70,10 @@ def problem(folder: Path) -> str | None:
 
 
 def latest_valid(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint in the folder ``checkpoints``; ``warn`` is told of each newer one passed over.
+    """The newest complete checkpoint in the folder ``checkpoints``; ``warn`` is called for each newer one skipped.
 
     Raises:
-        CheckpointError: there are checkpoints but none of them is whole.
+        CheckpointError: there are checkpoints, but all of them are damaged.
     """
     folders = step_folders(checkpoints)[::-1]
     found = []
@@ -81,17 +81,17 @@ def latest_valid(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
         if (why := problem(folder)) is None:
             return folder
         found.append(f"{folder.name}: {why}")
-        warn(f"checkpoint {folder} is passed over: {why}")
+        warn(f"checkpoint {folder} is skipped: {why}")
     if folders:
         raise CheckpointError(
-            f"no checkpoint in {checkpoints} is whole ({'; '.join(found)}). Restore one, or move the "
-            "run folder away to start anew."
+            f"all checkpoints in {checkpoints} are damaged ({'; '.join(found)}). Restore one, or move the "
+            "run folder away to start over."
         )
     return None
 
 
 def find_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
-    """The checkpoint that ``path`` means: a checkpoint folder, or a run folder's latest.
+    """The checkpoint at ``path``: a checkpoint folder, or the latest one of a run folder.
 
     Raises:
         CheckpointError: there is none.
@@ -111,39 +111,38 @@ def find_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
 
 
 def checkpoint_id(folder: Path) -> str:
-    """Name and SHA-256 of a whole checkpoint, for records of what was made with it; "" where there is none."""
+    """Name and SHA-256 of a complete checkpoint, to note what was made with it; "" if there is none."""
     if not (folder / MANIFEST).is_file():
         return ""
     return f"{folder.name} {json.loads((folder / MANIFEST).read_text())['files'][STATE]['sha256']}"
 
 
 def read_state(folder: Path, *, mapped: bool = True) -> dict[str, Any]:
-    """The state of a checkpoint, on the CPU; nothing but plain tensors and data is unpickled.
+    """The state of a checkpoint, on the CPU. Only plain tensors and data are unpickled.
 
-    With ``mapped`` its tensors stay in the file until they are used, and a node's ranks share the memory that they then
-    take: to be copied to their place at once, not to be kept. When a file that is being copied can no longer be read,
-    the system ends the process (SIGBUS).
+    With ``mapped``, tensors stay in the file until they are used, and the ranks of a node share their memory. Copy them
+    at once, and do not keep them: if the file can no longer be read, the system kills the process (SIGBUS).
     """
     state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=mapped)
     return state
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """Whose checkpoint it is: configuration, code version, W&B run and attempt."""
+    """Facts about the run that wrote a checkpoint: configuration, code version, W&B run and attempt."""
     facts: dict[str, Any] = read_state(folder).get("run", {})
     return facts
 
 
 def model_weights(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The model's own parameters out of a checkpoint's state."""
+    """The model's own parameters from a checkpoint's state."""
     return {name.removeprefix("model."): value for name, value in state["state_dict"].items()}
 
 
 def refuse_misfit(weights: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], origin: str) -> None:
-    """Compare the names and shapes of ``weights``, which come from ``origin``, with those of the model to be filled.
+    """Compare names and shapes of ``weights``, which come from ``origin``, with ``wanted``, those of the model.
 
     Raises:
-        CheckpointError: they are others.
+        CheckpointError: they differ.
     """
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     odd = [
@@ -154,7 +153,7 @@ def refuse_misfit(weights: Mapping[str, Tensor], wanted: Mapping[str, torch.Size
     if odd:
         raise CheckpointError(
             f"{origin} does not fit the model: {shortened(odd, 2)}. Keep the model section as it was "
-            "(run.allow_changed lets no weights change their shape), or choose another run.dir to start anew"
+            "(run.allow_changed cannot change the shape of weights), or choose another run.dir to start over"
         )
 
 
@@ -162,7 +161,7 @@ def refuse_misfit(weights: Mapping[str, Tensor], wanted: Mapping[str, torch.Size
 def weights_fingerprint(model: nn.Module) -> str:
     """sha256 (hex) of all parameters' names and bits, the same on every device.
 
-    The bits are summed up where the weights lie, plainly and weighted by their place, so that gigabytes on a GPU take
+    The bits are summed on the weights' own device, both plainly and weighted by index. So gigabytes on a GPU take
     milliseconds.
     """
     digest = hashlib.sha256()
@@ -172,14 +171,14 @@ def weights_fingerprint(model: nn.Module) -> str:
         for piece in torch.split(bits, PIECE):
             wide = piece.long()
             place = torch.arange(1, len(wide) + 1, device=bits.device)
-            sums = sums * 31 + torch.stack([wide.sum(), (wide * place).sum()])  # wraps around, everywhere alike
+            sums = sums * 31 + torch.stack([wide.sum(), (wide * place).sum()])  # wraps around, on every device alike
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {sums.tolist()}\n".encode())
     return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What an earlier stage left: its weights, and which of them it trained."""
+    """The result of an earlier stage: its weights, and which of them it trained."""
 
     origin: str
     weights: dict[str, Tensor]
@@ -190,7 +189,7 @@ class StageResult:
 
     @classmethod
     def read(cls, path: Path, warn: Callable[[str], None]) -> "StageResult":
-        """From a checkpoint folder or a run folder."""
+        """Read a checkpoint folder, or the latest checkpoint of a run folder."""
         folder = find_checkpoint(path, warn)
         state = read_state(folder)
         run_id = state.get("run", {}).get("wandb_run_id", "")
@@ -199,7 +198,7 @@ class StageResult:
 
 @dataclass
 class LoadReport:
-    """What `load_results` did: parameters by where they came from, those kept as initialised, and those not wanted."""
+    """What `load_results` did: parameters by origin, those kept as initialised, and those not in the model."""
 
     loaded: dict[str, list[str]] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
@@ -218,7 +217,8 @@ def load_results(model: nn.Module, results: Sequence[StageResult]) -> LoadReport
     """Load stage results into ``model``: each parameter from the stage that trained it.
 
     Raises:
-        CheckpointError: two stages trained the same parameter, an untrained one differs, or a shape does not fit.
+        CheckpointError: two stages trained the same parameter, an untrained one differs between stages, or a shape
+            does not fit.
     """
     report = LoadReport()
     own = model.state_dict()
@@ -259,10 +259,10 @@ def _source(name: str, holders: Sequence[StageResult]) -> StageResult:
 
 
 def remove_old(checkpoints: Path, keep_last: int, newest: int, best: int | None = None) -> None:
-    """Delete all but the last ``keep_last`` checkpoints up to step ``newest``, the one just written, and ``best``.
+    """Delete all checkpoints up to step ``newest``, the one just written, but the last ``keep_last`` and ``best``.
 
-    Later ones are damaged and were passed over; they are not what is kept. The manifest goes first, so that a
-    half-deleted checkpoint is never used.
+    Checkpoints of later steps stay: they are damaged and were skipped when the run resumed. They do not count as kept.
+    The manifest is deleted first, so a half-deleted checkpoint is never used.
     """
     whole = [folder for folder in step_folders(checkpoints) if folder.name <= step_name(newest)]
     for folder in whole[:-keep_last]:

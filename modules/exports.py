@@ -1,4 +1,4 @@
-"""Trained weights as others take them: the published names, peft adapters, adapters folded into the blocks.
+"""Trained weights in forms that other programs read: published names, or adapters merged into the blocks.
 
 An exported folder holds ``model.safetensors`` and, written last, ``export.json`` with its size and SHA-256.
 """
@@ -29,27 +29,28 @@ FORMAT_VERSION = 1
 
 
 def all_weights(model: OmniMamba, vq: ImageTokenizer | None = None, *, encoders: bool = False) -> dict[str, Tensor]:
-    """All weights under the published checkpoint's names; with ``encoders`` also the ViTs' and the VQ tokenizer's.
+    """All weights under the published checkpoint's names; with ``encoders``, also the ViTs and the VQ tokenizer.
 
     Raises:
-        ValueError: ``encoders`` of kinds that the published model does not have.
+        ValueError: ``encoders`` is set, but this model's encoders are not of the published kinds.
     """
     parts = PublishedWeights(_own(model))
     if not encoders:
         return to_published(parts)
     if not isinstance(model.vision, DinoSiglip) or not isinstance(vq, LlamaGenVQ):
         raise ValueError(
-            "encoders are exported as the published checkpoint has them, DINOv2, SigLIP and VQ-16; this run has "
+            "encoders can only be exported if they are those of the published checkpoint, DINOv2, SigLIP and VQ-16; "
+            "this run has "
             f"model.vision.kind={model.config.vision.kind} and VQ tokenizer {vq.name if vq else 'none'}. Leave them out"
         )
     return to_published(PublishedWeights(parts.language, vision=model.vision.published_weights(), vq=vq.state_dict()))
 
 
 def merged(model: OmniMamba, task: Task) -> dict[str, Tensor]:
-    """All weights under the published names with ``task``'s adapters folded into the blocks: a model without adapters.
+    """All weights under the published names, with ``task``'s adapters merged into the blocks: a model without adapters.
 
     Raises:
-        ValueError: the model has none.
+        ValueError: the model has no adapters.
     """
     if model.config.lora == "none":
         raise ValueError("model.lora=none has no adapters to fold in; export the model as it is")
@@ -61,10 +62,10 @@ def merged(model: OmniMamba, task: Task) -> dict[str, Tensor]:
 
 
 def write(weights: Mapping[str, Tensor], folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write ``weights`` and ``facts`` (plain data) into the existing ``folder``, and read back what lies there.
+    """Write ``weights`` and ``facts`` (plain data) into the existing ``folder``, and read the weights back to check.
 
     Raises:
-        CheckpointError: what was written is not what was given: the disk or its cache is faulty.
+        CheckpointError: the file differs from ``weights``: the disk or its cache is faulty.
     """
     path = folder / SAFETENSORS
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, path)
@@ -72,17 +73,17 @@ def write(weights: Mapping[str, Tensor], folder: Path, facts: Mapping[str, Any])
         names = set(file.keys())
         same = names == weights.keys() and all(torch.equal(file.get_tensor(n), weights[n].cpu()) for n in names)
     if not same:
-        raise CheckpointError(f"{path} reads back otherwise than it was written; write it to another disk")
+        raise CheckpointError(f"{path} reads back differently from what was written; write it to another disk")
     entry = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     content = {"format_version": FORMAT_VERSION, "files": {SAFETENSORS: entry}, **facts}
     write_json(folder / EXPORT, content)
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Language model and projector under our names, and the facts, out of a folder that `write` filled.
+    """Language model and projector under our names, and the facts, from a folder that `write` filled.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: the folder is damaged.
     """
     try:
         facts = json.loads((folder / EXPORT).read_text())

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole and safe on disk or not at all, and how they are named."""
+"""Files and folders that appear on disk complete and synced, or not at all, and their names."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 GIB = 2**30
 PARTIAL = ".partial-"
-"""Part of the name of every file and folder that is not whole yet."""
+"""Part of the name of every file and folder that is not complete yet."""
 
 
 def sha256(path: Path) -> str:
@@ -30,22 +30,22 @@ def step_name(step: int) -> str:
 
 
 def step_of(name: str) -> int | None:
-    """The step that a folder's name tells; None where it tells none."""
+    """The step in a folder's name, or None if there is none."""
     number = name.removeprefix("step-")
     return int(number) if number != name and number.isascii() and number.isdecimal() else None
 
 
 def step_folders(folder: Path) -> list[Path]:
-    """The folders of steps in ``folder``, in the order of their steps; empty where there is no such folder."""
+    """The step folders in ``folder``, in order of their steps; empty if ``folder`` does not exist."""
     found = {step: path for path in folder.glob("step-*") if (step := step_of(path.name)) is not None}
     return [found[step] for step in sorted(found)]
 
 
 @contextmanager
 def new_path(path: Path, scratch: Path | None = None) -> Iterator[Path]:
-    """Where to write a file that takes the place of ``path``, safe on disk, once the block has succeeded.
+    """Yield a path to write a file to. Once the block succeeds, the file is synced to disk and replaces ``path``.
 
-    Until then it lies in ``scratch`` (on the same file system), or beside ``path``.
+    Until then it is in ``scratch`` (on the same file system), or in the folder of ``path``.
     """
     partial = _partial(path, scratch)
     try:
@@ -57,34 +57,34 @@ def new_path(path: Path, scratch: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def new_file(path: Path, scratch: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write in the place of ``path``, see `new_path`.
+    """Yield an open file that replaces ``path``; see `new_path`.
 
     Raises:
-        OSError: it cannot be written; the error names ``path``.
+        OSError: the file cannot be written; the error names ``path``.
     """
     try:
         with new_path(path, scratch) as partial, partial.open("wb") as file:
             yield file
     except OSError as error:
-        # a write's own error does not say where
+        # the error of a write does not name the file
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_file(path: Path, content: str | bytes, scratch: Path | None = None) -> None:
-    """Write a whole file, see `new_file`; its folder is made if need be."""
+    """Write a complete file; see `new_file`. Creates its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path, scratch) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, document: Any, scratch: Path | None = None) -> None:
-    """Write a whole file of readable JSON, see `write_file`."""
+    """Write a complete file of readable JSON; see `write_file`."""
     write_file(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n", scratch)
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of ``folder`` (empty or not there yet) once the block has succeeded."""
+    """Yield a temporary folder. Once the block succeeds, it replaces ``folder``, which must be empty or missing."""
     partial = _partial(folder, None)
     partial.mkdir(parents=True)
     try:
@@ -95,9 +95,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def move_into_place(partial: Path, path: Path, *, over_folder: bool = False) -> None:
-    """Rename a file or folder, after all of it is safe on disk: a machine that loses power leaves none half written.
+    """Rename a file or folder once all of it is synced to disk, so that a power loss leaves nothing half written.
 
-    A folder ``path`` that is not empty is deleted first with ``over_folder``, else it is an error.
+    If ``path`` is a folder that is not empty, it is deleted first with ``over_folder``; otherwise that is an error.
     """
     for each in [*partial.rglob("*"), partial] if partial.is_dir() else [partial]:
         _sync(each)
@@ -108,14 +108,17 @@ def move_into_place(partial: Path, path: Path, *, over_folder: bool = False) -> 
 
 
 def remove_partials(folder: Path, name: str = "") -> None:
-    """Delete what killed processes left unfinished in ``folder``: of ``name``, or of all. Nobody may be writing it."""
+    """Delete the partial files and folders that killed processes left in ``folder``: those of ``name``, or all.
+
+    No process may be writing them.
+    """
     for stale in folder.iterdir():
         if stale.name.startswith(f".{name}{PARTIAL}") if name else PARTIAL in stale.name:
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
 
 
 def _partial(path: Path, scratch: Path | None) -> Path:
-    # the host and the thread too: nodes share folders and process numbers, threads write at the same time
+    # with host and thread: nodes share folders and may have equal process ids, and threads write at the same time
     writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
     return (scratch or path.parent) / f".{path.name}{PARTIAL}{writer}"
 
@@ -130,7 +133,7 @@ def _sync(path: Path) -> None:
 
 @cache
 def code_version() -> str:
-    """The git commit of the code, with "+changes" if the tree has some; "unknown" outside a checkout."""
+    """The git commit of the code, with "+changes" if the working tree has any; "unknown" outside a checkout."""
     here = Path(__file__).parent
     try:
         commit = subprocess.run(

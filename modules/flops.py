@@ -1,4 +1,4 @@
-"""How much arithmetic training asks for, and how much a GPU has to give."""
+"""FLOPs that training needs, and the peak FLOP rate of GPUs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,18 +23,18 @@ PEAKS: tuple[tuple[str, float], ...] = (
     ("A10G", 70),
     ("A10", 125),
 )
-"""Dense bf16 TFLOP/s by a word of the GPU's name, from NVIDIA's data sheets; the first that fits counts."""
+"""Dense bf16 TFLOP/s by a word of the GPU's name, from NVIDIA's data sheets; the first match counts."""
 
 
 def peak_tflops(gpu: str) -> float | None:
-    """Dense bf16 matrix products a second, 1e12 operations, of the GPU with this name; None where it is not known."""
+    """Peak dense bf16 TFLOP/s of the GPU with this name; None if it is not known."""
     return next((peak for word, peak in PEAKS if word in gpu), None)
 
 
 def model_flops(stage: StageModule, batch: Mapping[str, Any], tokens: int) -> float:
-    """Floating-point operations of a micro-batch's matrix products, forward and backward, nothing computed twice.
+    """Floating-point operations of a micro-batch's matrix products, forward and backward, without recomputation.
 
-    Blocks count at all ``tokens`` positions, heads at labelled ones; adapters, scan and encoders are left out.
+    Blocks count at all ``tokens`` positions, heads only at labelled ones. Adapters, scan and encoders are left out.
     """
     model, total = stage.model, 0.0
     for layer in model.backbone.layers:
@@ -51,8 +51,8 @@ def model_flops(stage: StageModule, batch: Mapping[str, Any], tokens: int) -> fl
 
 
 def _product(weight: Tensor) -> int:
-    """Operations for one position: forward, gradient of the input, and gradient of the weight where it is trained."""
-    size = getattr(weight, "ds_numel", weight.numel())  # ZeRO 3 leaves nothing in its place
+    """Operations for one position: forward, gradient of the input, and gradient of the weight if it is trained."""
+    size = getattr(weight, "ds_numel", weight.numel())  # under ZeRO 3 the parameter itself is empty
     return 2 * int(size) * (3 if weight.requires_grad else 2)
 
 

@@ -1,4 +1,4 @@
-"""Files to which one JSON object a line is appended, by processes that may be killed while they write."""
+"""Files with one JSON object per line, appended by processes that may be killed while they write."""
 
 import json
 import os
@@ -11,7 +11,7 @@ Keys = Mapping[str, type]
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append ``rows`` and hand them to the system."""
+    """Append ``rows`` and flush them to the system."""
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
@@ -23,12 +23,13 @@ def read_rows(
     fix: str = "delete that line",
     damaged: Callable[[int, str], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a file; none if there is no file. Text after the last newline was cut short and is no row.
+    """The rows of a file; none if there is no file. Text after the last newline is a row cut short, and is ignored.
 
-    With ``damaged`` a bad line is passed over, and the function is called with its number and the reason.
+    With ``damaged``, a bad line is skipped, and ``damaged`` is called with its number and the reason.
 
     Raises:
-        ValueError: a line is bad: no JSON object, or without a key of the right type. The message ends in ``fix``.
+        ValueError: a line is bad: not a JSON object, or a key is missing or has the wrong type. The message ends with
+            ``fix``.
     """
     if not path.is_file():
         return
@@ -46,7 +47,7 @@ def read_rows(
 def _row(line: bytes, keys: Keys) -> dict[str, Any]:
     row = json.loads(line)
     if not isinstance(row, dict):
-        raise ValueError("it is no object")
+        raise ValueError("it is not an object")
     for key, kind in keys.items():
         if key not in row:
             raise ValueError(f"it has no {key}")
@@ -56,7 +57,7 @@ def _row(line: bytes, keys: Keys) -> dict[str, Any]:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Cut off a last line that a kill left without its end."""
+    """Cut off an incomplete last line, left by a process that was killed."""
     if path.is_file():
         content = path.read_bytes()
         complete = content.rfind(b"\n") + 1

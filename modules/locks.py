@@ -1,4 +1,4 @@
-"""Locks between processes, of one node or of several that share a file system."""
+"""Locks between processes, on one node or on several that share a file system."""
 
 import fcntl
 import os
@@ -9,13 +9,13 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
-    """Hold the lock file ``path``, which is made if need be and stays: to delete it would let two hold it.
+    """Hold the lock file ``path``. It is created if needed and never deleted, or two processes could hold the lock.
 
-    Yields its file descriptor. A process that inherits it holds the lock too, until both have ended.
+    Yields its file descriptor. A process that inherits it also holds the lock, until both processes have ended.
 
     Raises:
-        BlockingIOError: another process holds it, and ``wait`` is False.
-        OSError: it cannot be made, or is a link.
+        BlockingIOError: another process holds the lock, and ``wait`` is False.
+        OSError: the file cannot be created, or is a link.
     """
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
@@ -26,5 +26,5 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
 
 
 def lock_of(path: Path) -> Path:
-    """The lock file of a file or folder: hidden, beside it."""
+    """The lock file of a file or folder: a hidden file next to it."""
     return path.with_name(f".{path.name}.lock")

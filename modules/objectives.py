@@ -24,7 +24,7 @@ def task_losses(outputs: Mapping[Task, Labelled]) -> dict[Task, Tensor]:
 
 
 def total_loss(losses: Mapping[Task, Tensor], weights: LossWeights) -> Tensor:
-    """Weighted sum over the tasks; each mean is taken over its own micro-batch, not over all tokens together."""
+    """Weighted sum over the tasks. Each mean is over the task's own micro-batch, not over all tokens together."""
     terms = [getattr(weights, task) * loss for task, loss in losses.items()]
     total: Tensor = sum(terms[1:], terms[0])
     return total

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with linear warm-up and a cosine down to ``min_lr_ratio`` of the peak."""
+    """AdamW with linear warm-up, then cosine decay to ``min_lr_ratio`` of the peak."""
 
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
@@ -25,7 +25,7 @@ class OptimConfig:
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
         found = []
-        if not self.lr > 0:  # nor not-a-number
+        if not self.lr > 0:  # also catches NaN
             found.append(f"optim.lr={self.lr} must be above 0; the paper uses 1e-3 (MMU), 8e-4 (T2I), 1e-4 (unified)")
         found += [
             f"optim.{name}={getattr(self, name)} must be 0 or more; 0 turns it off"
@@ -42,7 +42,7 @@ class OptimConfig:
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay may touch a parameter: matrices only, never A_log, D, dt_bias, norms or biases.
+    """Whether weight decay applies to a parameter: only to matrices, never to A_log, D, dt_bias, norms or biases.
 
     Decay on A_log, D or dt_bias drags the state-space dynamics towards one fixed time scale.
     """
@@ -50,7 +50,7 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, max_steps: int) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """AdamW over what ``model`` trains, in two named groups, and its schedule, stepped per optimizer step."""
+    """AdamW over the trained parameters of ``model``, in two named groups, and its schedule per optimizer step."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"name": "decay", "params": [p for n, p in trained if decays(n, p)], "weight_decay": config.weight_decay},
@@ -63,7 +63,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, max_steps: int) -> tu
 
 
 def lr_factor(step: int, *, config: OptimConfig, max_steps: int) -> float:
-    """Share of the peak learning rate for the step that follows ``step`` finished ones."""
+    """Share of the peak learning rate for the step after ``step`` finished ones."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     progress = min(1.0, (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps))

@@ -1,4 +1,4 @@
-"""Third-party weights of the language model that a run starts from: Mamba-2's, or a published OmniMamba's."""
+"""Loads third-party weights of the language model to start from: Mamba-2's, or a published OmniMamba's."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from modules.published import LANGUAGE, MAMBA2_LACKS, from_mamba2, from_publishe
 from modules.weight_files import read_weights
 
 STAGE_1_LACKS = ("projector.*",)
-"""What a published checkpoint of T2I pre-training does not hold."""
+"""What a published checkpoint of T2I pre-training does not contain."""
 
 
 def load_pretrained(model: nn.Module, path: Path) -> list[str]:
-    """Copy the weights in ``path`` into ``model``; what they are is told by their names. Returns a report of all keys.
+    """Copy the weights in ``path`` into ``model``; their names tell what they are. Returns a report of all keys.
 
-    ``state-spaces/mamba2-*`` brings blocks, final norm and text embedding; a published OmniMamba all of the language
-    model and the projector. Its ViTs and VQ tokenizer are not loaded here: ``model.vision.*.weights`` and ``model.vq``
+    ``state-spaces/mamba2-*`` has blocks, final norm and text embedding. A published OmniMamba has the whole language
+    model and the projector. Its ViTs and VQ tokenizer are not loaded here; ``model.vision.*.weights`` and ``model.vq``
     name their files.
 
     Raises:
@@ -41,7 +41,7 @@ def load_pretrained(model: nn.Module, path: Path) -> list[str]:
 
 
 def _with_image_rows(model: nn.Module, language: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With one vocabulary for text and images, the text's rows of Mamba-2 before the model's own rows for images."""
+    """If text and images share a vocabulary: put Mamba-2's rows for text before the model's own rows for images."""
     config = getattr(model, "config", None)
     name = "text_embedding.weight"
     if config is None or config.vocabularies != "shared" or len(language.get(name, ())) != config.vocab_size:

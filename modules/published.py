@@ -1,7 +1,7 @@
-"""Names of published checkpoints, mapped to ours and back: OmniMamba's own, and Mamba-2's that it starts from.
+"""Maps the names of published checkpoints to ours and back: OmniMamba's, and those of the Mamba-2 it starts from.
 
-Both ways are explicit: a key that no rule covers is an error, never dropped. The functions rename tensors and share
-their memory; nothing is copied or read.
+Both directions are explicit: a key that no rule covers is an error and is never dropped. The functions rename tensors
+and share their memory; they copy and read nothing.
 """
 
 import re
@@ -15,7 +15,7 @@ from modules.omnimamba.llamagen import PUBLISHED_PREFIX
 from modules.omnimamba.weight_names import NamesReport, match_names, shapes_of
 
 LANGUAGE, VISION, VQ = "llm_backbone.mamba.", "vision_backbone.", PUBLISHED_PREFIX
-"""What stands before the names of each part; the projector's names start with its own."""
+"""Prefixes of the parts' names; the projector's prefix is in `RULES`."""
 RULES: tuple[tuple[str, str], ...] = (
     ("llm_backbone.mamba.backbone.embedding.weight", "text_embedding.weight"),
     ("llm_backbone.mamba.backbone.img_embeddings.word_embeddings.weight", "image_table.weight"),
@@ -31,40 +31,40 @@ RULES: tuple[tuple[str, str], ...] = (
     ("llm_backbone.mamba.backbone.layers.*", "backbone.layers.*"),
     ("projector.projector.*", "projector.*"),
 )
-"""(published, ours); the first rule that fits counts, ``*`` stands for the same text on both sides."""
+"""(published, ours). The first matching rule counts; ``*`` stands for the same text on both sides."""
 PART_NAMES = {
     VISION: r"(dino|siglip)_featurizer\..+",
     VQ: r"(encoder|decoder|quantize|quant_conv|post_quant_conv)\..+",
 }
-"""What may follow the prefixes of the parts that keep their names; their own modules check them one by one."""
+"""What may follow the prefixes of parts that keep their names. The modules of these parts check each name."""
 TIED: tuple[tuple[str, str], ...] = (
     ("llm_backbone.mamba.lm_head.weight", "text_embedding.weight"),
     ("llm_backbone.mamba.img_head.weight", "image_table.weight"),
 )
-"""(published head, our table that it is)."""
+"""(published head, our table that it is equal to)."""
 MAMBA2_LACKS = ("image_*", "caption_projection.*", "*_positions", "projector.*", "*.lora_?.*")
-"""Our names, as patterns, of what OmniMamba adds to Mamba-2; `load_language` takes them as ``optional``."""
+"""Patterns of our names for what OmniMamba adds to Mamba-2, for the ``optional`` of `load_language`."""
 POSITION_TABLES = ("t2i_positions", "mmu_positions")
 """Published with a leading axis of size 1."""
 CODEBOOK_USED = "quantize.codebook_used"
 CODEBOOK_USED_SIZE = 65536
-"""LlamaGen's record of its training, which nothing reads but the published code expects to load; zero when new."""
+"""Size of LlamaGen's training statistics. Nothing uses them, but the published code expects to load them; zero here."""
 
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """A published checkpoint taken apart: each part's tensors, and the heads that repeat a table."""
+    """A published checkpoint split into parts: each part's tensors, and the heads that repeat a table."""
 
     language: dict[str, Tensor]
     """Language model and projector, under our names and shapes."""
     vision: dict[str, Tensor] = field(default_factory=dict)
-    """Both ViTs under timm's names, behind ``dino_featurizer.`` and ``siglip_featurizer.``."""
+    """Both ViTs under timm's names, with prefixes ``dino_featurizer.`` and ``siglip_featurizer.``."""
     vq: dict[str, Tensor] = field(default_factory=dict)
     """The VQ tokenizer under LlamaGen's names."""
     tied: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """How many tensors each part has, as text."""
+        """The number of tensors in each part, as text."""
         parts = {
             "language model": [name for name in self.language if not name.startswith("projector.")],
             "projector": [name for name in self.language if name.startswith("projector.")],
@@ -95,10 +95,10 @@ def published(name: str) -> str:
 
 
 def from_published(weights: Mapping[str, Tensor]) -> PublishedWeights:
-    """Take a published checkpoint apart. Parts may be absent: a stage-1 checkpoint has not all of them.
+    """Split a published checkpoint into parts. Parts may be missing: a stage-1 checkpoint does not have all of them.
 
     Raises:
-        ValueError: keys are covered by no rule, or a head is not equal to its table; all of them are named.
+        ValueError: no rule covers some keys (all are named), or a head is not equal to its table.
     """
     parts = PublishedWeights({})
     unknown, heads = [], dict(TIED)
@@ -120,10 +120,10 @@ def from_published(weights: Mapping[str, Tensor]) -> PublishedWeights:
 
 
 def to_published(parts: PublishedWeights) -> dict[str, Tensor]:
-    """Put a published checkpoint together: the opposite of `from_published`, with all heads.
+    """Build a published checkpoint: the inverse of `from_published`, with all heads.
 
     Raises:
-        ValueError: one of our names is covered by no rule.
+        ValueError: no rule covers one of our names.
     """
     weights = {
         published(name): value[None] if name in POSITION_TABLES else value for name, value in parts.language.items()
@@ -137,13 +137,13 @@ def to_published(parts: PublishedWeights) -> dict[str, Tensor]:
 
 
 def from_mamba2(weights: Mapping[str, Tensor]) -> PublishedWeights:
-    """The language model that ``state-spaces/mamba2-*`` holds, under our names.
+    """The language model of ``state-spaces/mamba2-*``, under our names.
 
-    Its embedding has as many rows as OmniMamba's, because both round up to a multiple of 16; the rows of the special
-    tokens are then those that Mamba-2 left unused.
+    Its embedding has as many rows as OmniMamba's, because both round up to a multiple of 16. The special tokens use
+    rows that Mamba-2 leaves unused.
 
     Raises:
-        ValueError: keys are covered by no rule, or the head is not equal to the embedding; all of them are named.
+        ValueError: no rule covers some keys (all are named), or the head is not equal to the embedding.
     """
     prefixed = {LANGUAGE + name: value for name, value in weights.items()}
     known = [name for name in prefixed if name == TIED[0][0] or (_is_known(name) and _is_mamba2(ours(name)))]
@@ -156,10 +156,12 @@ def from_mamba2(weights: Mapping[str, Tensor]) -> PublishedWeights:
 def load_language(
     model: nn.Module, language: Mapping[str, Tensor], origin: str, *, optional: Sequence[str] = ()
 ) -> NamesReport:
-    """Copy weights under our names into ``model``, in place; it keeps what fits a pattern of ``optional`` and lacks.
+    """Copy weights under our names into ``model``, in place.
+
+    Weights that match a pattern of ``optional`` may be missing in ``language``; the model keeps its own.
 
     Raises:
-        ValueError: names are missing, unexpected, or of another shape; nothing is copied then.
+        ValueError: names are missing or unexpected, or shapes differ; nothing is copied then.
     """
     own = model.state_dict()
     report = match_names(origin, shapes_of(language), shapes_of(own), optional=optional)
@@ -173,8 +175,8 @@ def _tied_heads(weights: Mapping[str, Tensor], language: Mapping[str, Tensor]) -
     for head, table in tied:
         if table not in language or not torch.equal(weights[head], language[table]):
             raise ValueError(
-                f"{head} is not equal to {published(table)}; in this model a head is its table, and one of them would "
-                "be lost"
+                f"{head} is not equal to {published(table)}; in this model they are one tensor, so one of the two "
+                "would be lost"
             )
     return tuple(head for head, _ in tied)
 

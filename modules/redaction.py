@@ -1,4 +1,4 @@
-"""Keeps secrets out of what is written and shown: keys, passwords, and addresses that carry them."""
+"""Keeps secrets out of everything written and shown: keys, passwords, and addresses that contain them."""
 
 import os
 import re
@@ -12,7 +12,7 @@ _SECRET = re.compile(
     r"|authorization|bearer|sas_token|token)s?$"
 )
 _TEXT_TOKEN = re.compile(r"(?:^|_)(?:pad|eos|bos|unk|sep|cls|mask|image|start|end|stop|special|per|each)_token$")
-"""Tokens of a text."""
+"""Names of text tokens, which are not secrets."""
 _USER_IN_ADDRESS = re.compile(r"(?P<before>\b[a-z][a-z0-9+.-]*://)(?P<secret>[^/\s@\"']+)@", re.IGNORECASE)
 _SIGNATURE = re.compile(
     r"(?P<before>[?&](?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|sig|AWSAccessKeyId"
@@ -20,14 +20,14 @@ _SIGNATURE = re.compile(
     re.IGNORECASE,
 )
 _SHAPES = re.compile(r"\b(?:hf_\w{20,}|gh[pousr]_\w{20,}|wandb_v1_\w{20,}|AKIA[0-9A-Z]{16}|sk-[\w-]{20,})")
-"""What the keys of well-known services look like."""
+"""The form of well-known services' keys."""
 _NAMED = re.compile(r"(?P<key>[\w.-]+)(?P<between>[\"']?\s*[=:]\s*[\"']?)(?P<secret>[^\s\"',;}]+)")
 _LEAST = 8
-"""Values of the environment shorter than this are no secrets, and hide too much if they are taken for some."""
+"""Environment values shorter than this are not treated as secrets: hiding them would hide too much else."""
 
 
 def is_secret_key(key: str) -> bool:
-    """Whether ``key`` names a secret, as ``WANDB_API_KEY`` or ``hub.token`` do, and ``num_tokens`` does not."""
+    """Whether ``key`` names a secret. ``WANDB_API_KEY`` and ``hub.token`` do; ``num_tokens`` does not."""
     name = "_".join(_WORDS.findall(key.rsplit(".", 1)[-1])).lower()
     if name.endswith("tokens") or _TEXT_TOKEN.search(name):
         return False
@@ -35,7 +35,7 @@ def is_secret_key(key: str) -> bool:
 
 
 def redact(text: str) -> str:
-    """``text`` with everything hidden that looks like a secret."""
+    """Return ``text`` with everything hidden that looks like a secret."""
     for value in _secrets_of_environment():
         text = text.replace(value, HIDDEN)
     text = _USER_IN_ADDRESS.sub(rf"\g<before>{HIDDEN}@", text)
@@ -45,7 +45,7 @@ def redact(text: str) -> str:
 
 
 def redacted(value: Any) -> Any:
-    """Plain data with its texts redacted, and what lies under a secret's name hidden."""
+    """Return plain data with its texts redacted, and values under a secret's name hidden."""
     if isinstance(value, dict):
         return {redacted(k): HIDDEN if is_secret_key(str(k)) and _counts(v) else redacted(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -54,7 +54,7 @@ def redacted(value: Any) -> Any:
 
 
 def find_secrets(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Each (dotted key, what is wrong) of plain data that holds a secret; the secret itself is not told."""
+    """Yield (dotted key, what is wrong) for each secret in plain data, without the secret itself."""
     if isinstance(values, dict):
         for name, value in values.items():
             yield from find_secrets(value, f"{key}.{name}" if key else str(name))
@@ -77,7 +77,7 @@ def _counts(value: Any) -> bool:
 
 
 def _has_password(text: str) -> bool:
-    """``user:password@`` anywhere, and any user in a web address, which is a token then."""
+    """Whether there is a ``user:password@`` anywhere, or any user in a web address, which is then a token."""
     found = _USER_IN_ADDRESS.search(text)
     return found is not None and (":" in found["secret"] or found["before"].lower().startswith("http"))
 

@@ -1,4 +1,4 @@
-"""Random choices keyed by what they are for: no state to save, the same for any number of ranks and workers."""
+"""Random choices keyed by their purpose: no state to save, and the same for any number of ranks and workers."""
 
 import hashlib
 
@@ -13,9 +13,9 @@ def keyed_seed(*key: int | str) -> int:
 
 
 def keyed_hashes(seed: int, *columns: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """One number in [0, 2**64) for each row of ``columns`` (N each), a fixed function of it and of ``seed``.
+    """One number in [0, 2**64) for each row of ``columns`` (N each), a fixed function of the row and ``seed``.
 
-    An own hash, because libraries change their generators between versions. Over one column it is a bijection.
+    We use our own hash because libraries change their generators between versions. Over one column it is a bijection.
     """
     hashed = np.full_like(columns[0], seed, dtype=np.uint64)
     for column in columns:

@@ -1,22 +1,22 @@
-"""Signals that ask a run to stop: a handler raises a flag and does nothing else; who can stop in order looks at it.
+"""Signals that tell a run to stop. The handler only sets a flag; code that can stop cleanly checks it.
 
-Saving inside a handler would interleave with whatever the process was doing, a collective for one, and hang. Nothing
-heavy is imported here, so that a process can listen before it loads anything.
+Saving inside a handler would interrupt whatever the process was doing, for example a collective, and hang. This module
+imports nothing heavy, so a process can listen before it loads anything.
 """
 
 import signal
 from types import FrameType
 
 STOP = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-"""What batch systems send before they take a machine away."""
+"""What batch systems send before they end a job."""
 
 _received: str | None = None
 
 
 def listen() -> None:
-    """From now on the signals of `STOP` raise the flag; unhandled they would kill a process that still loads.
+    """From now on, the signals of `STOP` set the flag. Without a handler they would kill a process that is loading.
 
-    One that came before, when this process was started with them blocked (slurm/lib.sh), raises it now.
+    If the process was started with them blocked (slurm/lib.sh), a signal that came earlier sets the flag now.
     """
     for number in STOP:
         signal.signal(number, _note)
@@ -24,12 +24,12 @@ def listen() -> None:
 
 
 def received() -> str | None:
-    """Name of the first signal that came, or None."""
+    """Name of the first signal received, or None."""
     return _received
 
 
 def ignore() -> None:
-    """Let a worker process outlive what is meant for its parent: some clusters signal every process of a job."""
+    """Ignore the signals in a worker process; its parent handles them. Some clusters signal every process of a job."""
     for number in STOP:
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""The training stages: LightningModules that differ in a few declared values (paper, section 3.4 and Fig. 4)."""
+"""The training stages: LightningModules that differ only in a few declared values (paper, section 3.4 and Fig. 4)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,13 +20,13 @@ from modules.trainable import TrainableReport, set_trainable
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """Which stage, and what a run changes about it."""
+    """Which stage to train, and what this run changes in it."""
 
     name: Literal["mmu_pretrain", "t2i_pretrain", "unified_finetune"]
     also_train: tuple[str, ...] = ()
-    """Patterns of parameters trained beyond the paper's set, for a run that starts from nothing."""
+    """Patterns of parameters to train in addition to the paper's set, for a run from scratch."""
     freeze: tuple[str, ...] = ()
-    """Patterns of parameters left out of the paper's set, for example text_embedding.* in T2I pre-training."""
+    """Patterns of parameters to leave out of the paper's set, for example text_embedding.* in T2I pre-training."""
     loss_weights: LossWeights = field(default_factory=LossWeights)
 
     def problems(self) -> list[str]:
@@ -41,7 +41,7 @@ class StageConfig:
 class StageModule(pl.LightningModule):
     """One stage of training. A subclass declares ``tasks`` and ``trainable``; nothing else differs.
 
-    ``training_step`` returns the loss and, under ``losses``, each task's own.
+    ``training_step`` returns the total loss and, under ``losses``, the loss of each task.
     """
 
     tasks: ClassVar[tuple[Task, ...]]
@@ -59,15 +59,15 @@ class StageModule(pl.LightningModule):
         )
 
     def on_fit_start(self) -> None:
-        """Parameters as the strategy has set them up."""
+        """Check the parameters as the strategy set them up."""
         self._check_precision()
 
     def on_train_start(self) -> None:
-        """And as a checkpoint has filled them."""
+        """Check the parameters again after a checkpoint was loaded."""
         self._check_precision()
 
     def _check_precision(self) -> None:
-        """Refuse parameters that something has cast: a state-space model whose A_log is in bf16 learns something else.
+        """Refuse parameters that were cast: a state-space model with A_log in bf16 learns something else.
 
         Raises:
             ValueError: a parameter is not in float32.
@@ -76,16 +76,16 @@ class StageModule(pl.LightningModule):
         if odd:
             raise ValueError(
                 f"{len(odd)} parameters are not in float32, for example {odd[0]}: a strategy or precision plugin has "
-                "cast them. Use trainer.precision=bf16, which casts what is computed and not what is kept"
+                "cast them. Use trainer.precision=bf16, which casts the computation and not the parameters"
             )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Key the step's randomness (LoRA dropout) by seed, step and rank: nothing to save, nothing to restore."""
+        """Seed the step's randomness (LoRA dropout) by seed, step and rank, so there is no random state to save."""
         micro = batch_idx % self.trainer.accumulate_grad_batches
         torch.manual_seed(keyed_seed(self.seed, "step", self.trainer.global_step, micro, self.global_rank))
 
     def training_step(self, batch: Mapping[Task, Mapping[str, Tensor]], batch_idx: int) -> dict[str, Any]:
-        """One forward pass for all tasks of the micro-batch."""
+        """Run one forward pass for all tasks of the micro-batch."""
         inputs: Batch = {task: batch[task] for task in TASKS if task in self.tasks}
         losses = task_losses(self.model(inputs))
         loss = total_loss(losses, self.config.loss_weights)
@@ -97,9 +97,9 @@ class StageModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count micro-steps in this run's accumulation: another number of ranks takes another number of them to a step.
+        """Convert the micro-step count to this run's accumulation, which depends on the number of ranks.
 
-        Lightning would go on with the old count, take a step out of phase with the data, and lose part of a batch.
+        Lightning would keep the old count, take steps out of phase with the data, and lose part of a batch.
         """
         if self._trainer is None:
             return
@@ -112,10 +112,10 @@ class StageModule(pl.LightningModule):
         current.update(ready=taken, started=taken, processed=taken, completed=taken - uncounted)
 
     def _refuse_misfit(self, checkpoint: dict[str, Any]) -> None:
-        """Name what does not fit before torch does, and what would fit by chance.
+        """Report a misfit more clearly than torch does, and also one that torch would load by chance.
 
         Raises:
-            CheckpointError: weights of other shapes, or an optimizer's state of other parameters.
+            CheckpointError: weights have other shapes, or the optimizer's state is of other parameters.
         """
         own = {name: getattr(p, "ds_shape", p.shape) for name, p in self.state_dict(keep_vars=True).items()}
         refuse_misfit(checkpoint["state_dict"], own, "the checkpoint")
@@ -123,27 +123,27 @@ class StageModule(pl.LightningModule):
         if before != now:
             odd = sorted(set(before) ^ set(now)) or ["the order of all of them"]
             raise CheckpointError(
-                f"the checkpoint's optimizer moves other parameters than this run: {odd[0]} differs, the first of "
-                f"{len(odd)}. Keep stage.freeze and stage.also_train as they were, or begin "
+                f"the checkpoint's optimizer trains other parameters than this run: {odd[0]} differs, the first of "
+                f"{len(odd)}. Keep stage.freeze and stage.also_train as they were, or start "
                 "another run with init_from=[this run]"
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name what this stage trained, so that a later stage can tell its results from its starting point."""
+        """Store the names of what this stage trained, so that a later stage can tell results from starting weights."""
         checkpoint["stage"] = {"name": self.config.name, "trained": list(self.report.names)}
 
 
 class MMUPretrain(StageModule):
-    """Stage 1, understanding: the projector and the MMU adapters learn to read images."""
+    """Stage 1, understanding: trains the projector and the MMU adapters."""
 
     tasks = ("mmu",)
     trainable = ("projector.*", "backbone.*.lora_?.mmu.*")
 
 
 class T2IPretrain(StageModule):
-    """Stage 1, generation: image vocabulary, caption projection, positions and the T2I adapters.
+    """Stage 1, generation: trains image vocabulary, caption projection, positions and the T2I adapters.
 
-    The text embedding is trained too, as in the released code; ``stage.freeze: [text_embedding.*]`` leaves it alone.
+    The text embedding is trained too, as in the released code; ``stage.freeze: [text_embedding.*]`` freezes it.
     """
 
     tasks = ("t2i",)
@@ -158,7 +158,7 @@ class T2IPretrain(StageModule):
 
 
 class UnifiedFinetune(StageModule):
-    """Stage 2: everything but the frozen encoders, on both tasks in every step."""
+    """Stage 2: trains everything but the frozen encoders, on both tasks in every step."""
 
     tasks = ("mmu", "t2i")
     trainable = ("*",)

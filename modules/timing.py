@@ -1,4 +1,4 @@
-"""How long work takes on a device, and what the device can do at best."""
+"""Times work on a device, and measures the device's peak rates."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ import torch
 
 
 class Clock:
-    """Marks on a device's time axis: a GPU's own events, so that nothing waits between them."""
+    """Time marks on a device. On a GPU they are CUDA events, so nothing waits between them."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -27,7 +27,7 @@ class Clock:
         self._marks.append(event)
 
     def seconds(self) -> list[float]:
-        """From each mark to the next."""
+        """Seconds from each mark to the next."""
         self._wait()
         if self.device.type != "cuda":
             return [later - earlier for earlier, later in pairwise(self._marks)]
@@ -39,7 +39,7 @@ class Clock:
 
 
 def timed(work: Callable[[], Any], device: torch.device, *, warmup: int = 0, repeats: int) -> list[float]:
-    """Seconds on ``device`` of each of ``repeats`` calls of ``work``, after ``warmup`` calls that do not count."""
+    """Seconds on ``device`` for each of ``repeats`` calls of ``work``, after ``warmup`` calls that do not count."""
     for _ in range(warmup):
         work()
     clock = Clock(device)
@@ -51,13 +51,13 @@ def timed(work: Callable[[], Any], device: torch.device, *, warmup: int = 0, rep
 
 
 def gemm_tflops(size: int = 8192) -> float:
-    """Rate of a large bf16 matrix product on this GPU, 1e12 operations a second."""
+    """TFLOP/s of a large bf16 matrix product on this GPU."""
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     return 2 * size**3 / statistics.median(timed(lambda: a @ b, a.device, warmup=5, repeats=20)) / 1e12
 
 
 def copy_rate(size: int = 2**30) -> float:
-    """Bytes a second that this GPU reads and writes in copying ``size`` bytes."""
+    """Bytes per second that this GPU reads and writes when it copies ``size`` bytes."""
     source = torch.empty(size, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2 * size / statistics.median(timed(lambda: target.copy_(source), source.device, repeats=10))

@@ -1,4 +1,4 @@
-"""Which parameters a stage trains (paper, Fig. 4), and a report that shows it."""
+"""Which parameters a stage trains (paper, Fig. 4), and a report of them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ PARTS: tuple[tuple[str, str], ...] = (
     ("MMU positions", "mmu_positions"),
     ("T2I positions", "t2i_positions"),
 )
-"""Names of the model's parts; a parameter belongs to the first pattern that fits."""
+"""Names of the model's parts. A parameter belongs to the first pattern it matches."""
 
 
 @dataclass(frozen=True)
 class TrainableReport:
-    """What is trained: parameter names, and per part (name, trained numbers, all numbers, by extra patterns)."""
+    """What is trained: parameter names, and for each part (name, trained count, total count, by ``also_train``)."""
 
     names: tuple[str, ...]
     parts: tuple[tuple[str, int, int, bool], ...]
 
     def lines(self) -> list[str]:
-        """The report as text, one part a line."""
+        """The report as text, one line per part."""
         lines = [f"{'part':<20}{'trained':>14}{'frozen':>14}"]
         for part, trained, total, extra in self.parts:
             note = "  beyond the paper's stage: stage.also_train" if extra else ""
@@ -44,17 +44,17 @@ class TrainableReport:
 def set_trainable(
     model: nn.Module, patterns: Sequence[str], *, also_train: Sequence[str] = (), freeze: Sequence[str] = ()
 ) -> TrainableReport:
-    """Let gradients reach exactly the parameters that fit ``patterns`` or ``also_train`` and not ``freeze``.
+    """Train exactly the parameters that match ``patterns`` or ``also_train`` and not ``freeze``, and freeze the rest.
 
     Raises:
-        ValueError: a pattern of ``also_train`` or ``freeze`` fits no parameter, or nothing is left to train.
+        ValueError: a pattern of ``also_train`` or ``freeze`` matches no parameter, or nothing is left to train.
     """
     names = [name for name, _ in model.named_parameters()]
     for key, given in (("also_train", also_train), ("freeze", freeze)):
         for pattern in given:
             if not any(fnmatchcase(name, pattern) for name in names):
                 known = ", ".join(sorted({_part(name)[1] for name in names}))
-                raise ValueError(f"stage.{key} pattern '{pattern}' fits no parameter; parts of this model: {known}")
+                raise ValueError(f"stage.{key} pattern '{pattern}' matches no parameter; parts of this model: {known}")
     rows: dict[str, list[int]] = {}
     trained = []
     for name, parameter in model.named_parameters():
@@ -68,7 +68,7 @@ def set_trainable(
         if on:
             trained.append(name)
     if not trained:
-        raise ValueError("nothing is left to train: stage.freeze takes all that the stage declares; narrow it")
+        raise ValueError("nothing is left to train: stage.freeze covers everything the stage trains; narrow it")
     order = [part for part, _ in PARTS if part in rows]
     return TrainableReport(
         tuple(trained), tuple((part, rows[part][0], rows[part][1], bool(rows[part][2])) for part in order)

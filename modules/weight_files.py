@@ -1,4 +1,4 @@
-"""Files of weights, whoever wrote them: safetensors, alone or in pieces with an index, and torch's own files."""
+"""Reads weight files of any origin: safetensors, alone or in pieces with an index, and torch's own format."""
 
 import json
 import pickle
@@ -16,19 +16,19 @@ from modules.omnimamba.weight_names import shortened
 
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 IN_A_FOLDER = (SAFETENSORS, INDEX, "pytorch_model.bin")
-"""What a folder is searched for, in this order."""
+"""The file names looked for in a folder, in this order."""
 WRAPPERS = ("model", "state_dict", "module")
-"""Keys under which a torch file may hold its weights, beside other things."""
+"""Keys under which a torch file may hold its weights, next to other data."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, or of the one that a downloaded folder holds, by name and on the CPU.
+    """The tensors of a file, or of the weight file in a downloaded folder, by name and on the CPU.
 
-    Of a torch file nothing but plain tensors and data is unpickled.
+    Only plain tensors and data are unpickled from a torch file.
 
     Raises:
-        FileNotFoundError: there is no such file, or no file of weights in the folder.
-        ValueError: the file is damaged, no mapping from names to tensors, or holds numbers that are not finite.
+        FileNotFoundError: there is no such file, or no weight file in the folder.
+        ValueError: the file is damaged, is not a mapping from names to tensors, or holds non-finite numbers.
     """
     file = _file_of(path)
     if file.name == INDEX:
@@ -37,7 +37,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         weights = _safetensors(file) if file.suffix == ".safetensors" else _torch_file(file)
     if odd := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise ValueError(
-            f"{file} holds numbers that are not finite in {shortened(odd)}: its training diverged or the file is "
+            f"{file} holds non-finite numbers in {shortened(odd)}: its training diverged or the file is "
             "damaged; fetch it again, or name other weights"
         )
     return weights
@@ -58,11 +58,11 @@ def _file_of(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise FileNotFoundError(f"{path} does not exist; name a file of weights, or the folder that holds one")
+        raise FileNotFoundError(f"{path} does not exist; name a weight file, or a folder that holds one")
     for name in IN_A_FOLDER:
         if (path / name).is_file():
             return path / name
-    raise FileNotFoundError(f"folder {path} holds no weights: none of {', '.join(IN_A_FOLDER)} is in it")
+    raise FileNotFoundError(f"folder {path} holds no weights; it needs one of {', '.join(IN_A_FOLDER)}")
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:
@@ -74,22 +74,22 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _index(file: Path) -> dict[str, str]:
-    """The piece of each name."""
+    """Tensor name to the piece that holds it."""
     try:
         places = json.loads(file.read_text())["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no index of safetensors pieces: it lacks a readable weight_map") from error
+        raise ValueError(f"{file} is not a safetensors index: it has no readable weight_map") from error
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
-        raise ValueError(f"{file} is no index of safetensors pieces: its weight_map does not name a file for each name")
+        raise ValueError(f"{file} is not a safetensors index: its weight_map must map each name to a file")
     return places
 
 
 def _listed(index: Path) -> list[Path]:
-    """The pieces, in order; all of them are there."""
+    """The pieces, in order; all of them exist."""
     pieces = [index.parent / name for name in sorted(set(_index(index).values()))]
     for piece in pieces:
         if not piece.is_file():
-            raise FileNotFoundError(f"{piece} is missing, which {index.name} lists; fetch it too")
+            raise FileNotFoundError(f"{piece} is missing, but {index.name} lists it; fetch it too")
     return pieces
 
 
@@ -104,7 +104,7 @@ def _pieces(index: Path) -> dict[str, Tensor]:
 
 def _torch_file(file: Path) -> dict[str, Tensor]:
     try:
-        # the format of old torch cannot be mapped
+        # files in the format of old torch versions cannot be memory-mapped
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except (RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
         raise ValueError(
@@ -115,7 +115,7 @@ def _torch_file(file: Path) -> dict[str, Tensor]:
         if _is_weights(found):
             return dict(found)
     raise ValueError(
-        f"{file} does not map names to tensors, neither at its top nor under {', '.join(WRAPPERS)}; save it that way"
+        f"{file} does not map names to tensors, at its top level or under {', '.join(WRAPPERS)}; save it that way"
     )
 
 

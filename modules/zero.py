@@ -1,8 +1,8 @@
-"""DeepSpeed ZeRO under Lightning: float32 parameters, and the checkpoints of every other strategy.
+"""DeepSpeed ZeRO under Lightning, with float32 parameters and the same checkpoint format as all other strategies.
 
 Lightning's own DeepSpeed strategy casts parameters to the compute type, scales losses twice under accumulation, and
 writes folders that only the same ZeRO level on the same number of GPUs can read. Here the model computes in bf16 by
-autocast, and a checkpoint holds whole tensors by name: any strategy on any number of ranks reads it
+autocast, and a checkpoint holds whole tensors by name. Any strategy on any number of ranks can read it
 (docs/decisions/0007-one-checkpoint-format.md).
 """
 
@@ -25,12 +25,12 @@ from modules.omnimamba.model import OmniMamba
 
 Level = Literal[1, 2, 3]
 BUCKET = 500_000_000
-"""Gradients that are on their way to other ranks together; DeepSpeed's own default."""
+"""How many gradient elements are sent to other ranks together; DeepSpeed's own default."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class _Float32(DeepSpeedPrecision):
-    """Leaves every tensor's type alone."""
+    """Casts nothing."""
 
     def __init__(self) -> None:
         super().__init__("32-true")
@@ -44,12 +44,12 @@ class _Float32(DeepSpeedPrecision):
     def backward(  # type: ignore[override]
         self, tensor: Tensor, model: pl.LightningModule, optimizer: Any, *args: Any, **kwargs: Any
     ) -> None:
-        # Lightning has divided the loss by the number of micro-steps already
+        # Lightning has already divided the loss by the number of micro-steps
         super().backward(tensor, model, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
 
 class ZeroStrategy(DeepSpeedStrategy):
-    """ZeRO of level 1, 2 or 3 (DeepSpeed says stage). It runs on a CPU too (gloo): slow, and meant for tests."""
+    """ZeRO of level 1, 2 or 3 (DeepSpeed calls it stage). It also runs on a CPU (gloo), slowly, for tests."""
 
     def __init__(self, level: Level, *, timeout: timedelta = timedelta(minutes=60)) -> None:
         config = {
@@ -60,7 +60,7 @@ class ZeroStrategy(DeepSpeedStrategy):
                 "reduce_bucket_size": BUCKET,
             },
             "zero_allow_untested_optimizer": True,
-            # nothing depends on it, but Lightning would make a loader to find one out
+            # any value works; without one, Lightning would build a loader to find it
             "train_micro_batch_size_per_gpu": 1,
         }
         super().__init__(config=config, precision_plugin=_Float32(), timeout=timeout)
@@ -69,26 +69,26 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @property
     def root_device(self) -> torch.device:
-        """This process's device; DeepSpeed asks for its number, of a CPU too."""
+        """This process's device. DeepSpeed needs an index, even for a CPU."""
         device = super().root_device
         return device if device.type == "cuda" else torch.device("cpu", 0)
 
     def setup_environment(self) -> None:
-        """Devices and process group; unlike Lightning's, of a CPU too."""
+        """Set up devices and process group, unlike Lightning's method also on a CPU."""
         DDPStrategy.setup_environment(self)
 
     def setup_distributed(self) -> None:
-        """DeepSpeed's own process group."""
+        """Set up DeepSpeed's own process group."""
         if self.root_device.type == "cuda":
             super().setup_distributed()
         else:
             self.set_world_ranks()
             self._init_deepspeed_distributed()
-        # as Lightning does for DDP over NCCL; DeepSpeed leaves it to whoever uses it
+        # as Lightning does for DDP over NCCL; DeepSpeed leaves it to its caller
         atexit.register(_leave_process_group)
 
     def init_deepspeed(self) -> None:
-        """DeepSpeed's engine, whose own process group waits no shorter than the one that it is made from."""
+        """Start DeepSpeed's engine, and give its own process group the same timeout as ours."""
         super().init_deepspeed()
         from deepspeed.utils import groups
 
@@ -101,9 +101,9 @@ class ZeroStrategy(DeepSpeedStrategy):
         return float("nan") if norm is None else float(norm)
 
     def gathered(self, model: OmniMamba) -> OmniMamba:
-        """The model to evaluate: itself, or under ZeRO 3 a whole copy on every rank (a collective call).
+        """The model to evaluate: ``model`` itself, or under ZeRO 3 a full copy on every rank (a collective call).
 
-        ZeRO 3 gathers each part when it is used, so ranks that generate unequally much would wait for ever.
+        ZeRO 3 gathers each part when it is used, so ranks that generate different numbers of tokens would hang.
         """
         if self.level < 3:
             return model
@@ -114,7 +114,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         return copy.to(self.root_device).train(model.training)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """All weights, whole; ZeRO 3 gathers them (a collective call) on rank 0's CPU, other ranks have none."""
+        """All weights as full tensors. ZeRO 3 gathers them on rank 0's CPU only (a collective call)."""
         assert self.lightning_module is not None
         if self.level < 3:
             return self.lightning_module.state_dict()
@@ -123,7 +123,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             return {name: value.to("cpu", copy=True) for name, value in weights.items()}
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The state as plain AdamW would have it (a collective call): moments are whole, and on rank 0's CPU alone."""
+        """The state as plain AdamW would have it, with full moments, on rank 0's CPU only. A collective call."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         if self.level < 3:
@@ -133,28 +133,28 @@ class ZeroStrategy(DeepSpeedStrategy):
         state: dict[int, dict[str, Tensor]] = {}
         for number, parameter in enumerate(self._trained()):
             whole = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-            if self.is_global_zero:  # a node has memory for one copy, not for one of each rank
+            if self.is_global_zero:  # a node has memory for one copy, not for one per rank
                 moments = {key: value.cpu() for key, value in whole.items()}
-                # one tensor each: plain AdamW counts every one of them up
+                # a separate tensor for each: plain AdamW increments them in place
                 state[number] = {"step": torch.tensor(float(step)), **moments}
         return {"state": state, "param_groups": self._plain_groups()}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """One file, written by rank 0, as under every other strategy."""
+        """Write one file from rank 0, like every other strategy."""
         Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """What `save_checkpoint` of any strategy wrote."""
+        """Read what `save_checkpoint` of any strategy wrote."""
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Lightning hands the optimizer's state over."""
+        """True: Lightning passes us the optimizer's state."""
         return True
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Weights into the modules, and into the optimizer's own float32 copies."""
+        """Load weights into the modules, and into the optimizer's own float32 copies."""
         from deepspeed.utils import safe_set_full_fp32_param
 
         assert self.lightning_module is not None
@@ -171,7 +171,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @torch.no_grad()
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Every rank takes its part of the whole state."""
+        """Load this rank's part of the full state."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
         whole = checkpoint["optimizer_states"][0]
@@ -198,7 +198,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         return optimizer, schedule
 
     def _trained(self) -> list[nn.Parameter]:
-        """What the optimizer moves, in the order that plain AdamW would number it."""
+        """The optimizer's parameters, in the order in which plain AdamW would number them."""
         return [parameter for group in self._groups for parameter in group]
 
     def _plain_groups(self) -> list[dict[str, Any]]:
@@ -209,7 +209,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         return groups
 
     def _make_moments(self, step: Tensor) -> None:
-        """Give the inner optimizer the state that it would otherwise make in its first step."""
+        """Create the inner optimizer's state, which it would otherwise create in its first step."""
         optimizer: Any = self.optimizers[0]
         flats = optimizer.single_partition_of_fp32_groups if self.level < 3 else optimizer.fp32_partitioned_groups_flat
         for flat in flats:
@@ -219,13 +219,13 @@ class ZeroStrategy(DeepSpeedStrategy):
             self._link_moments()
 
     def _link_moments(self) -> None:
-        """Let parameters find their moments; DeepSpeed does it once, when the first group alone has any."""
+        """Link parameters to their moments. DeepSpeed does this only once, when only the first group has any."""
         optimizer: Any = self.optimizers[0]
         optimizer._hp_optimizer_states_linked = False
         optimizer._lazy_init_hp_params_optimizer_state()
 
     def _set_partition(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
-        """This rank's part of a ZeRO 3 parameter's state; DeepSpeed's own setter cannot where it does not divide."""
+        """Set this rank's part of a ZeRO 3 parameter's state. DeepSpeed's own setter fails on uneven partitions."""
         optimizer: Any = self.optimizers[0]
         part, _ = optimizer._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
         start = part.numel() * optimizer._get_param_partition_rank(parameter)

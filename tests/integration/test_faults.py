@@ -179,7 +179,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(
     folder = stopped(whole, tmp_path / "run", STEPS - 6, STEPS - 4)
     damage(folder / "checkpoints" / step_name(STEPS - 4), random.Random(0))
     done = train(UNIFIED, folder, *TWO)
-    assert f"WARNING: checkpoint {folder / 'checkpoints' / step_name(STEPS - 4)} is passed over: " in done.stderr
+    assert f"WARNING: checkpoint {folder / 'checkpoints' / step_name(STEPS - 4)} is skipped: " in done.stderr
     assert f"resuming from {folder / 'checkpoints' / step_name(STEPS - 6)}" in done.stdout
     assert_same_run(folder, whole)
 
@@ -199,7 +199,7 @@ def test_training_goes_on_beside_a_full_disk_and_needs_room_at_its_end(whole: Pa
     done = train(UNIFIED, folder, *more, code=2)
     for step in (STEPS - 4, STEPS - 2, STEPS):
         assert f"CHECKPOINT NOT SAVED: checkpoint {folder / 'checkpoints' / step_name(step)} was not" in done.stderr
-    assert "Make room there, or keep fewer (checkpoint.keep_last). The ones before it are as they were" in done.stderr
+    assert "Make room there, or keep fewer (checkpoint.keep_last). Earlier checkpoints are unchanged" in done.stderr
     assert "The run cannot end without it; start the same command again" in done.stderr
     assert read_metrics(folder)[-1]["step"] == STEPS
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [step_name(start)]
@@ -223,7 +223,7 @@ def test_a_write_that_fails_ends_all_processes_where_the_user_says_so(
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     place = folder / "checkpoints" / step_name(STEPS - 4)
-    assert f"error: checkpoint {place} could not be written: File too large. The ones before it are" in done.stderr
+    assert f"error: checkpoint {place} could not be written: File too large. Earlier checkpoints are" in done.stderr
     assert "Training stops, as checkpoint.on_error=stop says" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [step_name(STEPS - 6)]
@@ -249,7 +249,7 @@ def test_a_complete_run_is_trained_further_where_that_is_allowed(train: Train, t
     ("change", "message"),
     [
         ("model.adapters.rank=2", "error: the checkpoint does not fit the model: model.backbone.layers.0"),
-        ("stage.freeze=[projector.*]", "error: the checkpoint's optimizer moves other parameters than this run: proj"),
+        ("stage.freeze=[projector.*]", "error: the checkpoint's optimizer trains other parameters than this run: pro"),
     ],
 )
 def test_an_allowed_change_that_does_not_fit_is_a_message(

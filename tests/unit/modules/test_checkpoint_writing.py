@@ -48,7 +48,7 @@ def test_too_little_room_is_seen_before_anything_is_written(tmp_path: Path, monk
         write_checkpoint(STATE_4, tmp_path / step_name(8), 8)
     assert str(error.value) == (
         f"checkpoint {tmp_path / step_name(8)} was not written: it needs 0.00172 GiB and its disk has 9.31e-07 left. "
-        "Make room there, or keep fewer (checkpoint.keep_last). The ones before it are as they were"
+        "Make room there, or keep fewer (checkpoint.keep_last). Earlier checkpoints are unchanged"
     )
     assert names(tmp_path) == [step_name(4)]
 
@@ -70,7 +70,7 @@ def test_a_disk_that_fills_up_meanwhile_keeps_the_older_checkpoint(
         write_checkpoint(STATE_4, small_disk / step_name(12), 12)
     assert str(error.value) == (
         f"checkpoint {small_disk / step_name(12)} could not be written: No space left on device. "
-        "The ones before it are as they were"
+        "Earlier checkpoints are unchanged"
     )
     assert names(small_disk) == [step_name(4), step_name(8)]
     assert latest_valid(small_disk, pytest.fail) == small_disk / step_name(8)

@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path: Path, damage: obje
     assert reason in str(problem(newer))
     assert latest_valid(tmp_path, warnings.append) == older
     [warning] = warnings
-    assert warning.startswith(f"checkpoint {newer} is passed over: ")
+    assert warning.startswith(f"checkpoint {newer} is skipped: ")
     assert reason in warning
 
 
@@ -163,9 +163,9 @@ def test_none_whole_is_an_error_and_none_at_all_is_not(tmp_path: Path) -> None:
     unseal(save(tmp_path, 20))
     with pytest.raises(CheckpointError) as error:
         latest_valid(tmp_path, warnings.append)
-    assert f"no checkpoint in {tmp_path} is whole (step-000000020: manifest.json is missing" in str(error.value)
+    assert f"all checkpoints in {tmp_path} are damaged (step-000000020: manifest.json is missing" in str(error.value)
     assert "step-000000010: state.ckpt has" in str(error.value)
-    assert "Restore one, or move the run folder away to start anew." in str(error.value)
+    assert "Restore one, or move the run folder away to start over." in str(error.value)
     assert len(warnings) == 2
 
 
@@ -222,8 +222,8 @@ def test_weights_that_do_not_fit_are_named() -> None:
         refuse_misfit(weights, {"a": torch.Size([3, 2]), "b": torch.Size([1]), "d": torch.Size([])}, "it")
     assert str(error.value) == (
         "it does not fit the model: a is (2, 3) there and (3, 2) here, c is (1,) there and unknown here and 1 more. "
-        "Keep the model section as it was (run.allow_changed lets no weights change their shape), or choose another "
-        "run.dir to start anew"
+        "Keep the model section as it was (run.allow_changed cannot change the shape of weights), or choose another "
+        "run.dir to start over"
     )
 
 

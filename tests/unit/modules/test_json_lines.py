@@ -25,7 +25,7 @@ def test_rows_read_back_in_order_and_a_torn_one_is_none(tmp_path: Path) -> None:
         (b'{"a": 2, "b', "Expecting|Unterminated"),
         (b"\0\0\0", "Expecting"),
         (b"\xff\xfe", "Expecting"),
-        (b"[1]", "it is no object"),
+        (b"[1]", "it is not an object"),
         (b'{"b": 1}', "it has no a"),
         (b'{"a": true}', "a is True, not int"),
         (b"[" * 100_000, "recursion"),

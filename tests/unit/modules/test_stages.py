@@ -38,7 +38,7 @@ def test_a_checkpoint_that_fits_by_chance_is_refused(stage: StageModule, monkeyp
     stage.on_load_checkpoint(checkpoint)
     for odd in (["image_table.weight"], list(reversed(checkpoint["stage"]["trained"]))):
         changed = checkpoint | {"stage": {"name": "unified_finetune", "trained": odd}}
-        with pytest.raises(CheckpointError, match=r"optimizer moves other parameters than this run: .* differs"):
+        with pytest.raises(CheckpointError, match=r"optimizer trains other parameters than this run: .* differs"):
             stage.on_load_checkpoint(changed)
     changed = checkpoint | {"state_dict": checkpoint["state_dict"] | {"model.t2i_positions": torch.zeros(3)}}
     with pytest.raises(CheckpointError, match=r"the checkpoint does not fit the model: model\.t2i_positions is \(3,\)"):

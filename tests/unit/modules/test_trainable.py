@@ -65,7 +65,7 @@ def test_the_stages_fit_models_without_adapters_or_image_table() -> None:
 
 @pytest.mark.parametrize("key", ["also_train", "freeze"])
 def test_a_pattern_that_fits_nothing_is_refused(key: str) -> None:
-    with pytest.raises(ValueError, match=rf"stage\.{key} pattern 'text_embeding\.\*' fits no parameter"):
+    with pytest.raises(ValueError, match=rf"stage\.{key} pattern 'text_embeding\.\*' matches no parameter"):
         set_trainable(OmniMamba(TINY), ["*"], **{key: ["text_embeding.*"]})
 
 

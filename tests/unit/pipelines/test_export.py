@@ -166,7 +166,7 @@ def test_a_damaged_export_is_refused(run_folder: Path, tmp_path: Path) -> None:
 
 def test_a_disk_that_loses_bits_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exports, "save_file", lambda weights, path: save_file({"a": weights["a"] + 1}, path))
-    with pytest.raises(CheckpointError, match="reads back otherwise than it was written"):
+    with pytest.raises(CheckpointError, match="reads back differently from what was written"):
         exports.write({"a": torch.zeros(2)}, tmp_path, {})
 
 

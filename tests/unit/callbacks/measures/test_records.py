@@ -51,7 +51,7 @@ def test_records_of_another_protocol_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{", "line 1 of .*rank0.jsonl is damaged"), ("[]", "it is no object"), ("{}", "it has no sample_id")],
+    [("{", "line 1 of .*rank0.jsonl is damaged"), ("[]", "it is not an object"), ("{}", "it has no sample_id")],
 )
 def test_broken_lines(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "rank0.jsonl").write_text(f"{line}\n{json.dumps(record('a'))}\n")

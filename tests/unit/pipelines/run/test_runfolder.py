@@ -143,7 +143,7 @@ def test_damaged_checkpoints_are_never_taken_for_a_fresh_start(
     begun: Path, configured: Callable[..., RunConfig]
 ) -> None:
     (begun / "checkpoints" / "step-000000020" / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(CheckpointError, match=r"all checkpoints in .* are damaged"):
         open_run(configured())
 
 
