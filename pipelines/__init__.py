@@ -5,9 +5,9 @@ import os
 
 from pipelines.run import ending
 
-# Idle OpenMP threads sleep instead of spinning. Read when torch is loaded. On a machine that others use too, spinning
-# made a training step five times slower (docs/experiments.md); alone on it, sleeping costs nothing measurable.
+# Idle OpenMP threads sleep instead of spinning; torch reads this when it is loaded. On a shared machine, spinning made
+# a training step five times slower (docs/experiments.md). On a machine of one's own, sleeping costs nothing measurable.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Before anything else registers: what is registered first is called last.
+# Registered before anything else, because the first function to be registered is called last.
 atexit.register(ending.leave)

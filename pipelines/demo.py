@@ -1,4 +1,4 @@
-"""Run the main job on embedded data: prepare, train all three stages, evaluate, show and report what was learnt.
+"""Run the whole pipeline on embedded data: prepare, train all three stages, evaluate, and report what was learnt.
 
     python -m pipelines.demo [key=value ...]          (make demo)
 
@@ -6,7 +6,7 @@ Examples:
     python -m pipelines.demo
     python -m pipelines.demo hardware.threads=2 tracking.wandb=disabled
 
-The overrides go to all three runs, runs/demo_mmu, runs/demo_t2i and runs/demo_unified. Runs that are complete are not
+The overrides apply to all three runs: runs/demo_mmu, runs/demo_t2i and runs/demo_unified. Complete runs are not
 trained again; delete their folders to start over. Ends with exit code 1 if the model did not learn.
 """
 
@@ -43,7 +43,7 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides for all three runs")
     arguments = parser.parse_args()
-    # Late: --help answers at once
+    # imported here to keep --help fast
     from rich.console import Console
 
     from callbacks.tracking import read_metrics
@@ -89,7 +89,7 @@ def _fd_name(results: dict[str, Any]) -> str:
 
 
 def table_of(mmu: Path, t2i: Path, unified: Path) -> "Table":
-    """Each measure before training, after stage 2, and what a trivial answer gets."""
+    """Each measure before training, after stage 2, and of a trivial answer."""
     from rich.table import Table
 
     table = Table("measure", title="What the demo learnt")
@@ -115,7 +115,7 @@ def table_of(mmu: Path, t2i: Path, unified: Path) -> "Table":
 
 
 def failures_of(t2i: Path, unified: Path) -> list[str]:
-    """What stayed within three standard errors of its trivial baseline, or drew no better than untrained."""
+    """Measures within three standard errors of their trivial baseline, and pictures not much better than untrained."""
     found = []
     after = _results(unified)
     for measure, metric, title, baseline in MEASURES:

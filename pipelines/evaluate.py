@@ -1,4 +1,4 @@
-"""Evaluate trained weights by the measures of their configuration.
+"""Evaluate trained weights with the measures of their configuration.
 
     python -m pipelines.evaluate RUN [--measures MEASURE ...] [--score-only | --fresh] [key=value ...]
 
@@ -9,14 +9,14 @@ Examples:
     python -m pipelines.evaluate runs/demo_unified --measures speed evaluation.speed={}
     python -m pipelines.evaluate runs/demo_unified --score-only
     python -m pipelines.evaluate runs/demo_unified/checkpoints/step-000000500
-    torchrun --nproc-per-node 8 -m pipelines.evaluate runs/stage2_unified     # or srun: one process a GPU
+    torchrun --nproc-per-node 8 -m pipelines.evaluate runs/stage2_unified     # or srun: one process per GPU
     python -m pipelines.evaluate configs/stage2_unified.yaml pretrained=omnimamba.safetensors run.dir=runs/published
 
 RUN is a run folder (its latest checkpoint), one of its checkpoints, a folder of pipelines.export, or a configuration
 file with pretrained=... that names published weights.
 
-Predictions go to RUN/records/<step>/<measure>/, results to RUN/records/<step>/results.json. An evaluation that was cut
-short goes on where it was; --score-only scores the predictions that lie there once more.
+Predictions go to RUN/records/<step>/<measure>/, results to RUN/records/<step>/results.json. An interrupted evaluation
+continues from its last record. --score-only scores existing predictions again.
 """
 
 import argparse
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Parse the command line, evaluate and print the results."""
     arguments, overrides = _parse()
-    # Late: --help answers at once
+    # imported here to keep --help fast
     from rich.console import Console
 
     from callbacks.measures.registry import build_measures, build_mini_measures
@@ -46,7 +46,7 @@ def main() -> None:
 
     config = trained_config(arguments.run, overrides)
     if arguments.mini and not config.evaluation.mini:
-        raise ValueError("--mini needs evaluation.mini=N, the number of samples; this run has none configured")
+        raise ValueError("--mini needs evaluation.mini=N, the number of samples, which this run does not set")
     build = build_mini_measures if arguments.mini else build_measures
     measures = choose(build(config.evaluation), arguments.measures)
     with process_group(timedelta(minutes=config.hardware.timeout_minutes)) as ranks:
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _check(measures: "Sequence[Measure]", context: "EvaluationContext", *, fresh: bool) -> None:
-    """Let every measure look at its files, and delete the records of this step if they are to be made anew."""
+    """Let every measure check its files, and delete the records of this step if ``fresh``."""
     for measure in measures:
         measure.check(context)
         if fresh and not context.rank:
@@ -74,10 +74,10 @@ def _check(measures: "Sequence[Measure]", context: "EvaluationContext", *, fresh
 
 
 def choose(measures: "Sequence[Measure]", keys: Sequence[str] | None) -> "list[Measure]":
-    """The measures with these keys, all of them for None.
+    """The measures with these keys; all of them if None.
 
     Raises:
-        ValueError: a measure is unknown or not configured, or none is.
+        ValueError: a measure is unknown or not configured, or no measure is configured.
     """
     from callbacks.measures.registry import KEYS
 
@@ -96,7 +96,7 @@ def choose(measures: "Sequence[Measure]", keys: Sequence[str] | None) -> "list[M
 
 
 def result_table(results: "Mapping[str, Result]", *, title: str, details: bool = False) -> "Table":
-    """A row for each metric: value, standard error, trivial baseline, the paper's value, number of samples."""
+    """One row per metric: value, standard error, trivial baseline, the paper's value, number of samples."""
     from rich.table import Table
 
     from modules.metrics.paper import paper_value
@@ -131,15 +131,15 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
         "--tasks",
         nargs="+",
         metavar="MEASURE",
-        help="pope, gqa, ...; all that are configured if left out",
+        help="pope, gqa, ... (default: all that are configured)",
     )
-    parser.add_argument("--mini", action="store_true", help="on evaluation.mini samples, as during training")
+    parser.add_argument("--mini", action="store_true", help="evaluate on evaluation.mini samples, as during training")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--score-only", action="store_true", help="generate nothing, score the records that lie there")
+    how.add_argument("--score-only", action="store_true", help="generate nothing, score the existing records")
     how.add_argument("--fresh", action="store_true", help="delete this step's records of these measures first")
     parser.add_argument("--details", action="store_true", help="also show the metrics of single splits and types")
     arguments, rest = parser.parse_known_args()
-    # key=value words may stand anywhere, after --measures too
+    # key=value words may be anywhere, also after --measures
     overrides = split_overrides(parser, rest)
     if arguments.measures is not None:
         overrides += [word for word in arguments.measures if "=" in word]

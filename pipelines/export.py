@@ -1,4 +1,4 @@
-"""Export trained weights for others.
+"""Export trained weights for use elsewhere.
 
     python -m pipelines.export RUN OUT [--forms model adapters merged] [--encoders]
 
@@ -7,12 +7,12 @@ Examples:
     python -m pipelines.export runs/stage2_unified exported --forms model adapters merged
     python -m pipelines.export runs/stage2_unified/checkpoints/step-000100000 exported --encoders
 
-OUT is made, and must not exist. What it gets:
-    model       model.safetensors under the published checkpoint's names, config.yaml, tokenizer.json, export.json
-    adapters    adapters/{mmu,t2i}/: each task's LoRA as peft's adapter files, for a model without adapters
-    merged      merged/{mmu,t2i}/: for each task a model with its LoRA folded in, as `model`
---encoders adds the ViTs and the VQ tokenizer to `model`, as the published checkpoint has them.
-Every folder with an export.json can be given to pipelines.evaluate and pipelines.generate; its file to pretrained=.
+OUT is created and must not exist yet. The forms are:
+    model       model.safetensors with the names of the published checkpoint, config.yaml, tokenizer.json, export.json
+    adapters    adapters/{mmu,t2i}/: the LoRA of each task as peft's adapter files, for a model without adapters
+    merged      merged/{mmu,t2i}/: one model per task, in the form of `model`, with the LoRA of the task folded in
+--encoders adds the ViTs and the VQ tokenizer to `model`, as in the published checkpoint.
+Every folder with an export.json works as RUN of pipelines.evaluate and pipelines.generate, its weights as pretrained=.
 """
 
 import argparse
@@ -41,9 +41,9 @@ def main() -> None:
         prog="python -m pipelines.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, or one of its checkpoints")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to create")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=["model"], help="default: model")
-    parser.add_argument("--encoders", action="store_true", help="with the ViTs and the VQ tokenizer")
+    parser.add_argument("--encoders", action="store_true", help="include the ViTs and the VQ tokenizer")
     arguments, rest = parser.parse_known_args()
     export(arguments.run, arguments.out, arguments.forms, split_overrides(parser, rest), encoders=arguments.encoders)
 
@@ -55,7 +55,7 @@ def export(
 
     Raises:
         FileExistsError: ``out`` exists.
-        ValueError: it cannot be written; for ConfigError, CheckpointError and others see `load_trained`,
+        ValueError: ``out`` cannot be written; for ConfigError, CheckpointError and others see `load_trained` and
             `modules.exports`.
     """
     from safetensors import SafetensorError
@@ -67,9 +67,9 @@ def export(
     from pipelines.run.trained import load_trained, trained_config
 
     if out.exists():
-        raise FileExistsError(f"{out} exists; name a folder that does not, nothing is overwritten")
+        raise FileExistsError(f"{out} exists; name a folder that does not exist yet. Nothing is overwritten")
     trained = load_trained(run, ["hardware.accelerator=cpu", "trainer.precision=float32", *overrides])
-    trained = replace(trained, config=trained_config(run, overrides))  # whose own hardware is not this CPU
+    trained = replace(trained, config=trained_config(run, overrides))  # keep the run's own hardware settings
     try:
         with new_folder(out) as partial:
             if "model" in forms:
@@ -80,9 +80,9 @@ def export(
                 if "merged" in forms:
                     _write(partial / "merged" / task, exports.merged(trained.model, task), trained, merged=task)
     except FileNotFoundError:
-        raise  # of what is exported; the message says which
+        raise  # a missing input, not a fault of out; its message names the file
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{out} could not be written: {error}; make room, or name a folder elsewhere") from error
+        raise ValueError(f"{out} could not be written: {error}; make room, or name a folder on another disk") from error
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         say(f"{path}  {path.stat().st_size:,} bytes")
 
@@ -104,7 +104,7 @@ def _write(folder: Path, weights: "dict[str, Tensor]", trained: "Trained", merge
 
 
 def _config(trained: "Trained", merged: str) -> "RunConfig":
-    """The run's configuration, as it starts from the exported weights."""
+    """The run's configuration, changed to start from the exported weights."""
     config = replace(trained.config, init_from=(), run=replace(trained.config.run, dir=""))
     return replace(config, model=replace(config.model, lora="none")) if merged else config
 

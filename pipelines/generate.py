@@ -8,7 +8,7 @@ Examples:
     python -m pipelines.generate runs/demo_unified text2image "a red circle" --seed 1 --top-k 50 --out circle.png
     python -m pipelines.generate runs/demo_unified describe photo.jpg "Is there a red circle in the image?" --short
 
-Settings of the run are changed by key=value, for example hardware.accelerator=cpu.
+key=value words change settings of the run, for example hardware.accelerator=cpu.
 """
 
 import argparse
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 ANSWER_LENGTH = 64
-"""Most tokens of an answer, unless the command line says otherwise."""
+"""Default for the largest number of tokens of an answer."""
 
 
 def main() -> None:
@@ -44,8 +44,8 @@ def text2image(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     Raises:
         ValueError: a setting is out of range, the caption is empty or too long, or the run has no image tokenizer.
-        FileExistsError: the file is there and ``--force`` is not given.
-        FileNotFoundError: the file's folder is missing.
+        FileExistsError: the file exists and ``--force`` is not given.
+        FileNotFoundError: the folder of the file is missing.
     """
     from callbacks.measures.pictures import NO_VQ, draw, require_vq
     from callbacks.measures.samples import require_short
@@ -96,11 +96,11 @@ def describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     [(text, _, truncated)] = answer(context, [arguments.image], [prompt], tokens)
     say(text)
     if truncated:
-        warn(f"the answer was cut after {tokens} tokens; --max-new-tokens gives it more, where the model has room")
+        warn(f"the answer was cut after {tokens} tokens; raise --max-new-tokens, if the model has room")
 
 
 def _sampling(arguments: argparse.Namespace, config: "RunConfig") -> "SamplingConfig":
-    """The run's way of drawing samples, with what the command line says otherwise."""
+    """The run's sampling settings, overridden by the command line."""
     from callbacks.measures.pictures import SamplingConfig
     from callbacks.measures.samples import SamplesConfig
 
@@ -115,17 +115,17 @@ def _sampling(arguments: argparse.Namespace, config: "RunConfig") -> "SamplingCo
 
 
 def _out(arguments: argparse.Namespace, folder: Path) -> Path:
-    """Where the picture goes: ``--out``, or a name made of caption and seed in ``folder``/samples."""
+    """Where the picture goes: ``--out``, or a name made from caption and seed in ``folder``/samples."""
     out: Path | None = arguments.out
     if out is None:
         slug = re.sub(r"[^a-z0-9]+", "-", arguments.caption.lower()).strip("-")[:60] or "picture"
         out = folder / SAMPLES / f"{slug}-seed{arguments.seed}.png"
     elif not out.parent.is_dir():
-        raise FileNotFoundError(f"folder {out.parent} does not exist; make it first or name another --out")
+        raise FileNotFoundError(f"folder {out.parent} does not exist; create it first or name another --out")
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out} must end in .png: pictures are stored without loss")
     if out.exists() and not arguments.force:
-        raise FileExistsError(f"{out} exists and is not overwritten; name another --out, or say --force")
+        raise FileExistsError(f"{out} exists and is not overwritten; name another --out, or add --force")
     return out
 
 
@@ -133,7 +133,7 @@ def _say_if_untrained(config: "RunConfig", task: str, run: Path) -> None:
     from modules.stages import STAGES
 
     if task not in STAGES[config.stage.name].tasks:
-        warn(f"{run} is of stage {config.stage.name}, which does not train {task}; do not expect sense")
+        warn(f"{run} is of stage {config.stage.name}, which does not train {task}; its output may be useless")
 
 
 def _parse() -> tuple[argparse.Namespace, list[str]]:
@@ -150,15 +150,15 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     draws.add_argument("caption", metavar="CAPTION")
     draws.add_argument("--out", type=Path, metavar="FILE.png", help="default: a name in RUN/samples")
     draws.add_argument("--force", action="store_true", help="overwrite the file")
-    draws.add_argument("--seed", type=int, default=0, help="other seeds give other pictures")
+    draws.add_argument("--seed", type=int, default=0, help="each seed gives another picture (default: 0)")
     draws.add_argument("--temperature", type=float, help="default: the run's evaluation.samples, else 1")
-    draws.add_argument("--top-k", type=int, help="the k most likely tokens, 0 all; default as for --temperature")
-    draws.add_argument("--top-p", type=float, help="the likeliest tokens of this share; default as for --temperature")
+    draws.add_argument("--top-k", type=int, help="the k most likely tokens; 0: all; default as for --temperature")
+    draws.add_argument("--top-p", type=float, help="the most likely tokens of this share; default as for --temperature")
     asks = verbs.add_parser("describe", help="answer a question about a picture")
     asks.add_argument("image", type=Path, metavar="IMAGE")
     asks.add_argument("question", metavar="QUESTION")
     asks.add_argument("--short", action="store_true", help="ask for a single word or phrase, as the benchmarks do")
-    asks.add_argument("--max-new-tokens", type=int, help=f"default: {ANSWER_LENGTH}, or what the model has room for")
+    asks.add_argument("--max-new-tokens", type=int, help=f"default: {ANSWER_LENGTH}, or less if the model has no room")
     arguments, rest = parser.parse_known_args()
     return arguments, split_overrides(parser, rest)
 

@@ -7,10 +7,10 @@ Examples:
     python -m pipelines.train configs/smoke_unified.yaml run.dir=/scratch/me/smoke trainer.max_steps=20
     python -m pipelines.train runs/smoke_unified/config.yaml       # the same run again: it resumes, or is complete
 
-A run without run.dir= lives in runs/<name>/; started by `wandb agent`, in runs/sweeps/<sweep>/<run>/ by W&B's ids.
+Without run.dir= the run folder is runs/<name>/. Under `wandb agent` it is runs/sweeps/<sweep>/<run>/, with W&B's ids.
 
 A run folder with a checkpoint is resumed; one with COMPLETE is left alone. On SIGUSR1, SIGUSR2 or SIGTERM the run
-saves the step it is at, leaves PREEMPTED in its folder and ends with exit code 75.
+saves the current step, leaves PREEMPTED in its folder and ends with exit code 75.
 """
 
 import argparse
@@ -30,24 +30,24 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, for example trainer.max_steps=20")
     arguments = parser.parse_args()
 
-    # Late: --help answers at once
+    # imported here to keep --help fast
     from pipelines.run.config import load
     from pipelines.run.fit import fit
 
     overrides = list(arguments.overrides)
     if not any(word.startswith("run.dir=") for word in overrides):
         if (arguments.config.parent / "provenance.json").is_file():
-            # a run's own config.yaml means that run, wherever its folder was moved to
+            # the config.yaml of a run folder means that run, even if the folder was moved
             overrides.append(f"run.dir='{arguments.config.parent}'")
         elif "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:
-            # trials of a sweep have one configuration file, but each its own run
+            # trials of a sweep share one configuration file, but each has its own run
             overrides.append(f"run.dir='runs/sweeps/{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}'")
     fit(load(arguments.config, overrides))
 
 
 if __name__ == "__main__":
-    signals.listen()  # before anything is loaded: unhandled, a signal to stop would kill
+    signals.listen()  # before anything is loaded: an unhandled signal to stop would kill the process
     try:
         run_verb(main)
     finally:
-        signals.ignore()  # the first rank that ends makes srun end the others: each keeps the exit code that it chose
+        signals.ignore()  # when the first rank ends, srun stops the others: each must keep its own exit code
