@@ -1,1 +1,1 @@
-"""`python -m pipelines.doctor`: whether this installation is fit for a run."""
+"""`python -m pipelines.doctor`: check whether this installation is ready for a run."""

@@ -6,21 +6,22 @@
 
 Examples:
     python -m pipelines.doctor check configs/stage2_unified.yaml
-    torchrun --nproc-per-node 8 -m pipelines.doctor check configs/stage2_unified.yaml    # the network between GPUs too
+    torchrun --nproc-per-node 8 -m pipelines.doctor check configs/stage2_unified.yaml    # also the network between GPUs
     python -m pipelines.doctor reference tests/unit/reference/reference.json
     python -m pipelines.doctor reference tests/unit/reference/vision.json
     python -m pipelines.doctor memory configs/stage2_unified.yaml hardware.devices=4 --gpu-gib 40
 
-`check` gives a verdict on each thing that a run depends on: packages, GPUs, kernels, network, weights, data, disk,
-clock, W&B. It ends with exit code 1 where one failed.
+`check` gives a verdict on everything a run depends on: packages, GPUs, kernels, network, weights, data, disk, clock,
+W&B. It ends with exit code 1 if any of them failed.
 
-`reference` loads the weights beside STEM.json (STEM_weights.safetensors), computes what was recorded of the published
-model (STEM_tensors.safetensors) on the device it runs on, and prints a table of relative errors. STEM.json tells what
-that is: logits, losses, gradients and greedy ids of the language model, features of the ViTs, or codes and pictures of
-the VQ tokenizer. It ends with exit code 1 where an error is above its tolerance.
+`reference` compares this model with recorded values of the published one (STEM_tensors.safetensors). It loads the
+weights next to STEM.json (STEM_weights.safetensors), computes the same values on this machine's device, and prints a
+table of relative errors. STEM.json says what was recorded: logits, losses, gradients and greedy ids of the language
+model, features of the ViTs, or codes and pictures of the VQ tokenizer. It ends with exit code 1 if an error is above
+its tolerance.
 
-`memory` counts what a training step needs on each GPU, part by part, and says what would need less. It ends with exit
-code 1 where that is more than a GPU has: this machine's, or one of --gpu-gib.
+`memory` estimates what a training step needs on each GPU, part by part, and suggests what would need less. It ends
+with exit code 1 if that is more than a GPU has: this machine's, or one of --gpu-gib.
 """
 
 import argparse
@@ -41,12 +42,14 @@ def main() -> None:
     reference = examinations.add_parser("reference", help="compare the model with recorded numbers")
     reference.add_argument("file", type=Path, metavar="STEM.json")
     reference.set_defaults(run=_reference)
-    memory = examinations.add_parser("memory", help="foresee what a run needs on each GPU")
+    memory = examinations.add_parser("memory", help="estimate what a run needs on each GPU")
     memory.add_argument("config", type=Path, metavar="CONFIG.yaml")
     memory.add_argument("overrides", nargs="*", metavar="key=value")
-    memory.add_argument("--gpu-gib", type=float, help=f"what a GPU has; {H100_GIB} (an H100) where there is none")
+    memory.add_argument(
+        "--gpu-gib", type=float, help=f"memory of a GPU (default: this machine's, else {H100_GIB}, an H100)"
+    )
     memory.set_defaults(run=_memory)
-    check = examinations.add_parser("check", help="what this machine, and a run on it, depend on")
+    check = examinations.add_parser("check", help="check this machine, and what a run on it depends on")
     check.add_argument("config", type=Path, nargs="?", metavar="CONFIG.yaml")
     check.add_argument("overrides", nargs="*", metavar="key=value")
     check.set_defaults(run=_check)
@@ -73,7 +76,7 @@ def _check(arguments: argparse.Namespace) -> bool:
 
 
 def _reference(arguments: argparse.Namespace) -> bool:
-    from pipelines.doctor.reference import compare_with_reference  # late: --help answers at once
+    from pipelines.doctor.reference import compare_with_reference  # imported here to keep --help fast
 
     comparison = compare_with_reference(arguments.file)
     for line in comparison.lines():
@@ -96,7 +99,7 @@ def _memory(arguments: argparse.Namespace) -> bool:
     has = arguments.gpu_gib or here
     fits = estimate.needed <= has * GIB
     say(
-        f"{'with what is lost between pieces, and CUDA':<44}{estimate.needed / GIB:8.1f} GiB of {has:.1f}: "
+        f"{'with fragmentation and CUDA itself':<44}{estimate.needed / GIB:8.1f} GiB of {has:.1f}: "
         + ("fits" if fits else "does not fit")
     )
     if not fits:

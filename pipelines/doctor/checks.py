@@ -1,4 +1,4 @@
-"""What a machine must have before a run is trusted to it: one verdict for each thing, and none of them raises."""
+"""Checks of what a machine must have for a run; each gives a verdict, and none of them raises."""
 
 import os
 import shutil
@@ -34,9 +34,9 @@ from pipelines.run.ranks import Ranks
 State = Literal["ok", "warning", "failed"]
 PROJECT = "omnimamba-pipeline"
 LOOK_AT = 16
-"""Samples of each task that are read and decoded."""
+"""Samples of each task to read and decode."""
 CLOCK_SKEW = 5.0
-"""Seconds by which the run folder's file system may differ from this machine."""
+"""Largest difference in seconds between the clocks of the run folder's file system and this machine."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ Check = Callable[[RunConfig | None, Ranks], Iterator[Verdict]]
 
 
 def examine(config: RunConfig | None, ranks: Ranks) -> Iterator[Verdict]:
-    """All verdicts, with what concerns a run if ``config`` is one. Processes joined in ``ranks`` call it together."""
+    """All verdicts; with a ``config``, also those about its run. All processes of ``ranks`` must call it together."""
     for check in CHECKS:
         try:
             yield from check(config, ranks)
-        except Exception as error:  # noqa: BLE001  # whatever is wrong there is a verdict, and the others are wanted too
+        except Exception as error:  # noqa: BLE001  # any failure is a verdict, and the other checks still run
             yield Verdict(check.__name__.strip("_").replace("_", " "), "failed", str(error) or repr(error))
 
 
@@ -84,7 +84,7 @@ def _gpus(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
     if wanted and config is not None:
         check_hardware(config.hardware)
     if not torch.cuda.is_available():
-        yield Verdict("GPUs", "ok", "none here, and none is asked for")
+        yield Verdict("GPUs", "ok", "none here, and none needed")
         return
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
@@ -98,7 +98,7 @@ def _gpus(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
 
 def _kernels(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
     if not torch.cuda.is_available():
-        yield Verdict("kernels", "ok", "a CPU computes the reference")
+        yield Verdict("kernels", "ok", "not needed on a CPU, which runs the reference implementation")
         return
     kernels.load()
     names = ("mamba-ssm", "causal-conv1d", "triton")
@@ -114,7 +114,7 @@ def _speed(_config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
 
 def _all_reduce(_config: RunConfig | None, ranks: Ranks) -> Iterator[Verdict]:
     if ranks.world_size == 1:
-        yield Verdict("all-reduce", "ok", "one process; start it by torchrun or srun to try the network")
+        yield Verdict("all-reduce", "ok", "one process; start it with torchrun or srun to test the network")
         return
     cuda = torch.cuda.is_available()
     group = dist.new_group(backend="nccl" if cuda else "gloo")
@@ -123,7 +123,7 @@ def _all_reduce(_config: RunConfig | None, ranks: Ranks) -> Iterator[Verdict]:
     dist.all_reduce(value, group=group)
     right = ranks.world_size * (ranks.world_size + 1) / 2
     if not bool((value == right).all()):
-        yield Verdict("all-reduce", "failed", f"{ranks.world_size} processes sum up to {value[0]:g}, not {right:g}")
+        yield Verdict("all-reduce", "failed", f"{ranks.world_size} processes sum to {value[0]:g}, not to {right:g}")
         return
     seconds = sum(timed(lambda: dist.all_reduce(value, group=group), value.device, repeats=repeats))
     rate = 2 * (ranks.world_size - 1) / ranks.world_size * 4 * size * repeats / seconds
@@ -143,7 +143,7 @@ def _files(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
     if config is None:
         return
     if config.scenes is not None:
-        yield Verdict("files", "ok", "tokenizers and data are embedded: the run makes what is not there")
+        yield Verdict("files", "ok", "tokenizers and data are embedded: the run makes what is missing")
     else:
         model = config.model
         yield _tried("tokenizer", lambda: build_tokenizer(model), model.tokenizer)
@@ -152,7 +152,7 @@ def _files(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
         if "mmu" in STAGES[config.stage.name].tasks:
             yield _tried("vision encoder", lambda: build_vision(model.vision).weights_report(), model.vision.kind)
     if _saved(config):
-        return  # its checkpoint brings all weights, and what it started from may be gone
+        return  # its checkpoint holds all weights, and the files it started from may be gone
     if config.pretrained:
         yield _tried("pretrained", lambda: weight_files(Path(config.pretrained)), config.pretrained)
     for path in map(Path, config.init_from):
@@ -162,7 +162,7 @@ def _files(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
         elif not (path / MANIFEST).is_file() and not any(path.glob(f"checkpoints/step-*/{MANIFEST}")):
             yield Verdict("init_from", "failed", f"{path} holds no checkpoint; train that run first")
         else:
-            text = "is there" if complete else "is not complete yet"
+            text = "exists" if complete else "is not complete yet"
             yield Verdict("init_from", "ok" if complete else "warning", f"{path} {text}")
 
 
@@ -187,7 +187,7 @@ def _data(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
         fetched = samples.fetch(Places(np.zeros_like(indices), indices))
         rate = len(indices) / (time.perf_counter() - start)
         bad = [] if isinstance(fetched, dict) else fetched[2]
-        text = f"{size:,} samples; {len(indices)} of them read, {rate:.0f} a second"
+        text = f"{size:,} samples; {len(indices)} of them read, {rate:.0f} per second"
         if bad:
             yield Verdict(f"data, {task}", "warning", f"{text}; {len(bad)} could not be used, first {bad[0]}")
         else:
@@ -198,7 +198,7 @@ def _disk(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
     if config is None:
         return
     folder = _existing(config.folder)
-    # the weights, and two moments of what is trained; one is written before one is deleted
+    # the weights, and two moments per trained weight; a new checkpoint is written before an old one is deleted
     one = sum(4 * p.numel() * (3 if p.requires_grad else 1) for p in planned_model(config).parameters())
     there = sum(path.stat().st_size for checkpoint in _saved(config) for path in checkpoint.iterdir())
     needed = max(one, one * (config.checkpoint.keep_last + 1 + bool(config.checkpoint.best)) - there)
@@ -210,7 +210,7 @@ def _disk(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
     probe.touch()
     skew = abs(probe.stat().st_mtime - time.time())
     probe.unlink()
-    text = f"the file system of {folder} and this machine differ by {skew:.1f} s"
+    text = f"the clocks of {folder}'s file system and of this machine differ by {skew:.1f} s"
     yield Verdict("clock", "ok" if skew <= CLOCK_SKEW else "warning", text)
 
 
@@ -222,12 +222,12 @@ def _tracking(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
 
 
 def _saved(config: RunConfig) -> list[Path]:
-    """Checkpoints that the run has written so far."""
+    """The checkpoints of the run so far."""
     return step_folders(config.folder / CHECKPOINTS)
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
+    """The folder, or its nearest parent that exists."""
     folder = folder.resolve()
     while not folder.is_dir():
         folder = folder.parent

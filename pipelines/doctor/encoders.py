@@ -1,4 +1,4 @@
-"""Compares the ViTs and the VQ tokenizer with recorded numbers of the published ones."""
+"""Compares the ViTs and the VQ tokenizer with recorded values of the published ones."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +14,13 @@ from modules.omnimamba.vision import ENCODERS, DinoSiglip
 from pipelines.doctor.comparison import Row, compare_ids, compare_values
 
 FEATURES = 1e-4
-"""Largest relative error of float32 features; measured on a CPU: 6e-7."""
+"""Largest relative error allowed for float32 features; 6e-7 was measured on a CPU."""
 QUANTIZED, DECODED = 1e-5, 1e-4
-"""Of the codes' entries and of decoded pixels, in full float32; measured on a CPU: 2e-8 and 3e-6."""
+"""The same for codebook entries and decoded pixels, in full float32; 2e-8 and 3e-6 were measured on a CPU."""
 
 
 def vision_rows(sizes: dict[str, Any], weights: Path, recorded: Mapping[str, Tensor]) -> list[Row]:
-    """Normalised inputs, each encoder's features, and the fused ones."""
+    """Compare the normalised inputs, each encoder's features, and the fused features."""
     vision = DinoSiglip(_vision_config(sizes, weights))
     names = [name for name, _, _ in ENCODERS]
     inputs = vision.normalised(recorded["pixels_unit"])
@@ -36,7 +36,7 @@ def vision_rows(sizes: dict[str, Any], weights: Path, recorded: Mapping[str, Ten
 def vq_rows(
     sizes: dict[str, Any], weights: Mapping[str, Tensor], recorded: Mapping[str, Tensor], device: torch.device
 ) -> list[Row]:
-    """Codes, their entries, and the picture decoded from them."""
+    """Compare the codes, their codebook entries, and the picture decoded from them."""
     config = LlamaGenConfig(
         image_size=sizes["image"],
         channels=sizes["channels"],

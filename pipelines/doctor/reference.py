@@ -1,7 +1,7 @@
-"""Compares what we compute with recorded numbers of the published model.
+"""Compares this model with recorded values of the published one.
 
-Of the language model logits, losses, gradients and greedy ids; `pipelines.doctor.encoders` has the ViTs and the VQ
-tokenizer.
+For the language model these are logits, losses, gradients and greedy ids; see `pipelines.doctor.encoders` for the ViTs
+and the VQ tokenizer.
 """
 
 import json
@@ -21,18 +21,18 @@ from pipelines.doctor.comparison import Comparison, Row, compare_ids, compare_va
 from pipelines.doctor.encoders import vision_rows, vq_rows
 
 LOGITS_AND_LOSSES, GRADIENTS = 5e-4, 5e-3
-"""Largest relative errors. The numbers were recorded in float32 on a GPU whose kernels use tf32 inside; a float64
-computation of the same formulas differs by up to 8e-5 on logits and 2e-3 on the gradients of A_log and dt_bias."""
+"""Largest relative errors allowed. The values were recorded in float32 on a GPU whose kernels use TF32 internally. A
+float64 computation of the same formulas differs by up to 8e-5 on logits and 2e-3 on gradients of A_log and dt_bias."""
 KINDS = {"d_model": "language model", "dino": "vision", "codebook": "vq"}
-"""Which key of STEM.json tells what was recorded."""
+"""Keys of STEM.json that say what was recorded."""
 
 
 def compare_with_reference(file: Path) -> Comparison:
-    """Compute what was recorded beside ``file`` and compare: the language model, the ViTs or the VQ tokenizer.
+    """Compute the values recorded next to ``file``, of the language model, the ViTs or the VQ tokenizer, and compare.
 
     Raises:
         FileNotFoundError: one of the three files is missing.
-        ValueError: ``file`` does not say what was recorded, or the weights do not fit its sizes.
+        ValueError: ``file`` does not say what was recorded, or the weights do not match its sizes.
     """
     sizes, weights, recorded = _read(file)
     kinds = [kind for key, kind in KINDS.items() if key in sizes]
@@ -63,7 +63,7 @@ def _read(file: Path) -> tuple[dict[str, Any], Path, dict[str, Tensor]]:
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} does not exist; a reference is STEM.json with STEM_weights and STEM_tensors beside it"
+                f"{path} does not exist; a reference is STEM.json, with STEM_weights and STEM_tensors next to it"
             )
     return json.loads(file.read_text()), paths[1], load_file(paths[2])
 
