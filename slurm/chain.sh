@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The whole road: stage 1 (MMU and T2I side by side), then stage 2 if both ended well. From the repository's root:
+# All stages: stage 1 (MMU and T2I side by side), then stage 2 if both succeeded. Run it from the repository's root:
 #   bash slurm/chain.sh [--dry-run] [SBATCH OPTION ...] [key=value ...]
-#   bash slurm/chain.sh --partition=gpu --nodes=4                 # options and overrides are for every stage
-# --dry-run asks Slurm whether it would take each job and submits none. What is complete is left alone, so the chain can
-# be submitted again after anything. Settings of the stages (slurm/lib.sh) are taken from the environment.
+#   bash slurm/chain.sh --partition=gpu --nodes=4                 # options and overrides apply to every stage
+# --dry-run asks Slurm whether it would accept each job, and submits none. Complete runs are left alone, so the chain
+# can be submitted again at any time. The stages read their settings from the environment (slurm/lib.sh).
 set -euo pipefail
 [ -e slurm/lib.sh ] || { echo "error: $PWD is not the repository; start slurm/chain.sh from its root" >&2; exit 2; }
 
@@ -28,7 +28,7 @@ submit() {
         return
     fi
     JOB=$("${command[@]}")
-    JOB=${JOB%%;*} # a federation adds the cluster's name
+    JOB=${JOB%%;*} # a federation appends the cluster's name
     echo "$script: job $JOB"
 }
 

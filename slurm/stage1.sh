@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Stage 1: MMU and T2I pre-training side by side, an array of two jobs. From the repository's root:
-#   sbatch slurm/stage1.sh [key=value ...]                               # the overrides are for both
+#   sbatch slurm/stage1.sh [key=value ...]                               # the overrides apply to both
 #   sbatch --nodes=4 slurm/stage1.sh                                     # each on four nodes
 #   sbatch --gpus-per-node=1 --ntasks-per-node=1 slurm/stage1.sh         # each on one GPU
-#   sbatch --array=1 slurm/stage1.sh                                     # T2I alone
-# MMU_CONFIG and T2I_CONFIG name other configuration files; slurm/lib.sh lists what else can be set.
+#   sbatch --array=1 slurm/stage1.sh                                     # only T2I
+# MMU_CONFIG and T2I_CONFIG name other configuration files. slurm/lib.sh lists the other settings.
 #SBATCH --job-name=stage1
 #SBATCH --array=0-1
 #SBATCH --nodes=1

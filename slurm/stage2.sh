@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Stage 2: unified fine-tuning, from what both parts of stage 1 left. From the repository's root:
+# Stage 2: unified fine-tuning, starting from both results of stage 1. From the repository's root:
 #   sbatch slurm/stage2.sh [key=value ...]
-# UNIFIED_CONFIG names another configuration file, MMU_RUN and T2I_RUN other run folders of stage 1; slurm/lib.sh lists
-# what else can be set.
+# UNIFIED_CONFIG names another configuration file. MMU_RUN and T2I_RUN name other run folders of stage 1. slurm/lib.sh
+# lists the other settings.
 #SBATCH --job-name=stage2
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # A sweep: an array of trials, each on all nodes and GPUs of its task. From the repository's root:
-#   sbatch --array=0-3%2 slurm/sweep.sh configs/sweeps/ablation.yaml [key=value ...]     # no server: task K runs trial K
-#   sbatch --array=0-23%4 slurm/sweep.sh ENTITY/PROJECT/SWEEP_ID [key=value ...]         # every task asks W&B for one
+#   sbatch --array=0-3%2 slurm/sweep.sh configs/sweeps/ablation.yaml [key=value ...]     # no server: task K is trial K
+#   sbatch --array=0-23%4 slurm/sweep.sh ENTITY/PROJECT/SWEEP_ID [key=value ...]         # each task asks W&B for one
 #   sbatch --array=0-3 --nodes=4 slurm/sweep.sh ...                                      # each trial on four nodes
-# A task that is preempted or fails comes back with the same trial, run folder and W&B run. Without a server the method is
-# grid or random (make sweeps, once), and when all is done `python -m pipelines.sweep` with the same words and --trials
-# shows the table. With W&B, `wandb sweep FILE.yaml` prints the SWEEP_ID; the server's early_terminate does not reach a
-# trial. SWEEP_FOLDER names another folder than $RUNS/sweeps/NAME; slurm/lib.sh lists what else can be set.
+# A task that is preempted or fails is started again with the same trial, run folder and W&B run.
+# Without a server, run `make sweeps` once; the method must be grid or random. When all trials are done,
+# `python -m pipelines.sweep` with the same arguments and --trials shows the table.
+# With W&B, `wandb sweep FILE.yaml` prints the SWEEP_ID. The server's early_terminate does not stop a trial.
+# SWEEP_FOLDER names another folder than $RUNS/sweeps/NAME. slurm/lib.sh lists the other settings.
 #SBATCH --job-name=sweep
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8
@@ -31,7 +32,7 @@ shift
 name=${sweep##*/}
 folder=${SWEEP_FOLDER:-${RUNS:-runs}/sweeps/${name%.y*ml}}
 
-# Sets words: what follows pipelines.train in trial number SLURM_ARRAY_TASK_ID
+# Sets words: the arguments of pipelines.train for trial number SLURM_ARRAY_TASK_ID.
 propose() {
     local proposed
     proposed=$(srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --export=ALL "${ENVIRONMENT[@]}" "${PYTHON[@]}" \
@@ -39,7 +40,7 @@ propose() {
     mapfile -t words <<<"$proposed"
 }
 
-# Starts an agent for one trial. It takes slurm/trial.sh for Python, which leaves the trial's words in the file $TRIAL.
+# Starts an agent for one trial. Its `python` is slurm/trial.sh, which writes the trial's arguments to the file $TRIAL.
 ask() {
     [ -z "${ENVIRONMENT[*]}" ] || fail "an agent cannot run in a Pyxis image; set OMNIMAMBA_ENV to a folder or *.sif"
     mkdir -p "$TRIAL.bin"
@@ -56,7 +57,7 @@ ask() {
     done
 }
 
-# Lets the agent know how the trial ended, and gives it a minute to tell the server
+# Tells the agent how the trial ended, and gives it a minute to report to the server.
 # shellcheck disable=SC2317 # called by the trap
 dismiss() {
     echo "$1" >"$TRIAL.ended"
@@ -67,19 +68,19 @@ dismiss() {
     kill "$agent"
 }
 
-describe_job >/dev/null # train says it
+describe_job >/dev/null # train prints it
 case $sweep in
     *.yaml | *.yml)
         propose "$@"
-        train "${words[@]}" # and ends the job
+        train "${words[@]}" # this ends the job
         ;;
 esac
 mkdir -p "$folder"
-TRIAL=$(realpath "$folder")/.trial-$JOB # of this task: a requeued one does not ask again
+TRIAL=$(realpath "$folder")/.trial-$JOB # one per task, so that a requeued task does not ask again
 export TRIAL
 rm -f "$TRIAL.ended"
 [ -e "$TRIAL" ] || ask
-# shellcheck source=/dev/null # words, and what names the run in the environment
+# shellcheck source=/dev/null # sets words, and the environment that names the run
 source "$TRIAL"
 trap 'dismiss $?' EXIT
 train "${words[@]}" "$@" "run.dir=$folder/$WANDB_RUN_ID"

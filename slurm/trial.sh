@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What `wandb agent` takes for `python` under slurm/sweep.sh: it leaves the trial in the file $TRIAL, where the batch script
-# finds it and trains it on all nodes, and stays until that has ended, so that the server sees a trial at work.
+# Under slurm/sweep.sh, `wandb agent` starts this as its `python`. It writes the trial to the file $TRIAL, and the batch
+# script trains it on all nodes. This script waits until that has ended, so the server sees the trial running.
 set -euo pipefail
 if [ "${1:-} ${2:-}" != "-m pipelines.train" ]; then
     echo "error: the sweep's command is python $*; slurm/sweep.sh needs: python -m pipelines.train CONFIG key=value ..." >&2
