@@ -93,7 +93,7 @@ settle() {
     say "training ended with code $code"
     [ ! -e "$RUN/COMPLETE" ] || exit 0
     # If Slurm itself is ending the job, its fate is decided. It is already requeued (preempted, or by an
-    # administrator), or it is cancelled, and `scontrol requeue` would bring it back. Only the time limit is ours to handle.
+    # administrator), or it is cancelled, and `scontrol requeue` would bring it back. Only the time limit is left to us.
     state=$(scontrol --oneliner show job "$JOB" | grep -oE '(JobState=RUNNING|Reason=TimeLimit)' || true)
     if [ -z "$state" ]; then
         say "ended by Slurm; if it does not come back, the same command goes on from the last checkpoint"
