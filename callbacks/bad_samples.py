@@ -88,6 +88,6 @@ class BadSampleLog(pl.Callback):
 
 def read_bad_samples(path: Path, up_to_step: int) -> list[dict[str, Any]]:
     """Return the lines of steps up to ``up_to_step``. A repeated step finds the same samples again; they count once."""
-    keys = ("step", "task", "epoch", "key", "substitute")
+    keys = {"step": int, "task": str, "epoch": int, "key": str, "substitute": str}
     found = {tuple(row[key] for key in keys): row for row in read_rows(path, keys)}
     return [row for row in found.values() if row["step"] <= up_to_step]

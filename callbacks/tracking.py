@@ -183,7 +183,7 @@ def _checkpoint(run_id: str, manifest: str, metadata: dict[str, Any]) -> Any:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """One row per step, in order, with all values logged at it. If one was logged twice, the higher attempt counts."""
     steps: dict[int, dict[str, Any]] = {}
-    for row in sorted(read_rows(folder / METRICS, ("step",)), key=lambda row: row["attempt"]):
+    for row in sorted(read_rows(folder / METRICS, {"step": int, "attempt": int}), key=lambda row: row["attempt"]):
         steps.setdefault(row["step"], {}).update(row)
     return [steps[step] for step in sorted(steps)]
 

@@ -86,7 +86,7 @@ class RecordBook:
         """
         merged: dict[str, Record] = {}
         for path in sorted(self.folder.glob("rank*.jsonl")):
-            for record in read_rows(path, ("sample_id",), mend="delete the file to rebuild it"):
+            for record in read_rows(path, {"sample_id": str}, fix="delete the file to rebuild it"):
                 merged.setdefault(record["sample_id"], record)
         return merged
 
