@@ -51,7 +51,16 @@ def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_the_run_folder_holds_what_the_design_says(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {
-        *("config.yaml", "metrics.jsonl", "samples.jsonl", "checkpoints", "records", "provenance.json", "COMPLETE"),
+        *(
+            "config.yaml",
+            "metrics.jsonl",
+            "samples.jsonl",
+            "checkpoints",
+            "records",
+            "provenance.json",
+            "COMPLETE",
+            ".lock",
+        ),
     }
     assert (finished / "COMPLETE").read_text() == f"{STEPS}\n"
     files = [path for path in finished.rglob("*") if path.is_file()]
