@@ -1,1 +1,1 @@
-"""The model, in plain torch; `kernels` alone reaches the GPU packages."""
+"""The model, in plain torch; only `kernels` uses the GPU packages."""

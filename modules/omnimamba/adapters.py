@@ -1,8 +1,8 @@
 """Task LoRA: one low-rank adapter per task on a linear layer, each applied to its own task's positions.
 
-Both adapters are computed in every forward pass and in a fixed order, also for a task without positions: so each gets
-its gradient under accumulation, checkpointing, DDP and every ZeRO level. Switching one active adapter does not
-(docs/decisions/0003-own-lora-layer.md).
+Every forward pass computes both adapters in a fixed order, even for a task without positions. So each adapter gets its
+gradient under accumulation, checkpointing, DDP and every ZeRO level. Switching between adapters would not guarantee
+that (docs/decisions/0003-own-lora-layer.md).
 
 Shapes: B batch, L length, D input, O output, R rank of both adapters together.
 """
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from modules.omnimamba.config import TASKS, LoraConfig, Task
 
 Segments = tuple[int, int]
-"""Number of positions of each task along a row, in the order of `TASKS`; together they cover it."""
+"""Number of positions of each task along a row, in the order of `TASKS`; together they cover the row."""
 
 
 def segments_of(task: Task, length: int) -> Segments:
@@ -23,9 +23,9 @@ def segments_of(task: Task, length: int) -> Segments:
 
 
 class TaskLoraLinear(nn.Linear):
-    """A linear layer without bias plus one adapter per task; with ``lora=None`` the linear layer alone.
+    """A linear layer without bias plus one adapter per task; with ``lora=None``, only the linear layer.
 
-    Adapter weights carry peft's names (``lora_A.<task>.weight``), so they save as peft adapters.
+    Adapter weights have peft's names (``lora_A.<task>.weight``), so they can be saved as peft adapters.
     """
 
     def __init__(self, in_features: int, out_features: int, lora: LoraConfig | None) -> None:
@@ -36,13 +36,13 @@ class TaskLoraLinear(nn.Linear):
             self.lora_B = nn.ModuleDict({task: nn.Linear(lora.rank, out_features, bias=False) for task in TASKS})
 
     def forward(self, x_BLD: Tensor, segments: Segments) -> Tensor:  # type: ignore[override]
-        """(B, L, D) to (B, L, O); ``segments`` says whose adapter serves which positions."""
+        """(B, L, D) to (B, L, O); ``segments`` says which positions belong to which task."""
         y_BLO = F.linear(x_BLD, self.weight)
         if self.lora is None:
             return y_BLO
         rank, pieces = self.lora.rank, []
         x_BLD = F.dropout(x_BLD, self.lora.dropout, self.training)
-        # each task's low-rank values stand in columns of their own, so that one product adds both
+        # each task's low-rank values are in separate columns, so that one product adds both
         for number, piece in enumerate(torch.split(x_BLD, list(segments), dim=1)):
             low = self.lora.scale * self.lora_A[TASKS[number]](piece)
             pieces.append(F.pad(low, (0, rank) if number == 0 else (rank, 0)))
@@ -57,7 +57,7 @@ class TaskLoraLinear(nn.Linear):
 
     @torch.no_grad()
     def merged(self, task: Task) -> Tensor:
-        """The weight with ``task``'s adapter folded in, (out, in)."""
+        """The weight with ``task``'s adapter merged in, (out, in)."""
         if self.lora is None:
             return self.weight.detach().clone()
         weight_A = self.lora_A[task].weight

@@ -30,7 +30,7 @@ class Block(nn.Module):
         seq_idx_BL: Tensor | None = None,
         state: MixerState | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """What the block before it added, and the residual stream without it, to the same of this block."""
+        """Take the previous block's output and the residual stream before it; return the same pair for this block."""
         normed, residual = add_norm(self.norm, x_BLD, residual_BLD)
         return self.mixer(normed, segments, seq_idx_BL, state), residual
 
@@ -43,12 +43,12 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.recompute = False
-        """Keep only each block's input in training and compute the rest again in the backward pass."""
+        """In training, keep only each block's input and recompute the rest in the backward pass."""
 
     def forward(
         self, x_BLD: Tensor, segments: Segments, seq_idx_BL: Tensor | None = None, state: BackboneState | None = None
     ) -> Tensor:
-        """Whole sequences. An empty list given as ``state`` is filled, one entry per block (prefill)."""
+        """Run whole sequences. An empty list passed as ``state`` is filled with one entry per block (prefill)."""
         x, residual = x_BLD, None
         for block in self.layers:
             memory = MixerState(conv=torch.empty(0), ssm=torch.empty(0)) if state is not None else None
@@ -61,11 +61,11 @@ class Backbone(nn.Module):
         return add_norm(self.norm, x, residual)[0]
 
     def step_weights(self, task: Task, compute: torch.dtype) -> list[StepWeights]:
-        """What `step` multiplies with, one entry per block."""
+        """The weights that `step` uses, one entry per block."""
         return [block.mixer.step_weights(task, compute) for block in self.layers if isinstance(block, Block)]
 
     def step(self, x_BD: Tensor, weights: Sequence[StepWeights], state: BackboneState) -> Tensor:
-        """One position, (B, D) to (B, D); ``state`` moves on, on a GPU in place."""
+        """Run one position, (B, D) to (B, D), and update ``state``, on a GPU in place."""
         x, residual = x_BD, None
         for block, own, memory in zip(self.layers, weights, state, strict=True):
             assert isinstance(block, Block)

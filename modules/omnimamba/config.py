@@ -1,4 +1,4 @@
-"""What the model is: sizes and choices, and the rules between them."""
+"""Configuration of the model: sizes and choices, and the rules between them."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -28,17 +28,17 @@ class VitConfig:
 
     width: int
     depth: int
-    """Blocks of the whole model; features are taken behind the second-to-last."""
+    """Blocks of the whole model; features are taken after the second-to-last."""
     heads: int
     mlp_hidden: int
     registers: int = 0
     class_token: bool = False
     layer_scale: bool = False
     weights: str = ""
-    """Path of a safetensors file with timm's names, alone or behind the published checkpoint's prefix."""
+    """Path of a safetensors file with timm's names, with or without the published checkpoint's prefix."""
 
     def problems(self, key: str) -> list[str]:
-        """Broken rules, each with the way out; ``key`` is where in the configuration this stands."""
+        """Broken rules, each with the way out; ``key`` is this section's place in the configuration."""
         sizes = {name: getattr(self, name) for name in ("width", "heads", "mlp_hidden")}
         found = [f"{key}.{name}={size} must be at least 1" for name, size in sizes.items() if size < 1]
         if self.depth < 2:
@@ -54,12 +54,12 @@ class VitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """The frozen encoder that looks at an image for MMU.
+    """The frozen encoder of MMU images.
 
-    ``dino_siglip`` is the published model's: the features of two ViTs side by side, at ``image_size=384`` and
-    ``patch_size=14``. ``patches`` cuts the image into squares of ``patch_size`` pixels and passes their normalised
-    pixels on: the stand-in for the ViTs in tiny configurations. ``features`` means that samples bring features of their
-    own, ``given_patches`` of ``given_width`` each.
+    ``dino_siglip`` is the published model's: the features of two ViTs, concatenated, at ``image_size=384`` and
+    ``patch_size=14``. ``patches`` cuts the image into squares of ``patch_size`` pixels and returns their normalised
+    pixels; it replaces the ViTs in tiny configurations. ``features`` means that samples come with precomputed features,
+    ``given_patches`` of ``given_width`` each.
     """
 
     kind: Literal["dino_siglip", "patches", "features"] = "patches"
@@ -76,13 +76,13 @@ class VisionConfig:
     siglip: VitConfig = field(default_factory=lambda: VitConfig(width=1152, depth=27, heads=16, mlp_hidden=4304))
     """timm's vit_so400m_patch14_siglip_384."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the ViTs' weights are held, and their features computed, in."""
+    """Type of the ViTs' weights, and of the computation of their features."""
     chunk: int = 0
-    """Images that the ViTs look at together; 0 means all of a batch."""
+    """How many images the ViTs process at a time; 0 means all images of a batch."""
 
     @property
     def patches(self) -> int:
-        """Number of features per image; pixels that fill no patch are left out."""
+        """Number of features per image; pixels that do not fill a patch are left out."""
         return self.given_patches if self.kind == "features" else (self.image_size // self.patch_size) ** 2
 
     @property
@@ -132,7 +132,7 @@ class ModelConfig:
     chunk_size: int = 256
     norm_eps: float = 1e-5
     gated_norm_eps: float = 1e-5
-    """Of the norm behind the scan; the published code sets it apart from the other norms'."""
+    """Epsilon of the norm after the scan; the published code sets it separately from the other norms."""
     tokenizer: str = ""
     """Path of the text tokenizer's ``tokenizer.json``."""
     vocab_size: int = 50288
@@ -140,25 +140,26 @@ class ModelConfig:
     image_vocab: int = 16384
     image_tokens: int = 256
     caption_length: int = 68
-    """Caption ids of a T2I sequence, left-padded; longer captions are cut (a generation prompt over it is refused)."""
+    """Caption ids of a T2I sequence, left-padded. Longer captions are cut; longer generation prompts are refused."""
     mmu_text_length: int = 449
-    """Text ids of an MMU sequence, right-padded; turns over it are dropped."""
+    """Text ids of an MMU sequence, right-padded; turns beyond this are dropped."""
     mmu_positions: int = 1500
     t2i_positions: int = 329
     projector_hidden: int = 8704
     image_mlp_hidden: int = 8192
     vocabularies: Literal["decoupled", "shared"] = "decoupled"
-    """``shared``: one table and one head for text and image tokens (the paper's Table 4 ablates it)."""
+    """``shared``: one table and one head for text and image tokens (an ablation in the paper's Table 4)."""
     lora: Literal["task", "none"] = "task"
     adapters: LoraConfig = field(default_factory=LoraConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     vq: str = ""
-    """Path of the VQ tokenizer's weights: needed to look at pictures, not to train on prepared codes."""
+    """Path of the VQ tokenizer's weights: needed to decode pictures, but not to train on prepared codes."""
     text_embedding_std: float = 0.02
-    """Spread of the initial values; a larger one tells words apart sooner where nothing is pre-trained."""
+    """Standard deviation of the initial values. A larger one helps a model that is not pre-trained tell words apart
+    sooner."""
     mmu_positions_std: float = 0.02
     init_seed: int = 0
-    """A parameter's initial value is a function of (init_seed, its name)."""
+    """A parameter's initial value depends only on this seed and the parameter's name."""
 
     @property
     def d_inner(self) -> int:
@@ -188,7 +189,7 @@ class ModelConfig:
         """Broken rules, each with the way out."""
         found = self.vision.problems() + self._size_problems()
         if found:
-            return found  # the rules below calculate with these sizes
+            return found  # the rules below compute with these sizes
         if self.d_inner % self.headdim:
             found.append(
                 f"model.headdim={self.headdim} does not divide expand*d_model={self.d_inner}; choose one that does"
@@ -197,7 +198,7 @@ class ModelConfig:
             if not getattr(self, name) > 0:
                 found.append(f"model.{name}={getattr(self, name)} must be above 0; the published value is 0.02")
         if self.d_conv < 2:
-            found.append(f"model.d_conv={self.d_conv} must be at least 2: a convolution of one tap looks nowhere back")
+            found.append(f"model.d_conv={self.d_conv} must be at least 2: with 1, the convolution cannot look back")
         if self.vocab_size % 16:
             found.append(f"model.vocab_size={self.vocab_size} is not a multiple of 16; round it up")
         if self.t2i_length > self.t2i_positions:

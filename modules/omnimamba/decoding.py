@@ -1,8 +1,8 @@
-"""One token after another: what a prompt left behind goes on, with weights made ready once for all tokens.
+"""Token-by-token generation after a prefill, with weights prepared once for all tokens.
 
-Adapters are folded into the weights, weights are cast, and the image MLP is applied to all of its table, so that a
-token costs little more than reading the weights once. On a GPU the work of a token is recorded as a CUDA graph:
-hundreds of small kernels whose launches would take many times as long as they run.
+Adapters are merged into the weights, weights are cast, and the image MLP is applied to its whole table. So a token
+costs little more than reading the weights once. On a GPU, the work of a token is recorded as a CUDA graph: it has
+hundreds of small kernels, and launching them takes many times longer than running them.
 
 Shapes: B batch, D d_model, V ids that can be chosen, U ids that can be read, I image tokens, P positions.
 """
@@ -18,19 +18,19 @@ from modules.omnimamba.config import Task
 from modules.omnimamba.sampling import choose
 
 EAGER = 2
-"""Tokens made before the graph is recorded: kernels are compiled and libraries set up in them."""
+"""Tokens made before the graph is recorded, while kernels are compiled and libraries are set up."""
 
 
 Pick = Callable[[Tensor, Tensor | None], Tensor]
-"""Logits (B, V) and uniform numbers (B,), or none for the likeliest, to ids (B,)."""
+"""Logits (B, V) and uniform numbers (B,), or None for greedy, to ids (B,)."""
 
 
 class NotFiniteError(ValueError):
-    """A model computes what is no number: what it would choose means nothing."""
+    """The model computes non-finite numbers, so its tokens mean nothing."""
 
 
 class Decoder:
-    """A task's weights as they are now, for as many tokens as are to follow."""
+    """A snapshot of a task's weights, prepared for generating any number of tokens."""
 
     def __init__(
         self,
@@ -46,24 +46,24 @@ class Decoder:
         self._backbone, self._weights = backbone, backbone.step_weights(task, compute)
 
     def choose(self, hidden_BD: Tensor, uniforms_B: Tensor | None = None, pick: Pick = choose) -> Tensor:
-        """The token ids (B,) behind ``hidden_BD``, greedy or drawn."""
+        """The token ids (B,) that follow ``hidden_BD``, greedy or sampled."""
         return pick(F.linear(hidden_BD.to(self.head.dtype), self.head), uniforms_B)
 
     def step(self, token_B: Tensor, position_D: Tensor, state: BackboneState) -> Tensor:
-        """Hidden states (B, D) of ``token_B`` at a position that has this embedding; ``state`` moves on."""
+        """Hidden states (B, D) of ``token_B`` at the position with embedding ``position_D``; updates ``state``."""
         return self._backbone.step(F.embedding(token_B, self.inputs) + position_D, self._weights, state)
 
     @staticmethod
     def check(hidden_BD: Tensor) -> None:
-        """Look at the last hidden states of a sequence, to which everything before them has contributed.
+        """Check the last hidden states of a sequence, which depend on everything before them.
 
         Raises:
             NotFiniteError: they are not finite.
         """
         if not bool(hidden_BD.isfinite().all()):
             raise NotFiniteError(
-                "the model computes numbers that are not finite, so its tokens mean nothing: its weights have diverged "
-                "or are damaged. Take an earlier checkpoint, or compute in float32 (trainer.precision)"
+                "the model computes non-finite numbers, so its tokens mean nothing: its weights have diverged "
+                "or are damaged. Use an earlier checkpoint, or compute in float32 (trainer.precision)"
             )
 
     def draw(
@@ -76,12 +76,12 @@ class Decoder:
         uniforms_BI: Tensor | None,
         pick: Pick,
     ) -> Tensor:
-        """``count`` tokens (B, count) behind a prompt that ended before position ``start`` with ``hidden_BD``.
+        """``count`` tokens (B, count) after a prompt that ended before position ``start`` with ``hidden_BD``.
 
         Raises:
             NotFiniteError: see `check`.
         """
-        # a graph reads and writes where its tensors lay when it was recorded
+        # a graph always reads and writes the memory it was recorded with
         hidden, position = hidden_BD.clone(), self.positions[start].clone()
         token = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
         draw = None if uniforms_BI is None else uniforms_BI[:, 0].clone()
@@ -105,9 +105,9 @@ class Decoder:
 
 
 def _recorded(work: Callable[[], None]) -> Callable[[], None]:
-    """``work``, whose launches on the GPU are recorded once and repeated together."""
+    """Record the GPU launches of ``work`` once; return a function that replays them all at once."""
     graph = torch.cuda.CUDAGraph()
-    # other threads, that pin batches or watch over NCCL, may go on using the GPU while this one records
+    # other threads, which pin batches or watch NCCL, may keep using the GPU while this one records
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         work()
     return graph.replay

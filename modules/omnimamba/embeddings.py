@@ -1,11 +1,11 @@
-"""The small MLPs that embeddings and vision features pass on their way into the backbone."""
+"""The small MLPs between embeddings or vision features and the backbone."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 class Mlp(nn.Sequential):
-    """Linear - GELU - Linear - GELU - Linear, with biases: the vision projector, and behind the image tokens' table."""
+    """Linear - GELU - Linear - GELU - Linear, with biases: the vision projector, and the MLP after the image table."""
 
     def __init__(self, width_in: int, hidden: int, width_out: int) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""Initial values: each parameter's is a function of (seed, its name), whatever else the model holds."""
+"""Initial values. Each parameter's value depends only on the seed and its name, not on the rest of the model."""
 
 import math
 
@@ -12,14 +12,14 @@ from modules.seeds import keyed_seed
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 """Range of the initial time steps (Mamba-2's own)."""
 A_MAX = 16.0
-"""Initial decay rates lie between 1 and this (Mamba-2's own)."""
+"""Initial decay rates are between 1 and this (Mamba-2's own)."""
 EMBEDDING_STD = 0.02
-"""Spread of the image table and the T2I positions; the others are settings."""
+"""Standard deviation of the image table and the T2I positions; the others are set in the configuration."""
 
 
 @torch.no_grad()
 def initialise(model: OmniMamba, seed: int) -> None:
-    """Set every parameter of ``model``, in place. Frozen encoders bring their own weights and are left alone."""
+    """Set every parameter of ``model``, in place, except frozen encoders, which have their own weights."""
     for name, parameter in model.named_parameters():
         if name.startswith("vision."):
             continue

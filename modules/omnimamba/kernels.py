@@ -1,7 +1,7 @@
-"""The one place that reaches mamba_ssm and causal_conv1d: what a GPU computes a mixer with.
+"""The only module that uses mamba_ssm and causal_conv1d, the GPU kernels of a mixer.
 
-Imported lazily, because neither package can be imported without a GPU's libraries. A GPU without them is an error,
-never a silent slow path; a CPU runs the reference in `ssd`.
+They are imported lazily, because neither package can be imported without a GPU's libraries. A GPU without them is an
+error, never a silent slow path. A CPU runs the reference in `ssd`.
 
 Shapes: B batch, L length, D d_model, E d_inner, H heads, P head size, N state size, W convolution width,
 C = E + 2N channels of the convolution, Z = 2E + 2N + H columns of the input projection.
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from modules.omnimamba.config import ModelConfig
 
 OLDEST_MAMBA = (2, 3)
-"""mamba-ssm before 2.2.5 has wrong gradients for some autotuned configurations; 2.3 has a deterministic mode too."""
+"""mamba-ssm before 2.2.5 has wrong gradients for some autotuned configurations; 2.3 also has a deterministic mode."""
 INSTALL = 'pip install --no-build-isolation -e ".[gpu]"'
 
 
 class KernelsMissingError(ValueError):
-    """A GPU is to be used without the packages that hold its kernels."""
+    """The packages with the GPU kernels are missing or too old."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Kernels:
 
 
 def choose_deterministic() -> None:
-    """Have both packages sum in a fixed order. To be called before `load`: mamba_ssm chooses when it is imported.
+    """Make both packages sum in a fixed order. Must be called before `load`: mamba_ssm reads this when imported.
 
-    Where Triton keeps its timings, mamba_ssm takes the fastest configurations even so: others on another machine, or
-    after two processes that timed at once, and with them another order of sums. Without timings it takes the smallest
-    blocks, or those of the sizes that it is told: 64 x 64 are the faster ones (docs/experiments.md). Where a GPU has
-    too little shared memory for them, the user may tell others.
+    If Triton caches its timings, mamba_ssm still uses the fastest configurations. They differ between machines, or if
+    two processes take timings at once, and so does the order of sums. Without timings, mamba_ssm uses the smallest
+    blocks, or the sizes set here: 64 x 64 is faster (docs/experiments.md). If a GPU has too little shared memory for
+    that, the user may set other sizes.
     """
     os.environ.update(MAMBA_DETERMINISTIC="1", CAUSAL_CONV1D_DETERMINISTIC="1", TRITON_CACHE_AUTOTUNING="0")
     for side in ("M", "N"):
@@ -60,7 +60,7 @@ def load() -> Kernels:
     """
     try:
         with warnings.catch_warnings():
-            # its advice is what `choose_deterministic` decides against
+            # `choose_deterministic` decides against what this warning advises
             warnings.filterwarnings("ignore", message="Deterministic mode: set TRITON_CACHE_AUTOTUNING=1")
             from causal_conv1d import causal_conv1d_update
             from mamba_ssm.ops.triton.layer_norm import layer_norm_fn
@@ -107,10 +107,10 @@ def mix(
     headdim: int,
     seq_idx_BL: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """All of a mixer behind its input projection: (B, L, D) and the last SSM state (B, H, P, N).
+    """The whole mixer after its input projection: (B, L, D) and the last SSM state (B, H, P, N).
 
-    One function for convolution, scan, gated norm and output projection, so that its backward recomputes what it would
-    otherwise have to keep.
+    One function does convolution, scan, gated norm and output projection, so that its backward pass can recompute
+    intermediate results and not store them.
     """
     out, state = load().split_conv_scan(
         zxbcdt_BLZ,
@@ -134,7 +134,7 @@ def mix(
 
 
 def conv_step(xBC_BC: Tensor, state_BCW: Tensor, weight_CW: Tensor, bias_C: Tensor) -> Tensor:
-    """One position of convolution and SiLU, (B, C); ``state_BCW`` (the W - 1 inputs before it) moves on in place."""
+    """One position of convolution and SiLU, (B, C). Updates ``state_BCW`` (the W - 1 inputs before it) in place."""
     result: Tensor = load().conv_step(xBC_BC, state_BCW, weight_CW, bias_C, "silu")
     return result
 
@@ -149,7 +149,7 @@ def ssm_step(
     D_H: Tensor,
     state_BHPN: Tensor,
 ) -> Tensor:
-    """One position of the scan, (B, H, P), with softplus(dt + dt_bias); ``state_BHPN`` moves on in place."""
+    """One position of the scan, (B, H, P), with softplus(dt + dt_bias). Updates ``state_BHPN`` in place."""
     *_, size, width = state_BHPN.shape
     result: Tensor = load().ssm_step(
         state_BHPN,
@@ -172,7 +172,7 @@ def gated_norm(y_BE: Tensor, z_BE: Tensor, weight_E: Tensor, eps: float) -> Tens
 
 
 def language_model(config: ModelConfig) -> nn.Module:
-    """mamba_ssm's own language model of the same shape, on the GPU: what benchmarks compare with."""
+    """mamba_ssm's own language model of the same shape, on the GPU, for benchmarks to compare with."""
     from mamba_ssm.models.config_mamba import MambaConfig
     from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 

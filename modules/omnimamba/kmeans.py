@@ -1,6 +1,6 @@
-"""k-means over patches in whole pixel values: exact, so the same on every machine.
+"""k-means over patches in integer pixel values: exact, so the same on every machine.
 
-Centres are integers in [0, 255], so every squared distance is an integer that float64 holds exactly: no result depends
+Centres are integers in [0, 255], so every squared distance is an integer that float64 holds exactly. No result depends
 on batch size, threads, device or reduced-precision settings.
 Shapes: P patches, K centres, D pixel values of one patch.
 """
@@ -16,11 +16,11 @@ _CHUNK = 16_384
 def fit_centres(patches_PD: Tensor, *, count: int, seed: int, iterations: int, max_patches: int) -> Tensor:
     """``count`` centres of ``patches_PD`` (both uint8): k-means++ and at most ``iterations`` of Lloyd's algorithm.
 
-    Equal patches are counted once, with a weight; of more than ``max_patches`` different ones a random subset is
-    taken. A cluster that loses all its patches is moved to the patch that costs most.
+    Equal patches are counted once, with a weight. If there are more than ``max_patches`` different ones, a random
+    subset is used. A cluster that loses all its patches moves to the patch with the highest cost.
 
     Raises:
-        ValueError: fewer different patches than centres.
+        ValueError: there are fewer different patches than centres.
     """
     generator = torch.Generator().manual_seed(seed)
     patches_PD, weights_P = _distinct(patches_PD.cpu(), max(max_patches, count), count, generator)
@@ -35,13 +35,13 @@ def fit_centres(patches_PD: Tensor, *, count: int, seed: int, iterations: int, m
 
 
 def nearest(patches_PD: Tensor, centres_KD: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of each patch's nearest centre, the first of equally near ones, and the squared distance to it."""
+    """Index of each patch's nearest centre, and the squared distance to it. A tie goes to the first centre."""
     centres = centres_KD.double()
     half_norms_K = centres.square().sum(1) / 2
     codes, costs = [], []
     for start in range(0, len(patches_PD), _CHUNK):
         patches = patches_PD[start : start + _CHUNK].double()
-        # half the squared distance, less the patch's own part: fewest passes over the (P, K) table
+        # half the squared distance minus the patch's own norm: this needs the fewest passes over the (P, K) table
         half_PK = torch.addmm(half_norms_K, patches, centres.T, alpha=-1)
         smallest, index = half_PK.min(1)
         codes.append(index)
@@ -50,7 +50,7 @@ def nearest(patches_PD: Tensor, centres_KD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _distinct(patches_PD: Tensor, limit: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Different patches, at most ``limit`` of them, and how often each occurs."""
+    """The different patches, at most ``limit`` of them, and how often each occurs."""
     width = patches_PD.shape[1]
     rows = patches_PD.contiguous().numpy().view(f"V{width}").ravel()
     # a dictionary keeps the order of first occurrence and is faster here than sorting 48-byte rows
@@ -71,13 +71,13 @@ def _distinct(patches_PD: Tensor, limit: int, count: int, generator: torch.Gener
 
 
 def _spread_out(patches_PD: Tensor, weights_P: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """k-means++: each first centre drawn with probability in proportion to weight times squared distance so far."""
+    """k-means++: draw each initial centre with probability proportional to weight times squared distance so far."""
     patches = patches_PD.double()
     norms_P = patches.square().sum(1)
     cost_P = torch.ones_like(norms_P)
     chosen: list[int] = []
     for number in range(count):
-        # whole numbers throughout, so the sums are exact and the draw is the same everywhere
+        # all numbers are integers, so the sums are exact and the draw is the same everywhere
         cumulative = (cost_P * weights_P).long().cumsum(0)
         draw = torch.randint(int(cumulative[-1]), (), generator=generator)
         index = int(torch.searchsorted(cumulative, draw, right=True))
@@ -88,7 +88,7 @@ def _spread_out(patches_PD: Tensor, weights_P: Tensor, count: int, generator: to
 
 
 def _means(patches_PD: Tensor, weights_P: Tensor, codes_P: Tensor, cost_P: Tensor, count: int) -> Tensor:
-    """Each cluster's weighted mean in whole pixel values; an empty cluster takes one of the costliest patches."""
+    """Each cluster's weighted mean in integer pixel values. Empty clusters get the patches with the highest cost."""
     counts_K = torch.zeros(count, dtype=torch.float64).index_add_(0, codes_P, weights_P)
     sums_KD = torch.zeros(count, patches_PD.shape[1], dtype=torch.float64)
     sums_KD.index_add_(0, codes_P, patches_PD.double() * weights_P[:, None])

@@ -23,19 +23,19 @@ from modules.omnimamba.weight_names import NamesReport, match_names, shapes_of
 from modules.weight_files import read_weights
 
 UNUSED = ("quantize.codebook_used",)
-"""LlamaGen's record of how its training used the codebook."""
+"""LlamaGen's statistics of how its training used the codebook."""
 CODEBOOK = "quantize.embedding.weight"
 PUBLISHED_PREFIX = "llm_backbone.vqvae."
-"""What stands before the names in a published OmniMamba checkpoint."""
+"""Prefix of the names in a published OmniMamba checkpoint."""
 GPU_BATCH = 8
-"""Pictures that a GPU encodes together; a last group of fewer is filled up, because kernels differ by batch size."""
+"""How many pictures a GPU encodes at a time. A smaller last group is padded, because kernels differ by batch size."""
 
 
 class LlamaGenVQ(nn.Module):
     """The tokenizer, frozen. Its weights are arbitrary until `from_weights` or `load` sets them.
 
-    Codes are computed in float32 with deterministic kernels and without TF32, always as many pictures at a time, and
-    the nearest entry in float64: on one machine a picture's codes depend on nothing but the picture.
+    Codes are computed in float32 with deterministic kernels and without TF32, always the same number of pictures at a
+    time, and the nearest entry in float64. So on one machine a picture's codes depend only on the picture.
     """
 
     name = "llamagen_vq16"
@@ -44,7 +44,7 @@ class LlamaGenVQ(nn.Module):
         """Build the modules.
 
         Raises:
-            ValueError: sizes that do not fit together.
+            ValueError: the sizes do not fit together.
         """
         super().__init__()
         config.check()
@@ -84,7 +84,7 @@ class LlamaGenVQ(nn.Module):
         """Codes of ``images``: uint8 (B, 3, S, S) to int64 (B, n), on the weights' device.
 
         Raises:
-            ValueError: images of another size or type.
+            ValueError: the images have another size or type.
         """
         check_images(images, self.image_size)
         return self.codes((images.to(self._device).float() / 255 - 0.5) / 0.5)
@@ -94,7 +94,7 @@ class LlamaGenVQ(nn.Module):
         """Pictures of ``codes``: int64 (B, n) to uint8 (B, 3, S, S).
 
         Raises:
-            ValueError: a wrong number of codes, or a code outside the codebook.
+            ValueError: the number of codes is wrong, or a code is outside the codebook.
         """
         check_codes(codes, self.tokens_per_image, self.codebook_size)
         pixels = self.pixels(self.entries(codes.to(self._device)))
@@ -113,7 +113,7 @@ class LlamaGenVQ(nn.Module):
 
     @torch.no_grad()
     def entries(self, codes: Tensor) -> Tensor:
-        """The normalised codebook entries of ``codes`` (B, n), laid out as a picture (B, C, h, w)."""
+        """The normalised codebook entries of ``codes`` (B, n), arranged as a picture (B, C, h, w)."""
         side = self.config.side
         return self._entries()[codes].view(len(codes), side, side, -1).movedim(3, 1)
 
@@ -127,10 +127,11 @@ class LlamaGenVQ(nn.Module):
     def from_weights(
         cls, origin: str, weights: Mapping[str, Tensor], config: LlamaGenConfig | None = None
     ) -> tuple["LlamaGenVQ", NamesReport]:
-        """A tokenizer out of LlamaGen's names (see `load_llamagen`, `modules.published.from_published`).
+        """Build a tokenizer from weights under LlamaGen's names (see `load_llamagen`,
+        `modules.published.from_published`).
 
         Raises:
-            ValueError: a name is missing or unexpected, or has another shape than ``config`` (VQ-16's sizes) asks for.
+            ValueError: a name is missing or unexpected, or its shape does not fit ``config`` (default: VQ-16's sizes).
         """
         with torch.device("meta"):
             vq = cls(config or LlamaGenConfig())
@@ -150,7 +151,7 @@ class LlamaGenVQ(nn.Module):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not a llamagen_vq16 file.
+            ValueError: the file is not a llamagen_vq16 file.
         """
         metadata = read_metadata(path)
         if metadata["kind"] != cls.name:
@@ -169,7 +170,7 @@ class LlamaGenVQ(nn.Module):
         entries_KC = self._entries().double()
         distances_NK = (
             entries_KC.square().sum(1) - 2 * z_NC @ entries_KC.T
-        )  # less z's own length, alike for all entries
+        )  # without z's own norm, which is the same for all entries
         return distances_NK.argmin(1).view(len(pixels), -1)
 
     def _entries(self) -> Tensor:
@@ -179,11 +180,11 @@ class LlamaGenVQ(nn.Module):
 
 
 def load_llamagen(path: Path) -> LlamaGenVQ:
-    """VQ-16 out of LlamaGen's ``vq_ds16_c2i.pt``, or out of a published OmniMamba checkpoint.
+    """Load VQ-16 from LlamaGen's ``vq_ds16_c2i.pt``, or from a published OmniMamba checkpoint.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or does not hold VQ-16's weights.
+        ValueError: the file cannot be read, or does not hold VQ-16's weights.
     """
     weights = read_weights(path)
     if any(name.startswith(PUBLISHED_PREFIX) for name in weights):
@@ -196,7 +197,7 @@ def load_llamagen(path: Path) -> LlamaGenVQ:
 
 
 def holds_llamagen(path: Path) -> bool:
-    """Whether a safetensors file has LlamaGen's names and does not say its kind, as our own files do."""
+    """Whether a safetensors file has LlamaGen's names and is not one of our own files, which store their kind."""
     try:
         with safe_open(str(path), framework="pt") as file:
             names = set(file.keys())
@@ -204,7 +205,7 @@ def holds_llamagen(path: Path) -> bool:
                 prefix + CODEBOOK in names for prefix in ("", PUBLISHED_PREFIX)
             )
     except (SafetensorError, OSError):
-        return False  # what is wrong with it is said where it is read
+        return False  # the code that reads the file reports what is wrong with it
 
 
 def _sizes(config: LlamaGenConfig) -> str:
@@ -213,7 +214,7 @@ def _sizes(config: LlamaGenConfig) -> str:
 
 @contextmanager
 def exactly(device: torch.device) -> Iterator[None]:
-    """Inside, float32 is computed as it is written, by deterministic kernels: no autocast and no TF32."""
+    """Compute in true float32 with deterministic kernels inside this context: no autocast and no TF32."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,7 +1,7 @@
-"""Encoder and decoder of LlamaGen's VQ-16 (arXiv 2406.06525), under its names.
+"""Encoder and decoder of LlamaGen's VQ-16 (arXiv 2406.06525), with its names.
 
-Shapes: B images, C channels, H = W pixels of a feature map. Each level but one halves or doubles H; only the
-smallest level attends.
+Shapes: B images, C channels, H = W pixels of a feature map. Each level but one halves or doubles H. Only the smallest
+level has attention.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from modules.omnimamba.vq_files import check_codebook_size
 
 GROUPS = 32
-"""Of every norm."""
+"""Groups of every norm."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaGenConfig:
-    """Sizes; the defaults are VQ-16's at 256 pixels."""
+    """Sizes of the tokenizer; the defaults are VQ-16's at 256 pixels."""
 
     image_size: int = 256
     channels: int = 128
@@ -44,7 +44,7 @@ class LlamaGenConfig:
         return [self.channels * multiplier for multiplier in self.channel_multipliers]
 
     def check(self) -> None:
-        """Raises ValueError where sizes do not fit together."""
+        """Raise ValueError if the sizes do not fit together."""
         check_codebook_size(self.codebook_size)
         if self.image_size < 1 or self.image_size % self.shrink:
             raise ValueError(f"image_size={self.image_size} is not a multiple of {self.shrink}, a code's pixels")
@@ -53,7 +53,7 @@ class LlamaGenConfig:
 
 
 class ResBlock(nn.Module):
-    """Norm, swish, convolution, twice; the input is added, through a 1 x 1 convolution where the width changes."""
+    """Norm, swish, convolution, twice. The input is added, through a 1 x 1 convolution if the width changes."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention of one head over the pixels of a feature map, added to it."""
+    """Single-head self-attention over the pixels of a feature map, added to the input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width; the padding is to the right and below only."""
+    """Halves height and width. Padding is only on the right and at the bottom."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, each followed by attention if ``attends``, then the ``resample``."""
+    """Residual blocks of one resolution, each followed by attention if ``attends``, then down- or upsampling."""
 
     def __init__(self, width_in: int, width_out: int, blocks: int, *, attends: bool) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, z_channels, side, side) to pixels (B, 3, S, S); one residual block more a level than the encoder."""
+    """(B, z_channels, side, side) to pixels (B, 3, S, S), with one more residual block per level than the encoder."""
 
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The Mamba-2 mixer: one set of parameters, computed for sequences or one position at a time.
+"""The Mamba-2 mixer: one set of parameters, run on whole sequences or one position at a time.
 
 Shapes: B batch, L length, D d_model, E d_inner, H heads, P head size, N state size, W convolution width,
 C = E + 2N channels of the convolution, Z = 2E + 2N + H columns of the input projection.
@@ -18,7 +18,7 @@ from modules.omnimamba.ssd import causal_conv, ssd_chunked, ssd_step
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation in float32, the result in the input's type."""
+    """Root-mean-square normalisation in float32; the result has the input's type."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class MixerState:
 
 
 class StepWeights(NamedTuple):
-    """A mixer's weights as single positions of one task need them: adapters folded in, matrices cast."""
+    """A mixer's weights prepared for single positions of one task: adapters merged, matrices cast."""
 
     in_proj: Tensor
     """(Z, D)."""
@@ -68,7 +68,7 @@ class Mamba2Mixer(nn.Module):
     def forward(
         self, u_BLD: Tensor, segments: Segments, seq_idx_BL: Tensor | None = None, state: MixerState | None = None
     ) -> Tensor:
-        """(B, L, D) to (B, L, D). ``state``, if given, is filled with what a later `step` needs."""
+        """(B, L, D) to (B, L, D). If ``state`` is given, it is filled with what a later `step` needs."""
         zxbcdt = self.in_proj(u_BLD, segments)
         mix = self._mix_by_kernel if u_BLD.is_cuda else self._mix_by_reference
         y, last = mix(zxbcdt, seq_idx_BL)
@@ -81,11 +81,11 @@ class Mamba2Mixer(nn.Module):
 
     @torch.no_grad()
     def step_weights(self, task: Task, compute: torch.dtype) -> StepWeights:
-        """What `step` multiplies with for a sequence of ``task``, matrices in ``compute``."""
+        """The weights that `step` uses for a sequence of ``task``, with matrices in type ``compute``."""
         return StepWeights(self.in_proj.merged(task).to(compute), self.out_proj.weight.to(compute), self._A())
 
     def step(self, u_BD: Tensor, weights: StepWeights, state: MixerState) -> Tensor:
-        """One position, (B, D) to (B, D); ``state`` moves on, on a GPU in place."""
+        """Run one position, (B, D) to (B, D), and update ``state``, on a GPU in place."""
         z, xBC, dt = self._parts(F.linear(u_BD.to(weights.in_proj.dtype), weights.in_proj))
         if u_BD.is_cuda:
             mixed = kernels.conv_step(xBC, state.conv, self._conv_weight(), self._conv_bias())

@@ -1,11 +1,11 @@
 """The OmniMamba model: one Mamba-2 backbone, two vocabularies, one adapter per task (arXiv 2503.08686, section 3).
 
-Shapes, as in the endings of names: B batch, L positions of one sequence, R positions of a row, D d_model,
-V vocabulary, M labelled positions, T text ids, N prompt ids, C caption ids, I image tokens, F features per image,
-W their width, S pixels of a side.
+Shapes, used as name suffixes: B batch, L positions of one sequence, R positions of a row, D d_model, V vocabulary,
+M labelled positions, T text ids, N prompt ids, C caption ids, I image tokens, F features per image, W their width,
+S pixels of a side.
 
-A training row holds all sequences of a micro-batch one after the other, MMU before T2I, told apart by ``seq_idx``:
-one forward pass serves both tasks, and conv and scan start afresh at each sequence.
+A training row holds all sequences of a micro-batch one after the other, MMU before T2I, separated by ``seq_idx``. One
+forward pass serves both tasks, and convolution and scan start over at each sequence.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,20 +29,25 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Batch = Mapping[Task, Mapping[str, Any]]
-"""Per task: mmu ``images`` uint8 (B, 3, S, S) or ``features`` (B, F, W), ``input_ids`` (B, T+4), ``labels`` (B, T), and
-may have ``labelled`` (M,), the places in (B*T) that carry a label, and where rows are of different length a list
-``lengths`` of how many of its ``input_ids`` each has; t2i ``caption_ids`` (B, C+5), ``image_ids`` (B, I)."""
+"""Inputs per task.
+
+mmu: ``images`` uint8 (B, 3, S, S) or ``features`` (B, F, W), ``input_ids`` (B, T+4), ``labels`` (B, T). Optional:
+``labelled`` (M,), the indices into (B*T) that have a label, and ``lengths``, a list of how many of its ``input_ids``
+each row has, if rows differ in length.
+
+t2i: ``caption_ids`` (B, C+5), ``image_ids`` (B, I).
+"""
 
 IGNORE = -100
-"""Label of a position on which no loss is taken."""
+"""Label of a position that has no loss."""
 MMU_HEAD, MMU_TAIL = 2, 2
 """Special ids before the image (mmu, soi) and between image and text (eoi, sot)."""
 
 
 class Labelled(NamedTuple):
-    """Logits (M, V) of the positions that carry a label, and the labels (M,).
+    """Logits (M, V) of the positions that have a label, and the labels (M,).
 
-    A tuple, because ZeRO 3 looks for tensors in what a module returns and would not find them in a class.
+    A tuple, because ZeRO 3 looks for tensors in a module's outputs and does not look inside classes.
     """
 
     logits: Tensor
@@ -52,7 +57,7 @@ class Labelled(NamedTuple):
 def _in_its_precision(method: Callable[Concatenate["OmniMamba", P], R]) -> Callable[Concatenate["OmniMamba", P], R]:
     """Run a method of the model under autocast to its compute type.
 
-    Entered anew in every call, so that no weight cast before an optimizer step is used after it.
+    Every call enters autocast again, so that no cast weight is reused after an optimizer step.
     """
 
     @wraps(method)
@@ -64,7 +69,7 @@ def _in_its_precision(method: Callable[Concatenate["OmniMamba", P], R]) -> Calla
 
 
 class OmniMamba(nn.Module):
-    """The whole model. Weights are set by `initialise.initialise` or loaded; until then they are arbitrary."""
+    """The whole model. Weights are arbitrary until `initialise.initialise` sets them or they are loaded."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -81,8 +86,8 @@ class OmniMamba(nn.Module):
         self.projector = Mlp(config.vision.width, config.projector_hidden, config.d_model)
         self.backbone = Backbone(config)
         self.compute = torch.float32
-        """Type of matrix products and what flows between them; parameters, norms, residual and the scan's own
-        parameters stay in float32 (``bfloat16`` by autocast)."""
+        """Type of matrix products and activations. With ``bfloat16``, autocast casts; parameters, norms, the residual
+        and the scan's own parameters stay in float32."""
 
     @property
     def device(self) -> torch.device:
@@ -91,7 +96,7 @@ class OmniMamba(nn.Module):
 
     @_in_its_precision
     def forward(self, batch: Batch) -> dict[Task, Labelled]:
-        """Logits and labels of each task of a micro-batch, by one pass over one row."""
+        """Logits and labels of each task of a micro-batch, from one pass over one row."""
         embedded = {task: self.embed(task, batch[task]) for task in TASKS if task in batch}
         lengths = {task: self._lengths(x_BLD, batch[task]) for task, x_BLD in embedded.items()}
         hidden = self._run_row(embedded, lengths)
@@ -104,7 +109,7 @@ class OmniMamba(nn.Module):
         return self.head(task, self._run_row({task: x_BLD}, {task: self._lengths(x_BLD, batch)})[task])
 
     def embed(self, task: Task, batch: Mapping[str, Tensor]) -> Tensor:
-        """Input embeddings of one task's sequences, positions added, (B, L, D)."""
+        """Input embeddings of one task's sequences with positions added, (B, L, D)."""
         if task == "t2i":
             return self._embed_t2i(batch["caption_ids"], batch["image_ids"])
         features_BFW = batch["features"] if "features" in batch else self.vision(batch["images"])
@@ -118,9 +123,9 @@ class OmniMamba(nn.Module):
 
     @torch.no_grad()
     def generate_text(self, images_B3SS: Tensor, prompt_ids_BN: Tensor, *, max_new_tokens: int, end_id: int) -> Tensor:
-        """Greedy answers (B, n), n <= ``max_new_tokens``. After its first ``end_id`` a row holds nothing else.
+        """Greedy answers (B, n), n <= ``max_new_tokens``. After its first ``end_id``, a row holds only ``end_id``.
 
-        ``images_B3SS`` is uint8. The rows of ``prompt_ids_BN`` are of equal length: a state-space model sees padding.
+        ``images_B3SS`` is uint8. Prompts must have equal length: a state-space model sees padding.
         """
         features_BFW = self.vision(images_B3SS)
         return self.continue_text(features_BFW, prompt_ids_BN, max_new_tokens=max_new_tokens, end_id=end_id)
@@ -132,8 +137,8 @@ class OmniMamba(nn.Module):
         """`generate_text` from vision features; without ``end_id`` every row gets all its tokens.
 
         Raises:
-            ValueError: prompt and answer together pass the learned positions.
-            NotFiniteError: what the model computes is no number.
+            ValueError: prompt and answer together exceed the learned positions.
+            NotFiniteError: the model computes non-finite numbers.
         """
         room = self.answer_room(prompt_ids_BN.shape[1])
         if room < 1:
@@ -164,7 +169,7 @@ class OmniMamba(nn.Module):
         return torch.stack(tokens, dim=1)
 
     def answer_room(self, prompt_length: int) -> int:
-        """Most tokens that an answer to a prompt of so many ids can have; the last one needs no position."""
+        """How many tokens an answer to a prompt of ``prompt_length`` ids can have; the last one needs no position."""
         return len(self.mmu_positions) - self.config.vision.patches - prompt_length + 1
 
     @torch.no_grad()
@@ -177,7 +182,7 @@ class OmniMamba(nn.Module):
         top_k: int = 0,
         top_p: float = 1.0,
     ) -> Tensor:
-        """VQ codes (B, I) of captions (B, C+5): greedy, or the inverse CDF at ``uniforms_BI``, which lie in [0, 1)."""
+        """VQ codes (B, I) of captions (B, C+5): greedy, or by the inverse CDF at ``uniforms_BI``, in [0, 1)."""
         start = caption_ids_BC.shape[1] - 1
         hidden_BD, state = self._prefill(
             "t2i", lambda: self._caption(caption_ids_BC[:, :-1]) + self.t2i_positions[:start]
@@ -193,14 +198,14 @@ class OmniMamba(nn.Module):
 
     @_in_its_precision
     def _prefill(self, task: Task, embed: Callable[[], Tensor]) -> tuple[Tensor, BackboneState]:
-        """The last hidden states (B, D) of a prompt, and what later positions need of it."""
+        """The last hidden states (B, D) of a prompt, and the state that later positions need."""
         x_BLD = embed()
         state: BackboneState = []
         hidden_BD: Tensor = self.backbone(x_BLD, segments_of(task, x_BLD.shape[1]), state=state)[:, -1]
         return hidden_BD, state
 
     def _decoder(self, task: Task) -> Decoder:
-        """The task's weights, ready for single tokens."""
+        """The task's weights, prepared for single tokens."""
         if task == "mmu":
             inputs_UD, positions_PD = self.text_embedding.weight, self.mmu_positions
             head_VD = inputs_UD[: self.config.vocab_size]
@@ -219,14 +224,14 @@ class OmniMamba(nn.Module):
 
     @staticmethod
     def _lengths(x_BLD: Tensor, batch: Mapping[str, Any]) -> list[int]:
-        """Positions of each sequence of ``x_BLD``, without the padding that is only there to stack them."""
+        """Number of positions of each sequence in ``x_BLD``, without padding at the end."""
         if "lengths" not in batch:
             return [x_BLD.shape[1]] * x_BLD.shape[0]
         besides = x_BLD.shape[1] - batch["input_ids"].shape[1]
         return [besides + length for length in batch["lengths"]]
 
     def _run_row(self, embedded: Mapping[Task, Tensor], lengths: Mapping[Task, list[int]]) -> dict[Task, Tensor]:
-        """Run all sequences as one row and hand each task its hidden states back, (B, L, D)."""
+        """Run all sequences as one row; return each task's hidden states, (B, L, D)."""
         row_1RD = torch.cat([_concatenated(x_BLD, lengths[task]) for task, x_BLD in embedded.items()])[None]
         numbers = enumerate(n for task in embedded for n in lengths[task])
         ids_R = torch.cat([torch.full((n,), i, dtype=torch.int32, device=row_1RD.device) for i, n in numbers])
@@ -237,7 +242,7 @@ class OmniMamba(nn.Module):
         return {task: _stacked(part_RD, lengths[task]) for task, part_RD in zip(embedded, parts, strict=True)}
 
     def _labelled(self, task: Task, hidden_BLD: Tensor, batch: Mapping[str, Tensor]) -> Labelled:
-        """A label is predicted from the position before it."""
+        """Logits and labels; a label is predicted from the position before it."""
         if task == "t2i":
             codes_BI = batch["image_ids"].long()
             start = batch["caption_ids"].shape[1] - 2
@@ -245,7 +250,7 @@ class OmniMamba(nn.Module):
             return Labelled(logits_MV, codes_BI.flatten() + (self.config.vocab_size if self.image_table is None else 0))
         labels_BT = batch["labels"].long()
         before_BTD = hidden_BLD[:, -labels_BT.shape[1] - 1 : -1]
-        # where the labels are is known when the batch is made; to ask a GPU would be to wait for it
+        # the places of labels are known when the batch is made; finding them here would wait for the GPU
         places_M = batch["labelled"] if "labelled" in batch else (labels_BT.flatten() != IGNORE).nonzero()[:, 0]
         return Labelled(self.head(task, before_BTD.flatten(0, 1)[places_M]), labels_BT.flatten()[places_M])
 
@@ -284,14 +289,14 @@ class OmniMamba(nn.Module):
 
 
 def _concatenated(x_BLD: Tensor, lengths: list[int]) -> Tensor:
-    """The first ``lengths`` positions of the sequences as one, (R, D)."""
+    """Concatenate the first ``lengths`` positions of the sequences, (R, D)."""
     if min(lengths) == x_BLD.shape[1]:
         return x_BLD.flatten(0, 1)
     return torch.cat([x_LD[:n] for x_LD, n in zip(x_BLD, lengths, strict=True)])
 
 
 def _stacked(x_RD: Tensor, lengths: list[int]) -> Tensor:
-    """The opposite: (R, D) to sequences (B, L, D), filled up with zeros to the longest."""
+    """The inverse: (R, D) to sequences (B, L, D), padded with zeros to the longest."""
     if len(set(lengths)) == 1:
         return x_RD.reshape(len(lengths), lengths[0], x_RD.shape[1])
     return pad_sequence(list(torch.split(x_RD, lengths)), batch_first=True)

@@ -1,20 +1,20 @@
-"""Choosing the next token. A draw is the inverse CDF at a uniform number that the caller brings, keyed by sample: so
-an image does not depend on the batch, the rank or the world size it was made in."""
+"""Choosing the next token. A draw is the inverse CDF at a uniform number that the caller passes, keyed by sample. So an
+image does not depend on the batch, the rank or the world size it was made in."""
 
 import torch
 from torch import Tensor
 
 ONE = 2**52
-"""A probability of 1 in fixed point: what float64, in which probabilities come, holds exactly."""
+"""A probability of 1 in fixed point. Probabilities are float64, which holds such integers exactly."""
 
 
 def choose(
     logits_BV: Tensor, uniforms_B: Tensor | None, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> Tensor:
-    """Token ids (B,). Greedy where ``uniforms_B`` is None; ``top_k=0`` and ``top_p=1`` leave all tokens in.
+    """Token ids (B,). Greedy if ``uniforms_B`` is None; ``top_k=0`` and ``top_p=1`` keep all tokens.
 
     Raises:
-        ValueError: a setting outside its range.
+        ValueError: a setting is outside its range.
     """
     if uniforms_B is None:
         return logits_BV.argmax(-1)
@@ -24,18 +24,18 @@ def choose(
         raise ValueError(f"top_k={top_k} must be 0 (all tokens) or more")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p} must lie in (0, 1]")
-    # fixed point, some 16 digits: sums are exact in any order, so on a GPU too they are the same in every run
+    # fixed point, about 16 digits: sums are exact in any order, so they are the same in every run, even on a GPU
     weights = ((logits_BV.double() / temperature).softmax(-1) * ONE).round().long()
     ids = None
     if top_k or top_p < 1:
         weights, ids = weights.sort(dim=-1, descending=True, stable=True)
     if top_k:
         weights = weights[:, :top_k]
-    if top_p < 1:  # the smallest set whose sum reaches top_p: what comes before a token is still below it
+    if top_p < 1:  # the smallest set whose sum reaches top_p: the sum before each kept token is below top_p
         before = weights.cumsum(-1) - weights
         weights = weights.masked_fill(before >= max(round(top_p * ONE), 1), 0)
     cumulative = weights.cumsum(-1)
     targets = (uniforms_B.double() * cumulative[:, -1]).long()
     rank = torch.searchsorted(cumulative, targets[:, None], right=True)
-    rank = rank.clamp(max=weights.shape[-1] - 1)  # numbers that are none must not become an id that is none
+    rank = rank.clamp(max=weights.shape[-1] - 1)  # NaN must not become an invalid id
     return (rank if ids is None else ids.gather(-1, rank))[:, 0]

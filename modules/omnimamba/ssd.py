@@ -1,10 +1,10 @@
 """The state-space dual scan of Mamba-2 in plain torch: chunked for sequences, one step at a time for generation.
 
 Two forms of one recurrence ``h_t = exp(dt_t A) h_{t-1} + dt_t x_t (outer) B_t``, ``y_t = h_t C_t`` (Dao & Gu 2024,
-section 6; one group of B and C). The tests hold them equal.
+section 6; one group of B and C). The tests check that they are equal.
 
-Shapes: B batch, L length, H heads, P head size, N state size, K chunks, Q chunk size. A sequence id per position makes
-independent sequences share a row: nothing passes from one id to the next.
+Shapes: B batch, L length, H heads, P head size, N state size, K chunks, Q chunk size. A sequence id per position lets
+independent sequences share a row: no state passes from one id to the next.
 """
 
 import torch
@@ -21,7 +21,7 @@ def ssd_chunked(
     chunk_size: int,
     seq_idx_BL: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs (B, L, H, P) and the state after the last position (B, H, P, N), by matrix products within chunks."""
+    """Outputs (B, L, H, P) and the state after the last position (B, H, P, N), with matrix products within chunks."""
     batch, length, heads, size = x_BLHP.shape
     padding = -length % chunk_size
     if seq_idx_BL is None:
@@ -46,12 +46,12 @@ def ssd_chunked(
     decay = (a_cum[..., :, None] - a_cum[..., None, :]).masked_fill(~visible[:, :, None], -torch.inf).exp()
     y = ((C @ B.transpose(-1, -2))[:, :, None] * decay) @ xdt  # (B, K, H, Q, P)
 
-    # 2. What each chunk adds to the state of the sequence that it ends with.
+    # 2. What each chunk adds to the state of the sequence it ends with.
     ends_with = seq[..., -1:]
     to_end = (a_cum[..., -1:] - a_cum).exp() * (seq == ends_with)[:, :, None]  # (B, K, H, Q)
     added = (xdt * to_end[..., None]).transpose(-1, -2) @ B[:, :, None]  # (B, K, H, P, N)
 
-    # 3. Chunk to chunk: the state goes on where the sequence does.
+    # 3. From chunk to chunk: the state continues if the sequence does.
     came_from = torch.cat([seq[:, :1, :1], ends_with[:, :-1]], dim=1)  # (B, K, 1): last id of the chunk before
     keep = a_cum[..., -1].exp() * (came_from == ends_with)  # (B, K, H)
     state = torch.zeros_like(added[:, 0])
@@ -60,7 +60,7 @@ def ssd_chunked(
         before.append(state)
         state = state * keep_k[..., None, None] + added_k
 
-    # 4. What the state before the chunk gives to the positions that continue its sequence.
+    # 4. What the state before the chunk adds to the positions that continue its sequence.
     from_start = a_cum.exp() * (seq == came_from)[:, :, None]  # (B, K, H, Q)
     y = y + (C[:, :, None] @ torch.stack(before, dim=1).transpose(-1, -2)) * from_start[..., None]
     return y.transpose(2, 3).reshape(batch, chunks * chunk_size, heads, size)[:, :length], state
@@ -76,7 +76,7 @@ def ssd_step(
 
 
 def causal_conv(x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor, seq_idx_BL: Tensor | None = None) -> Tensor:
-    """Depthwise causal convolution over the length, (B, L, D); a tap into another sequence counts as zero."""
+    """Depthwise causal convolution over the length, (B, L, D). Taps into another sequence count as zero."""
     length, width = x_BLD.shape[1], weight_DW.shape[1]
     padded = F.pad(x_BLD, (0, 0, width - 1, 0))
     y = bias_D + x_BLD * weight_DW[:, -1]

@@ -1,4 +1,4 @@
-"""The text tokenizer: a local ``tokenizer.json`` plus the published model's ten special tokens."""
+"""The text tokenizer: a local ``tokenizer.json`` and the published model's ten special tokens."""
 
 import hashlib
 from pathlib import Path
@@ -13,7 +13,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class TextTokenizer:
-    """Turns text into ids and back; the special tokens take the ten ids after the file's own vocabulary.
+    """Turns text into ids and back. The special tokens have the ten ids after the file's own vocabulary.
 
     The order of the special tokens is the published model's, so its embedding rows mean the same here.
     """
@@ -23,7 +23,7 @@ class TextTokenizer:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the vocabulary lacks ``<|endoftext|>``, the token that ends an answer.
+            ValueError: the vocabulary has no ``<|endoftext|>``, the token that ends an answer.
         """
         path = Path(path)
         if not path.is_file():
@@ -37,7 +37,7 @@ class TextTokenizer:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(
-                f"tokenizer file {path} cannot be read ({error}); it is damaged or no tokenizer.json"
+                f"tokenizer file {path} cannot be read ({error}); it is damaged or not a tokenizer.json"
             ) from error
         if self._tokenizer.token_to_id(END_OF_TEXT) is None:
             raise ValueError(f"tokenizer {path} has no {END_OF_TEXT} token, which ends every answer; add it")
@@ -58,7 +58,7 @@ class TextTokenizer:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text``; nothing is added in front or behind."""
+        """Ids of ``text``, with nothing added at either end."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 

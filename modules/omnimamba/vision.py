@@ -18,7 +18,7 @@ from modules.omnimamba.vits import VisionTransformer, fit_positions, unused_name
 from modules.omnimamba.weight_names import NamesReport, match_names, shapes_of
 
 PREFIXES = ("vision_backbone.{}_featurizer.", "{}_featurizer.", "")
-"""What may stand before timm's names in a file: as published, the ViTs alone, or one ViT by itself."""
+"""Possible prefixes of timm's names in a file: the published checkpoint, only the ViTs, or only one ViT."""
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 ENCODERS = (("dino", *IMAGENET), ("siglip", *HALVES))
@@ -26,10 +26,10 @@ ENCODERS = (("dino", *IMAGENET), ("siglip", *HALVES))
 
 
 class VisionEncoder(nn.Module):
-    """What the model looks at images with. It has no parameters: nothing to train, to save or to broadcast."""
+    """Turns images into features. It has no parameters: nothing to train, save or broadcast."""
 
     def weights_report(self) -> list[str]:
-        """What is in the files of weights, as text; their names and shapes are checked, the weights not read.
+        """What is in the weight files, as text. Checks names and shapes without reading the weights.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -39,12 +39,12 @@ class VisionEncoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) of what determines the features beside the image, or "" where nothing but code does."""
+        """sha256 (hex) of what determines the features, apart from the image; "" if only the code does."""
         return ""
 
 
 class PatchVision(VisionEncoder):
-    """Non-overlapping patches of normalised pixels, row by row; nothing to train, nothing to load."""
+    """Non-overlapping patches of normalised pixels, row by row. Nothing to train or load."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -65,38 +65,36 @@ class PatchVision(VisionEncoder):
 
 
 class GivenFeatures(VisionEncoder):
-    """Takes the place of an encoder where the samples bring features of their own."""
+    """Replaces an encoder if the samples come with precomputed features."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Never right to call.
+        """Must never be called.
 
         Raises:
-            ValueError: always; it says what to do.
+            ValueError: always; the message says what to do.
         """
-        raise ValueError(
-            "model.vision.kind=features has no encoder to look at images with; give features, or choose another kind"
-        )
+        raise ValueError("model.vision.kind=features has no encoder for images; give features, or choose another kind")
 
 
 class DinoSiglip(VisionEncoder):
-    """DINOv2 and SigLIP side by side, frozen: each one's patch features behind its second-to-last block.
+    """DINOv2 and SigLIP, frozen: the patch features after each one's second-to-last block, concatenated.
 
-    The two are no submodules and are read when the first image comes, onto its device. So a checkpoint holds none of
-    them, an optimizer, DDP or ZeRO sees none of them, ``train()`` and casts of the model do not reach them, and a run
-    that looks at no image needs neither their files nor their memory.
+    The ViTs are not submodules. They are loaded with the first image, onto its device. So checkpoints do not contain
+    them, optimizers, DDP and ZeRO do not see them, and ``train()`` and casts of the model do not reach them. A run
+    without images needs neither their files nor their memory.
     """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        self.vits: tuple[VisionTransformer, ...] = ()  # a tuple, so that torch does not take them for submodules
+        self.vits: tuple[VisionTransformer, ...] = ()  # a tuple, so that torch does not register them as submodules
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """uint8 images (B, 3, S, S) to float32 features (B, patches, DINOv2's width + SigLIP's).
 
         Raises:
-            FileNotFoundError: a file of weights is missing.
+            FileNotFoundError: a weight file is missing.
             ValueError: the images are not S pixels high and wide, or a file's names or shapes do not fit.
         """
         _check_size(images, self.config.image_size)
@@ -104,15 +102,15 @@ class DinoSiglip(VisionEncoder):
         return torch.cat([torch.cat(self.features(self.normalised(part.float() / 255)), dim=2) for part in parts])
 
     def normalised(self, unit: Tensor) -> list[Tensor]:
-        """Pixels (B, 3, S, S) in [0, 1] as each encoder wants them."""
+        """Pixels (B, 3, S, S) in [0, 1], normalised for each encoder."""
         return [
-            torch.stack([(unit[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)  # numbers: nothing to copy over
+            torch.stack([(unit[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)  # plain numbers: nothing to copy
             for _, mean, std in ENCODERS
         ]
 
     @torch.no_grad()
     def features(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Each encoder's float32 features (B, patches, width) of its normalised pixels, computed in its own dtype."""
+        """Each encoder's float32 features (B, patches, width) of its normalised pixels, computed in ``dtype``."""
         device = inputs[0].device
         with torch.autocast(device.type, enabled=False):
             pairs = zip(self._encoders(device), inputs, strict=True)
@@ -124,14 +122,14 @@ class DinoSiglip(VisionEncoder):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) of the files of weights, the sizes and the dtype."""
+        """sha256 (hex) of the weight files, the sizes and the dtype."""
         sizes = {key: value for key, value in asdict(self.config).items() if key != "chunk"}
         for name, _, _ in ENCODERS:
             sizes[name]["weights"] = sha256(self._file(name))
         return hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()
 
     def published_weights(self) -> dict[str, Tensor]:
-        """All tensors of both files, used or not, behind ``dino_featurizer.`` and ``siglip_featurizer.``."""
+        """All tensors of both files, used or not, with prefixes ``dino_featurizer.`` and ``siglip_featurizer.``."""
         weights: dict[str, Tensor] = {}
         for name, _, _ in ENCODERS:
             prefix = self._match(name)[1]
@@ -142,7 +140,7 @@ class DinoSiglip(VisionEncoder):
 
     def _encoders(self, device: torch.device) -> tuple[VisionTransformer, ...]:
         if not self.vits:
-            with torch.inference_mode(False):  # they outlive the evaluation that may be the first to ask
+            with torch.inference_mode(False):  # an evaluation may load them first, but they outlive it
                 self.vits = tuple(self._load(name, device) for name, _, _ in ENCODERS)
         if self.vits[0].pos_embed.device != device:
             self.vits = tuple(vit.to(device) for vit in self.vits)
@@ -159,7 +157,7 @@ class DinoSiglip(VisionEncoder):
         return vit.requires_grad_(False).eval()
 
     def _match(self, name: str) -> tuple[NamesReport, str]:
-        """What of an encoder's file is used, and the prefix of its names there."""
+        """Which names of an encoder's file are used, and their prefix there."""
         path, needed = self._file(name), shapes_of(self._on_meta(name).state_dict())
         try:
             with safe_open(str(path), framework="pt") as file:
@@ -172,7 +170,7 @@ class DinoSiglip(VisionEncoder):
         prefix = next((prefix for prefix in prefixes if prefix + "pos_embed" in shapes), "")
         given = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
         if _is_square_grid(given.get("pos_embed", ()), needed["pos_embed"]):
-            given["pos_embed"] = needed["pos_embed"]  # fit_positions makes it so
+            given["pos_embed"] = needed["pos_embed"]  # fit_positions resizes it
         unused = unused_names(self._vit_config(name))
         return match_names(f"{path} (model.vision.{name})", given, needed, unused=unused), prefix
 
@@ -205,13 +203,13 @@ def build_vision(config: VisionConfig) -> VisionEncoder:
 def _check_size(images: Tensor, size: int) -> None:
     if images.shape[1:] != (3, size, size):
         raise ValueError(
-            f"images of shape {tuple(images.shape[1:])} given, model.vision.image_size={size} needs "
+            f"images have shape {tuple(images.shape[1:])}, but model.vision.image_size={size} needs "
             f"(3, {size}, {size}); resize them when they are read"
         )
 
 
 def _is_square_grid(given: Sequence[int], needed: Sequence[int]) -> bool:
-    """Whether ``given`` (1, N, D) are positions of a square grid, of the width that is needed."""
+    """Whether the shape ``given`` (1, N, D) is a square grid of positions of the needed width."""
     if len(given) != 3 or (given[0], given[2]) != (needed[0], needed[2]):
         return False
     side = round(math.sqrt(given[1]))

@@ -1,4 +1,4 @@
-"""The vision transformer of DINOv2 and SigLIP, in plain torch and under timm's names (see docs/decisions/0006).
+"""The vision transformer of DINOv2 and SigLIP, in plain torch and with timm's names (see docs/decisions/0006).
 
 Shapes: B images, N patches, P prefix tokens (class and registers), T = P + N tokens, D width, H heads.
 """
@@ -13,11 +13,11 @@ from modules.omnimamba.config import VitConfig
 
 NORM_EPS = 1e-6
 UNUSED = ("norm.*", "attn_pool.*")
-"""Names that timm's models have behind the second-to-last block, besides the last block's."""
+"""Names in timm's models that come after the last block."""
 
 
 class PatchEmbed(nn.Module):
-    """Squares of pixels to tokens, row by row; what does not fill a square at the right and lower edge is left out."""
+    """Squares of pixels to tokens, row by row. Partial squares at the right and bottom edges are left out."""
 
     def __init__(self, width: int, patch_size: int) -> None:
         super().__init__()
@@ -96,9 +96,9 @@ class VitBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Normalised pixels to the patch features behind the second-to-last block, without a norm.
+    """Normalised pixels to the patch features after the second-to-last block, without a norm.
 
-    The last block is not built. Positions belong to patches only; a class token and registers stand before them.
+    The last block is not built. Only patches have positions; the class token and registers come before them.
     """
 
     def __init__(self, config: VitConfig, *, patch_size: int, patches: int) -> None:
@@ -120,12 +120,12 @@ class VisionTransformer(nn.Module):
 
 
 def unused_names(config: VitConfig) -> tuple[str, ...]:
-    """Patterns of timm's names that `VisionTransformer` has no use for."""
+    """Patterns of timm's names that `VisionTransformer` does not use."""
     return (f"blocks.{config.depth - 1}.*", *UNUSED)
 
 
 def fit_positions(pos_embed: Tensor, patches: int) -> Tensor:
-    """Positions (1, N, D) of a square grid for another number of patches: bicubic and antialiased, as timm does it."""
+    """Resize the positions (1, N, D) of a square grid to ``patches``: bicubic and antialiased, like timm."""
     old, new = round(math.sqrt(pos_embed.shape[1])), round(math.sqrt(patches))
     if old == new:
         return pos_embed

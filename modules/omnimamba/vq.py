@@ -1,6 +1,6 @@
 """Image tokenizers: pictures to a fixed number of codes and back.
 
-`LlamaGenVQ` is the published model's, `PatchKMeans` the stand-in of tiny configurations; `load_image_tokenizer` picks
+`LlamaGenVQ` is the published model's; `PatchKMeans` replaces it in tiny configurations. `load_image_tokenizer` chooses
 the class by the file's ``kind``.
 Shapes: B images, H = W pixels, n codes per image, K codebook entries, D pixel values of one patch, P patches.
 """
@@ -21,11 +21,11 @@ from modules.omnimamba.vq_files import check_codebook_size, check_codes, check_i
 
 
 class ImageTokenizer(Protocol):
-    """What the pipeline needs of an image tokenizer."""
+    """What the pipeline needs from an image tokenizer."""
 
     @property
     def name(self) -> str:
-        """Its kind, as written in its file."""
+        """Its kind, as stored in its file."""
 
     @property
     def codebook_size(self) -> int:
@@ -37,7 +37,7 @@ class ImageTokenizer(Protocol):
 
     @property
     def tokens_per_image(self) -> int:
-        """Number of codes of one picture."""
+        """Number of codes per picture."""
 
     @property
     def fingerprint(self) -> str:
@@ -53,18 +53,18 @@ class ImageTokenizer(Protocol):
 class PatchKMeans(nn.Module):
     """A codebook of pixel patches: each non-overlapping patch, in row-major order, becomes its nearest entry.
 
-    Distances are exact (see `modules.omnimamba.kmeans`): the codes of an image depend on nothing but the image and the
-    codebook. Of equally near entries the first counts.
+    Distances are exact (see `modules.omnimamba.kmeans`), so the codes of an image depend only on the image and the
+    codebook. A tie goes to the first entry.
     """
 
     name = "patch_kmeans"
     codebook: Tensor
 
     def __init__(self, codebook: Tensor, *, image_size: int, patch_size: int) -> None:
-        """Take ``codebook``, uint8 (K, 3 * patch_size**2).
+        """Use ``codebook``, uint8 (K, 3 * patch_size**2).
 
         Raises:
-            ValueError: sizes that do not fit together.
+            ValueError: the sizes do not fit together.
         """
         super().__init__()
         _check_sizes(codebook.shape[0], image_size, patch_size)
@@ -98,7 +98,7 @@ class PatchKMeans(nn.Module):
         """Codes of ``images``: uint8 (B, 3, H, W) to int64 (B, n), on the codebook's device.
 
         Raises:
-            ValueError: images of another size or type.
+            ValueError: the images have another size or type.
         """
         check_images(images, self.image_size)
         patches_PD = _patches(images.to(self.codebook.device), self.patch_size)
@@ -110,7 +110,7 @@ class PatchKMeans(nn.Module):
         """Pictures of ``codes``: int64 (B, n) to uint8 (B, 3, H, W).
 
         Raises:
-            ValueError: a wrong number of codes, or a code outside the codebook.
+            ValueError: the number of codes is wrong, or a code is outside the codebook.
         """
         check_codes(codes, self.tokens_per_image, self.codebook_size)
         side, size = self.image_size // self.patch_size, self.patch_size
@@ -131,10 +131,10 @@ class PatchKMeans(nn.Module):
     ) -> "PatchKMeans":
         """Fit a codebook to ``images``, uint8 (N, 3, H, W), by k-means (see `fit_centres`).
 
-        The result is a function of the arguments, whatever the machine.
+        The result depends only on the arguments, not on the machine.
 
         Raises:
-            ValueError: sizes that do not fit together, or fewer different patches than codes.
+            ValueError: the sizes do not fit together, or there are fewer different patches than codes.
         """
         _check_sizes(codebook_size, images.shape[-1], patch_size)
         check_images(images, images.shape[-1])
@@ -158,7 +158,7 @@ class PatchKMeans(nn.Module):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not a patch_kmeans file.
+            ValueError: the file is not a patch_kmeans file.
         """
         metadata = read_metadata(path)
         if metadata["kind"] != cls.name:
@@ -168,13 +168,13 @@ class PatchKMeans(nn.Module):
 
 
 def load_image_tokenizer(path: str | Path) -> ImageTokenizer:
-    """Load the image tokenizer in ``path``: of whichever kind it says it is, or LlamaGen's VQ-16 by its names.
+    """Load the image tokenizer in ``path``: of the kind stored in the file, or LlamaGen's VQ-16 by its names.
 
-    The latter is LlamaGen's own ``vq_ds16_c2i.pt``, or a published OmniMamba checkpoint.
+    VQ-16 may be LlamaGen's own ``vq_ds16_c2i.pt``, or a published OmniMamba checkpoint.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file, or names a kind we do not know.
+        ValueError: the file is not an image tokenizer, or is of an unknown kind.
     """
     path = Path(path)
     if path.suffix != ".safetensors" or holds_llamagen(path):
@@ -196,6 +196,6 @@ def _check_sizes(codebook_size: int, image_size: int, patch_size: int) -> None:
 
 
 def _patches(images: Tensor, size: int) -> Tensor:
-    """uint8 (B, 3, H, W) to uint8 (P, D): row-major patches, channels first inside."""
+    """uint8 (B, 3, H, W) to uint8 (P, D): row-major patches, with channels first in each."""
     windows = images.unfold(2, size, size).unfold(3, size, size)
     return windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * size * size)

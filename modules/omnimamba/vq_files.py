@@ -1,4 +1,4 @@
-"""What all image tokenizers check alike: their files, pictures and codes."""
+"""Checks that all image tokenizers share: of their files, pictures and codes."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ MAX_CODEBOOK = 2**16
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a tokenizer's file; it says its ``kind``.
+    """The metadata of a tokenizer's file, with its ``kind``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no safetensors file, or names no kind.
+        ValueError: it is not a safetensors file, or has no kind.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -28,18 +28,18 @@ def read_metadata(path: Path) -> dict[str, str]:
     except SafetensorError as error:
         raise ValueError(f"image tokenizer {path} is not a readable safetensors file: {error}") from error
     if "kind" not in metadata:
-        raise ValueError(f"image tokenizer {path} does not say its kind in the safetensors metadata; was it made here?")
+        raise ValueError(f"image tokenizer {path} has no kind in its safetensors metadata; was it made here?")
     return metadata
 
 
 def check_codebook_size(codebook_size: int) -> None:
-    """Raises ValueError where codes of so large a codebook could not be stored."""
+    """Raise ValueError if the codebook is too large for its codes to be stored."""
     if not 1 <= codebook_size <= MAX_CODEBOOK:
         raise ValueError(f"codebook_size={codebook_size} must lie in [1, {MAX_CODEBOOK}]: codes are stored as uint16")
 
 
 def check_images(images: Tensor, size: int) -> None:
-    """Raises ValueError unless ``images`` are uint8 (B, 3, size, size)."""
+    """Raise ValueError unless ``images`` are uint8 (B, 3, size, size)."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, size, size):
         raise ValueError(
             f"images must be uint8 of shape (B, 3, {size}, {size}), not {images.dtype} of shape {tuple(images.shape)}"
@@ -47,7 +47,7 @@ def check_images(images: Tensor, size: int) -> None:
 
 
 def check_codes(codes: Tensor, tokens_per_image: int, codebook_size: int) -> None:
-    """Raises ValueError unless ``codes`` are (B, tokens_per_image) and all in the codebook."""
+    """Raise ValueError unless ``codes`` are (B, tokens_per_image) and all in the codebook."""
     if codes.ndim != 2 or codes.shape[1] != tokens_per_image:
         raise ValueError(f"an image has {tokens_per_image} codes; got codes of shape {tuple(codes.shape)}")
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < codebook_size:

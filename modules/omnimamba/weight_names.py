@@ -1,4 +1,4 @@
-"""Holds weights from elsewhere against what is needed: every name has its place, or is an error that says so."""
+"""Checks third-party weights against the needed names: every name must have a place, or there is an error."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class NamesReport:
-    """Names of ``origin``: those that are loaded, those unused on purpose, and those that it may lack and does."""
+    """Names of ``origin``: those that are loaded, those unused on purpose, and optional ones that are missing."""
 
     origin: str
     loaded: tuple[str, ...]
@@ -31,10 +31,12 @@ class NamesReport:
 def match_names(
     origin: str, given: Shapes, needed: Shapes, *, unused: Sequence[str] = (), optional: Sequence[str] = ()
 ) -> NamesReport:
-    """Find a place for each name of ``given``; ``unused`` and ``optional`` are patterns of what may be over or lacking.
+    """Find a place for each name of ``given``.
+
+    ``unused`` are patterns of names that may be left over; ``optional`` are patterns of names that may be missing.
 
     Raises:
-        ValueError: names are missing, unexpected, or of another shape; all of them are named.
+        ValueError: names are missing or unexpected, or shapes differ; all of them are named.
     """
     found = [name for name in needed if name in given]
     absent = [name for name in needed if name not in given]

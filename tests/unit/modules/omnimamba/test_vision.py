@@ -247,5 +247,5 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 def test_the_kind_names_the_encoder() -> None:
     assert isinstance(build_vision(small_vision(WEIGHTS)), DinoSiglip)
     assert isinstance(build_vision(VisionConfig()), PatchVision)
-    with pytest.raises(ValueError, match="has no encoder to look at images with"):
+    with pytest.raises(ValueError, match="has no encoder for images"):
         build_vision(VisionConfig(kind="features"))(some_images())
