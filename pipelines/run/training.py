@@ -15,7 +15,7 @@ from modules.run_files import PROVENANCE
 from pipelines.run.compose import Parts, weight_fingerprints
 from pipelines.run.config import as_dict
 from pipelines.run.console import say, warn
-from pipelines.run.ending import DONE, INTERRUPTED, PREEMPTED, ended_in_order
+from pipelines.run.ending import DONE, PREEMPTED, ended_in_order
 from pipelines.run.progress import TrainingProgress
 from pipelines.run.runfolder import RunFolder
 from pipelines.run.trainer import build_callbacks, build_trainer
@@ -68,7 +68,13 @@ class Training:
             SystemExit: told to stop, or interrupted; see `pipelines.run.ending`.
         """
         with ended_in_order(self.launched, self._close) as outcome:
-            outcome.code = self._fit()
+            try:
+                outcome.code = self._fit()
+            except SystemExit:
+                if self.leads:  # at once: the other ranks may take their time
+                    step = self.trainer.global_step
+                    warn(f"stopped at step {step}; start the same command again to go on from the last checkpoint")
+                raise
         if outcome.code == PREEMPTED:
             if not self.leads:
                 raise SystemExit(DONE)  # one exit code speaks; srun and Lightning kill rank 0 for another's
@@ -83,9 +89,6 @@ class Training:
             )
 
     def _close(self, code: int) -> None:
-        if code == INTERRUPTED and self.leads:
-            step = self.trainer.global_step
-            warn(f"stopped at step {step}; start the same command again to go on from the last checkpoint")
         self.progress.close()
         self.tracker.close(code, preempted=code == PREEMPTED)
 
