@@ -1,1 +1,1 @@
-"""`python -m pipelines.report`: one page about runs, and their history to Weights & Biases."""
+"""`python -m pipelines.report`: one page about runs, and the upload of their history to Weights & Biases."""

@@ -1,4 +1,4 @@
-"""One HTML page about runs, and their whole history on Weights & Biases.
+"""Write one HTML page about runs, or upload their whole history to Weights & Biases.
 
     python -m pipelines.report RUN [RUN ...] [--out report.html]
     python -m pipelines.report sync RUN [RUN ...] [--offline]
@@ -9,11 +9,11 @@ Examples:
     python -m pipelines.report sync runs/stage2_unified
     python -m pipelines.report sync runs/stage2_unified --offline
 
-The page holds curves, results beside the paper's and the trivial baselines, pictures, answers, configuration and
-attempts of all RUNs. It is one file without scripts and needs no network.
+The page shows all RUNs: curves, results next to the paper's and to trivial baselines, pictures, answers, configuration
+and attempts. It is a single file without scripts and needs no network.
 
-sync makes one W&B run of RUN/metrics.jsonl, whatever W&B has seen of its attempts, and uploads it in place of what the
-server has of it; with --offline it says how to upload it from another machine. A folder named sync is ./sync.
+sync builds one W&B run from RUN/metrics.jsonl and uploads it. It replaces whatever the server has of that run. With
+--offline it only says how to upload it from another machine. Name a run folder called sync as ./sync.
 """
 
 import argparse
@@ -33,11 +33,13 @@ def main() -> None:
         parser.add_argument("verb", choices=["sync"], help=argparse.SUPPRESS)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     if sync:
-        parser.add_argument("--offline", action="store_true", help="make the W&B run, but do not upload it")
+        parser.add_argument("--offline", action="store_true", help="build the W&B run, but do not upload it")
     else:
-        parser.add_argument("--out", type=Path, default=Path("report.html"), help="where the page goes (report.html)")
+        parser.add_argument(
+            "--out", type=Path, default=Path("report.html"), help="where the page goes (default: report.html)"
+        )
     arguments = parser.parse_args()
-    # Late: --help answers at once
+    # imported here to keep --help fast
     if sync:
         from pipelines.report.sync import sync_run
 

@@ -1,4 +1,4 @@
-"""Curves as SVG, by matplotlib. Titles and legends are the page's: no text of a run enters a chart."""
+"""Draws curves as SVG with matplotlib. The page adds titles and legends, so no text of a run enters a chart."""
 
 import io
 import math
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7b6300", "#56b4e9", "#e69f00", "#444444")
-"""Okabe and Ito's, told apart by colour-blind people too; more runs than these begin again, with dashes."""
+"""Okabe and Ito's colours, which colour-blind people can tell apart. Further runs reuse them with other dashes."""
 DASHES = ("-", "--", ":", "-.")
 MOST_POINTS = 400
-"""A longer curve is drawn as means of neighbours inside the range of what they cover."""
+"""A longer curve is drawn as means of neighbouring points, shaded from lowest to highest."""
 FEW_POINTS = 12
-"""A curve of so few points has them marked."""
+"""A curve of at most this many points gets markers."""
 LOG_RATIO = 20.0
-"""A curve whose values span more than this is drawn on a logarithmic axis, where that may be."""
+"""If the values of a chart span more than this ratio, its axis is logarithmic, if that is allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,30 +29,30 @@ class Line:
     """A run's part of a chart."""
 
     index: int
-    """Of the run: gives the colour."""
+    """Index of the run, which decides the colour."""
     curve: Curve
     restarts: Sequence[int] = ()
-    """Steps from which it went on after an interruption."""
+    """Steps at which the run resumed after an interruption."""
     errors: dict[int, float] = field(default_factory=dict)
-    """Standard errors by step, where they are known."""
+    """Known standard errors, by step."""
     baseline: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A drawn metric; what is special about the drawing in words."""
+    """A drawn metric, and remarks on what is special about the drawing."""
 
     svg: str
     remarks: list[str]
 
 
 def colour(index: int) -> str:
-    """Of the run with this index."""
+    """The colour of the run with this index."""
     return COLOURS[index % len(COLOURS)]
 
 
 def draw(lines: Sequence[Line], salt: str, *, may_be_log: bool) -> Chart:
-    """All runs' curves of one metric. ``salt`` must differ between the charts of a page: it makes their ids differ."""
+    """Draw the curves of one metric of all runs. ``salt`` must be unique on a page, because ids are made from it."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -72,7 +72,7 @@ def draw(lines: Sequence[Line], salt: str, *, may_be_log: bool) -> Chart:
         if any(line.restarts for line in lines):
             remarks.append("dotted: restarts")
         if any(line.curve.replaced for line in lines):
-            remarks.append("faint: taken again by a later attempt")
+            remarks.append("faint: repeated by a later attempt")
         for value in sorted({line.baseline for line in lines if line.baseline is not None}):
             axes.axhline(value, color="#888888", linestyle="--", linewidth=1)
         if any(line.baseline is not None for line in lines):
@@ -90,7 +90,7 @@ def draw(lines: Sequence[Line], salt: str, *, may_be_log: bool) -> Chart:
 
 
 def _draw_line(axes: "Axes", line: Line) -> int:
-    """Draw a run; returns how many logged values a point stands for."""
+    """Draw one run and return how many logged values a point stands for."""
     tint, dash = colour(line.index), DASHES[line.index // len(COLOURS) % len(DASHES)]
     for step in line.restarts:
         axes.axvline(step, color=tint, linestyle=":", linewidth=1, alpha=0.7)
@@ -119,7 +119,7 @@ def _draw_line(axes: "Axes", line: Line) -> int:
 def _thinned(
     steps: Sequence[int], values: Sequence[float], each: int
 ) -> tuple[list[int], tuple[list[float], list[float], list[float]]]:
-    """Middle step of every ``each`` points, and their mean, lowest and highest value."""
+    """For every ``each`` points: their middle step, and their mean, lowest and highest value."""
     parts = [slice(start, start + each) for start in range(0, len(steps), each)]
     middles = [steps[part][len(steps[part]) // 2] for part in parts]
     mean, low, high = ([_of(pick, values[part]) for part in parts] for pick in (fmean, min, max))
@@ -132,13 +132,13 @@ def _of(pick: Callable[[list[float]], float], values: Sequence[float]) -> float:
 
 
 def _spread(values: Sequence[float]) -> float:
-    """Largest over smallest; 0 where a value is not positive, which has no logarithm."""
+    """Largest over smallest value; 0 if a value is not positive, because it has no logarithm."""
     finite = [value for value in values if math.isfinite(value)]
     return max(finite) / min(finite) if finite and min(finite) > 0 else 0.0
 
 
 def _for_page(svg: str) -> str:
-    """Without prologue, fixed size, styles that would hold for the page, and names of groups that figures share."""
+    """Strip what does not belong on a page: prologue, fixed size, page-wide styles, and repeated group ids."""
     svg = re.sub("<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs neither network nor scripts."""
+"""Renders the report as one HTML page that needs neither network nor scripts."""
 
 import re
 import time
@@ -35,18 +35,18 @@ GROUPS = (
     ("Data", r"data/"),
     ("Other", r""),
 )
-"""Heading and pattern of the metrics below it; the first that matches takes a metric."""
+"""Headings, each with the pattern of its metrics; the first match wins."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A chart with its words."""
+    """A chart with its texts."""
 
     name: str
     svg: Markup
     remarks: str
     values: list[tuple[int, str]]
-    """Run, and where its curve begins and ends."""
+    """Index of the run, and the first and last value of its curve."""
     is_detail: bool
 
 
@@ -54,7 +54,7 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
     """Write the report of the run folders ``paths`` to ``out``.
 
     Raises:
-        ValueError: one of them is no run folder, or is named twice.
+        ValueError: one of them is not a run folder, or is named twice.
     """
     page = render(read_runs(list(paths)))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The page; whatever comes from a run is escaped."""
+    """The page; everything that comes from a run is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     summaries = [summary(run) for run in runs]
@@ -82,7 +82,7 @@ def render(runs: Sequence[Run]) -> str:
         "packages": packages,
         "package_keys": list(dict.fromkeys(key for facts in packages for key in facts)),
     }
-    # last: what was read above has left its notes
+    # rendered last, because reading the parts above adds notes
     return template.render(
         parts=parts,
         runs=runs,
@@ -94,7 +94,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def panels(runs: Sequence[Run]) -> dict[str, list[Panel]]:
-    """Every metric of every run as a chart, by heading."""
+    """All metrics of all runs as charts, by heading."""
     names = sorted({name for run in runs for name in run.curves}, key=lambda name: ("/" in name[5:], name))
     groups: dict[str, list[Panel]] = {heading: [] for heading, _ in GROUPS}
     for name in names:
@@ -118,7 +118,7 @@ def _panel(name: str, runs: Sequence[Run]) -> Panel:
     is_detail = name.startswith("eval") and name.count("/") > 2
     return Panel(
         name=name,
-        svg=Markup(chart.svg),  # made by matplotlib out of numbers alone
+        svg=Markup(chart.svg),  # made by matplotlib from numbers only
         remarks="; ".join(chart.remarks),
         values=values,
         is_detail=is_detail,
@@ -144,7 +144,7 @@ def _poster(run: Run) -> str | None:
 
 
 def _uri(picture: ImageSource | None) -> str | None:
-    """A picture beside an answer, or none: whether the benchmark's files are whole is not the report's matter."""
+    """The picture of an answer; None if it cannot be read. The report does not check the benchmark's files."""
     try:
         return data_uri(picture) if picture else None
     except (ValueError, OSError):

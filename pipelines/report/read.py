@@ -1,4 +1,4 @@
-"""What the report takes from a run folder. Whatever is damaged or missing becomes a note; the rest is shown."""
+"""Reads a run folder for the report. Damaged or missing parts become notes; the rest is shown."""
 
 import json
 import math
@@ -23,53 +23,53 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric over steps; NaN where it was not finite."""
+    """One metric over steps; NaN if it was not finite."""
 
     steps: list[int]
     values: list[float]
     replaced: list[tuple[list[int], list[float]]]
-    """What attempts logged at steps that a later attempt took again, an entry an attempt."""
+    """Values that a later attempt logged again, one (steps, values) pair per attempt."""
 
 
 @dataclass(kw_only=True)
 class Run:
-    """A run folder as far as it can be read."""
+    """The readable parts of a run folder."""
 
     path: Path
     label: str
-    """How the page names it: the folder's name, or its path where two have the same."""
+    """Its name on the page: the name of the folder, or its path if two have the same name."""
     config: dict[str, Any] = field(default_factory=dict)
     wandb_run_id: str = ""
-    """Empty where it is not known."""
+    """Empty if unknown."""
     attempts: list[dict[str, Any]] = field(default_factory=list)
     curves: dict[str, Curve] = field(default_factory=dict)
     first_steps: dict[int, int] = field(default_factory=dict)
-    """Attempt to the first step that it logged."""
+    """The first step that each attempt logged."""
     last_step: int | None = None
     last_time: float | None = None
     complete: bool = False
     results: dict[int, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """Evaluated step to measure to result, as results.json has it."""
+    """Results as in results.json, by evaluated step and measure."""
     notes: list[str] = field(default_factory=list)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value of the configuration by its dotted key."""
+        """The value of a dotted configuration key."""
         value: Any = self.config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return default if value is None else value
 
     def last_results(self) -> dict[str, int]:
-        """Measure to the last step at which it was taken."""
+        """The last step at which each measure was evaluated."""
         return {name: step for step in sorted(self.results) for name in self.results[step]}
 
     def restarts(self) -> list[int]:
-        """Steps from which the run went on after an interruption: of the checkpoints, or 0 where it began again."""
+        """Steps at which the run resumed after an interruption: those of the checkpoints, or 0 if it started over."""
         steps = [step_of(str(attempt.get("resumed") or step_name(0))) for attempt in self.attempts[1:]]
         return [step for step in steps if step is not None]
 
     def noted(self, read: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T | None:
-        """What ``read`` returns; where a file is damaged or gone, None and a note."""
+        """The result of ``read``; if a file is damaged or missing, add a note and return None."""
         try:
             return read(*arguments, **options)
         except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
@@ -81,7 +81,7 @@ def read_runs(paths: list[Path]) -> list[Run]:
     """The runs of these folders.
 
     Raises:
-        ValueError: one is no run folder, or is named twice.
+        ValueError: one is not a run folder, or is named twice.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"a run is named twice: {' '.join(map(str, paths))}; name each once")
@@ -92,7 +92,7 @@ def read_runs(paths: list[Path]) -> list[Run]:
 def _read(path: Path, label: str) -> Run:
     if not (path / CONFIG).is_file() and not (path / METRICS).is_file():
         raise ValueError(
-            f"{path} is no run folder: it has neither {CONFIG} nor {METRICS}. Name one that pipelines.train made"
+            f"{path} is not a run folder: it has neither {CONFIG} nor {METRICS}. Name one that pipelines.train made"
         )
     run = Run(path=path, label=label, complete=(path / COMPLETE).is_file())
     run.config = run.noted(_config, path / CONFIG) or {}
@@ -108,7 +108,7 @@ def _read(path: Path, label: str) -> Run:
         if results and step is not None:
             run.results[step] = results
     odd = [folder for folder in (path / RECORDS).glob("step-*") if step_of(folder.name) is None]
-    run.notes += [f"{folder} is left out: its name tells no step" for folder in odd]
+    run.notes += [f"{folder} is left out: its name is not that of a step" for folder in odd]
     if not run.results:
         run.notes.append("no evaluation yet: there is no results.json under records/")
     return run
@@ -122,14 +122,14 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _provenance(path: Path) -> tuple[str, list[dict[str, Any]]]:
     if not path.is_file():
-        raise ValueError(f"{path} is missing: code, machine and attempts are not known")
+        raise ValueError(f"{path} is missing: code, machine and attempts are unknown")
     try:
         content = json.loads(path.read_text())
         run_id, attempts = content["wandb_run_id"], content["attempts"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): code, machine and attempts are not known") from error
+        raise ValueError(f"{path} is damaged ({error}): code, machine and attempts are unknown") from error
     if not isinstance(attempts, list) or not all(isinstance(attempt, dict) for attempt in attempts):
-        raise ValueError(f"{path} is damaged: attempts is no list of objects")
+        raise ValueError(f"{path} is damaged: attempts is not a list of objects")
     return str(run_id), attempts
 
 
@@ -164,14 +164,14 @@ def _note_metrics(run: Run, damage: list[int], odd: set[str]) -> None:
         shown = ", ".join(map(str, damage[:5])) + (" and more" if len(damage) > 5 else "")
         run.notes.append(f"{run.path / METRICS}: {len(damage)} damaged lines are left out (line {shown})")
     if odd:
-        run.notes.append(f"{run.path / METRICS}: no numbers, so not drawn: {', '.join(sorted(odd))}")
+        run.notes.append(f"{run.path / METRICS}: not numbers, so not drawn: {', '.join(sorted(odd))}")
     for name, curve in run.curves.items():
         if lost := sum(map(math.isnan, curve.values)):
             run.notes.append(f"{name} was not a finite number at {lost} of {len(curve.steps)} logged steps")
 
 
 def _curve(steps: dict[int, dict[int, float]]) -> Curve:
-    """Of a value logged twice the higher attempt's counts."""
+    """The curve of one metric; if several attempts logged a step, the last attempt counts."""
     order = sorted(steps)
     replaced: dict[int, tuple[list[int], list[float]]] = {}
     for step in order:
@@ -183,7 +183,7 @@ def _curve(steps: dict[int, dict[int, float]]) -> Curve:
 
 
 def _is_result(result: Any) -> bool:
-    """Whether it has what a `Result` has, with numbers where they belong."""
+    """Whether it has the form of a `Result`."""
     if not isinstance(result, dict) or not isinstance(result.get("protocol"), dict):
         return False
     parts = [result.get(part) for part in ("metrics", "standard_errors", "baselines")]

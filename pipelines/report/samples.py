@@ -37,18 +37,18 @@ class Sheet:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A question and what the model said."""
+    """A question and the model's answer."""
 
     record: Record
     picture: ImageSource | None
-    """What was asked about; None where the benchmark does not lie on this machine."""
+    """The picture asked about; None if the benchmark is not on this machine."""
     right: bool | None
-    """None where it cannot be told."""
+    """None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Some of a measure's answers: half of them spread evenly, half of them wrong."""
+    """Some of a measure's answers: half of them spread evenly over all, the other half wrong ones."""
 
     measure: str
     step: int
@@ -58,10 +58,10 @@ class Answers:
 
 
 def data_uri(picture: ImageSource, side: int = SIDE) -> str:
-    """A picture for the page, scaled down to ``side`` pixels where it is larger.
+    """A picture for the page, scaled down to ``side`` pixels if it is larger.
 
     Raises:
-        FileNotFoundError, ValueError: it is not there, or no picture.
+        FileNotFoundError, ValueError: it is missing, or not a picture.
     """
     image = read_image(picture)
     form = "PNG" if max(image.size) <= side else "JPEG"
@@ -72,7 +72,7 @@ def data_uri(picture: ImageSource, side: int = SIDE) -> str:
 
 
 def read_sheet(run: Run) -> Sheet | None:
-    """The run's sample pictures, at no more than eight steps from first to last; None where there are none."""
+    """The run's sample pictures, at no more than eight steps from first to last; None if there are none."""
     found = sample_folders(run)
     if not found:
         return None
@@ -104,7 +104,7 @@ def sample_folders(run: Run) -> list[Path]:
 
 
 def read_captions(path: Path) -> dict[str, str]:
-    """Sample id, which names its picture, to caption.
+    """The captions by sample id, which is also the name of the picture.
 
     Raises:
         ValueError: the file is damaged.
@@ -119,14 +119,14 @@ def read_captions(path: Path) -> dict[str, str]:
 
 
 def _spread(found: list[Path], most: int) -> list[Path]:
-    """At most ``most`` of them from first to last, evenly."""
+    """At most ``most`` of them, spread evenly from first to last."""
     if len(found) <= most:
         return found
     return [found[round(i * (len(found) - 1) / (most - 1))] for i in range(most)]
 
 
 def read_answers(run: Run, steps: Mapping[str, int], most: int = MOST_ANSWERS) -> list[Answers]:
-    """Of the measures in ``steps`` that ask questions, at most ``most`` answers each, given at that step."""
+    """At most ``most`` answers of each question measure in ``steps``, from the step given there."""
     asked: dict[str, list[Record]] = {}
     for name, step in steps.items():
         book = RecordBook(run.path / RECORDS / step_name(step) / name)
@@ -161,7 +161,7 @@ def _answers(
 
 
 def _pictures(measure: QuestionMeasure) -> dict[str, ImageSource]:
-    """Sample id to what was asked about; none where the benchmark's files do not lie on this machine."""
+    """The pictures asked about, by sample id; none if the benchmark's files are not on this machine."""
     try:
         return {sample: question.image for sample, question in measure.questions.items()}
     except (ValueError, OSError):
@@ -169,7 +169,7 @@ def _pictures(measure: QuestionMeasure) -> dict[str, ImageSource]:
 
 
 def _question_measures(run: Run) -> dict[str, QuestionMeasure]:
-    """Task to the measure that scored the answers, as configured; it knows right from wrong."""
+    """The configured question measures by key, which can tell whether an answer is right."""
     try:
         measures = build_measures(load(run.path / CONFIG).evaluation)
     except ValueError as error:

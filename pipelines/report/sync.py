@@ -1,8 +1,8 @@
-"""One W&B run out of a run folder, whatever W&B has seen of its attempts.
+"""Builds one W&B run from a run folder, whatever W&B already has of its attempts.
 
-W&B cannot put the offline segments of a run that was killed and requeued together: they overwrite each other, and rows
-behind the last step of one that is resumed are dropped. So nothing is merged: ``metrics.jsonl`` is the truth, a new
-offline run with the run's id is made of it, and `wandb sync` uploads that in place of what the server has.
+W&B cannot merge the offline segments of a run that was killed and requeued: they overwrite each other, and a resumed
+run drops rows before its last step. So nothing is merged. ``metrics.jsonl`` is the source of truth: a new offline run
+with the same id is built from it, and `wandb sync` uploads it in place of what the server has.
 """
 
 import os
@@ -25,31 +25,31 @@ from pipelines.run.console import say, warn
 from pipelines.run.runfolder import claim
 
 MERGED = "wandb_merged"
-"""Folder of the run folder in which the merged run lies; made anew each time."""
+"""Subfolder of the run folder for the merged run; rebuilt each time."""
 
 
 def sync_run(folder: Path, *, offline: bool = False) -> Path:
-    """Make the merged W&B run of ``folder`` and upload it, unless ``offline``; returns where it lies.
+    """Build the merged W&B run of ``folder``, upload it unless ``offline``, and return its path.
 
     Raises:
         ConfigError: a training is writing into the folder.
-        ValueError: it is no run folder, its files are damaged, or the upload failed.
+        ValueError: it is not a run folder, its files are damaged, or the upload failed.
     """
     [run] = read_runs([folder])
     if not run.wandb_run_id or not run.config:
-        raise ValueError(f"{folder} has no whole {CONFIG} and {PROVENANCE}, so which W&B run it is is not known")
+        raise ValueError(f"{CONFIG} or {PROVENANCE} in {folder} is missing or damaged, so its W&B run is unknown")
     with claim(folder):
         merged, steps = _merge(run)
     say(f"{run.label}: {steps} steps in {merged}")
     command = [sys.executable, "-m", "wandb", "sync", str(merged.resolve())]
     if offline:
-        say(f"upload it where there is a network: {' '.join(['wandb', *command[3:]])}")
+        say(f"upload it from a machine with network: {' '.join(['wandb', *command[3:]])}")
         return merged
-    # there, because it leaves its own logs in ./wandb
+    # run in that folder, because it leaves its own logs in ./wandb
     done = subprocess.run(command, cwd=folder / MERGED, env={**os.environ, "WANDB_MODE": "online"}, check=False)
     if done.returncode:
         raise ValueError(
-            f"W&B did not take {merged} (its own message is above). Nothing is lost: log in with `wandb login`, or "
+            f"W&B did not accept {merged} (its own message is above). Nothing is lost: log in with `wandb login`, or "
             f"upload it from another machine: {' '.join(['wandb', *command[3:]])}"
         )
     say(f"{run.label}: uploaded")
@@ -57,7 +57,7 @@ def sync_run(folder: Path, *, offline: bool = False) -> Path:
 
 
 def _merge(run: Run) -> tuple[Path, int]:
-    """Write the run's history as a new offline W&B run; returns its folder and the number of steps."""
+    """Write the run's history as a new offline W&B run; return its folder and the number of steps."""
     import wandb
 
     history = _history(run)
@@ -85,7 +85,7 @@ def _merge(run: Run) -> tuple[Path, int]:
 
 
 def _history(run: Run) -> dict[int, dict[str, Any]]:
-    """Step to all that was logged at it: one row a step, of a value logged twice the higher attempt's.
+    """Everything logged, as one row per step; if several attempts logged a step, the last attempt counts.
 
     Raises:
         ValueError: a line of metrics.jsonl is damaged.
@@ -93,14 +93,14 @@ def _history(run: Run) -> dict[int, dict[str, Any]]:
     path = run.path / METRICS
 
     def refuse(number: int, reason: str) -> None:
-        raise ValueError(f"line {number} of {path} is no row of metrics ({reason}); mend it, or delete the line")
+        raise ValueError(f"line {number} of {path} is not a row of metrics ({reason}); fix or delete the line")
 
     for _ in read_rows(path, METRIC_KEYS, damaged=refuse):
         pass
     history: dict[int, dict[str, Any]] = defaultdict(dict)
     for row in read_metrics(run.path):
         values = {key: value for key, value in row.items() if value is not None and key not in ("step", "time")}
-        # W&B's own clock: when it happened, not when it was merged
+        # the time of the step, not of the merge
         history[row["step"]] = values | ({"_timestamp": row["time"]} if "time" in row else {})
     run.notes.clear()
     for step, media in [*_pictures(run), *_tables(run)]:
@@ -111,7 +111,7 @@ def _history(run: Run) -> dict[int, dict[str, Any]]:
 
 
 def _pictures(run: Run) -> list[tuple[int, dict[str, Any]]]:
-    """The sample pictures as the tracker logs them."""
+    """The sample pictures, in the form the tracker logs them."""
     import wandb
 
     found = []
@@ -124,7 +124,7 @@ def _pictures(run: Run) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _tables(run: Run) -> list[tuple[int, dict[str, Any]]]:
-    """The answers as the tracker logs them; where a picture does not lie on this machine, its name."""
+    """The answers, in the form the tracker logs them; a picture that is not on this machine becomes its name."""
     import wandb
 
     found = []
@@ -144,13 +144,13 @@ def _cell(answer: Answer, column: str) -> Any:
     if column == "image" and answer.picture is not None:
         try:
             return wandb.Image(read_image(answer.picture))
-        except (ValueError, OSError):  # its name has to do
+        except (ValueError, OSError):  # show its name instead
             pass
     return answer.record.get(column)
 
 
 def _log_records(run: Run, session: Any) -> None:
-    """The records as the tracker keeps them."""
+    """Log the records as artifacts, like the tracker does."""
     import wandb
 
     for step, results in run.results.items():

@@ -1,4 +1,4 @@
-"""The report's tables: what was run, how it is configured, and what was measured."""
+"""The tables of the report: what was run, how it was configured, and what was measured."""
 
 import math
 import time
@@ -15,30 +15,30 @@ from pipelines.report.read import Run
 from pipelines.run.config import RunConfig
 
 PER_RUN = ("name", "run.dir")
-"""Keys that say which run it is, not how it is done."""
+"""Keys that identify a run, not its settings."""
 NONE = "–"
 ROUNDING = 1e-12
-"""Less than this is the rounding of a zero."""
+"""Smaller values are rounding errors, shown as zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigRow:
-    """A key that some run does not leave at its default."""
+    """A key that is not at its default in some run."""
 
     key: str
     default: str
     values: list[str]
-    """Of each run."""
+    """One per run."""
 
     @property
     def differs(self) -> bool:
-        """Whether the runs do not agree."""
+        """Whether the runs have different values."""
         return len(set(self.values)) > 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultRow:
-    """A metric of a run, at the first and last step that it was measured at."""
+    """A metric of a run, at the first and last step at which it was measured."""
 
     measure: str
     metric: str
@@ -53,7 +53,7 @@ class ResultRow:
 
     @property
     def is_detail(self) -> bool:
-        """Whether it is of a split or type only."""
+        """Whether it covers only a split or type."""
         return "/" in self.metric
 
 
@@ -63,11 +63,11 @@ class PaperPart:
 
     table: PaperTable
     ours: list[tuple[int, list[str]]]
-    """Run, and its cells."""
+    """Index of the run, and its cells."""
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number as short as it can be read."""
+    """A number in short form."""
     if value is None:
         return NONE
     if not math.isfinite(value):
@@ -89,7 +89,7 @@ def summary(run: Run) -> dict[str, str]:
     step = "no step" if run.last_step is None else f"step {run.last_step}"
     state = f"complete at {step}" if run.complete else f"not complete: {step} of {wanted or '?'} logged"
     if (run.path / PREEMPTED).is_file():
-        state += ", stopped in order"
+        state += ", stopped on request"
     began = attempts[0].get("time") if attempts else None
     cells = {
         "folder": str(run.path),
@@ -123,7 +123,7 @@ def _data(run: Run, attempt: dict[str, Any]) -> dict[str, str]:
             continue
         parts = [f"{run.get(f'data.{task}', NONE)} ({str(fingerprint)[:12]})"]
         if batch := run.get(f"data.global_batch.{task}"):
-            parts.append(f"{batch} in every step")
+            parts.append(f"{batch} per step")
         if epochs := run.curves.get(f"data/epoch_{task}"):
             parts.append(f"{number(epochs.values[-1], 3)} epochs seen")
         cells[f"data: {task}"] = ", ".join(parts)
@@ -144,7 +144,7 @@ def attempt_facts(attempt: dict[str, Any]) -> dict[str, str]:
 
 
 def attempt_rows(run: Run) -> list[dict[str, str]]:
-    """Each attempt: when, from where, and what was other than before."""
+    """One row per attempt: when, from where, and what changed since the last one."""
     rows = []
     before: dict[str, str] = {}
     for number_, attempt in enumerate(run.attempts, start=1):
@@ -183,14 +183,14 @@ def config_rows(runs: Sequence[Run]) -> list[ConfigRow]:
     rows = []
     for key in keys:
         default = defaults.get(key, NONE)
-        # a run without a section has not changed its keys
+        # a run without a section leaves its keys at their defaults
         if key not in PER_RUN and any(leaves.get(key, default) != default for leaves in flat):
             rows.append(ConfigRow(key=key, default=default, values=[leaves.get(key, NONE) for leaves in flat]))
     return rows
 
 
 def _defaults(cls: type, instance: Any = None, prefix: str = "") -> dict[str, str]:
-    """Leaves of a configuration class, or of ``instance``; of an optional section what it would have if there."""
+    """Leaves of a configuration class, or of ``instance``; an optional section counts with its own defaults."""
     found: dict[str, str] = {}
     hints = get_type_hints(cls)
     for part in fields(cls):
@@ -216,7 +216,7 @@ def _text(value: Any) -> str:
 
 
 def result_rows(runs: Sequence[Run]) -> list[ResultRow]:
-    """Every metric, the runs' rows of one below each other."""
+    """All metrics; the rows of all runs for one metric are adjacent."""
     rows = []
     for index, run in enumerate(runs):
         for measure, last in run.last_results().items():
@@ -257,7 +257,7 @@ def paper_parts(runs: Sequence[Run]) -> list[PaperPart]:
 
 
 def _paper_cells(run: Run, table: PaperTable) -> list[str]:
-    """The run's values in the paper's unit; empty where it has none."""
+    """The run's values in the paper's unit; empty if it has none."""
     cells, last = [], run.last_results()
     for column in table.columns:
         measure, metric = column.key or ("", "")

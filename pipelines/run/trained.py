@@ -73,8 +73,8 @@ def trained_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     folder = _run_of(path)
     if not (folder / CONFIG).is_file():
         raise ConfigError(
-            f"{path} is no run folder: it has no {CONFIG}. Name one that pipelines.train made, one of its checkpoints, "
-            "a folder of pipelines.export, or a configuration file with pretrained=..."
+            f"{path} is not a run folder: it has no {CONFIG}. Name one that pipelines.train made, one of its "
+            "checkpoints, a folder of pipelines.export, or a configuration file with pretrained=..."
         )
     config = load(folder / CONFIG, overrides)
     if (folder / TOKENIZER).is_file():

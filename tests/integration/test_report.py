@@ -40,4 +40,4 @@ def test_a_run_killed_and_requeued_three_times_reads_back_as_one_history(small: 
     verb(str(folder), "--out", str(tmp_path / "report.html"))
     page = (tmp_path / "report.html").read_text()
     assert f"complete at step {STEPS}" in page
-    assert "dotted: restarts; faint: taken again by a later attempt" in page
+    assert "dotted: restarts; faint: repeated by a later attempt" in page

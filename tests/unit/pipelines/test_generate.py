@@ -81,7 +81,7 @@ def test_errors_come_before_the_model_is_loaded(
     (tmp_path / "text.jpg").write_text("no picture")
     draw = [run_folder, "text2image", "a red circle"]
     for words, message in (
-        ([tmp_path / "nowhere", "text2image", "a red circle"], "is no run folder: it has no config.yaml"),
+        ([tmp_path / "nowhere", "text2image", "a red circle"], "is not a run folder: it has no config.yaml"),
         ([run_folder, "text2image", " "], "the caption is empty"),
         ([run_folder, "text2image", "circle " * 40], "but model.caption_length=24; shorten it by"),
         ([*draw, "--temperature", 0], "temperature=0.0 must be above 0"),

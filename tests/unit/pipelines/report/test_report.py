@@ -91,7 +91,7 @@ def test_of_a_step_taken_again_the_later_attempt_counts_and_both_are_drawn(tmp_p
     write_json(run / "provenance.json", {"wandb_run_id": "x", "attempts": attempts})
     page = report(run)
     assert "1 → 4" in page.text
-    assert "dotted: restarts; faint: taken again by a later attempt" in page.text
+    assert "dotted: restarts; faint: repeated by a later attempt" in page.text
     for part in ("step-000000001", "code: second", "its beginning"):
         assert part in page.text
 
@@ -119,7 +119,7 @@ def test_a_reduced_or_substitute_measure_has_no_row_of_the_paper(tmp_path: Path,
     metrics = dict.fromkeys(("f1_macro", "accuracy", "fid30k", "img_per_s"), 0.5)
     add_results(run, 6, {measure: result(metrics)})
     page = report(run)
-    assert "No official measure was taken" in page.text
+    assert "No official measure was evaluated" in page.text
     assert "OmniMamba" not in page.text
 
 
@@ -200,7 +200,7 @@ def test_what_few_samples_say_is_drawn_with_its_own_errors(tmp_path: Path) -> No
 def test_a_run_that_stopped_in_order_says_so(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "COMPLETE").rename(run / "PREEMPTED")
-    assert "not complete: step 6 of 6 logged, stopped in order" in report(run).text
+    assert "not complete: step 6 of 6 logged, stopped on request" in report(run).text
 
 
 def test_answers_of_a_measure_that_is_not_configured_are_shown_unmarked(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_pictures_over_time_are_thinned_from_first_to_last(tmp_path: Path) -> No
     assert len(pictures) == 16
     assert len(steps) == 8
     assert (steps[0], steps[-1]) == (0, 180)
-    assert "Shown are 8 of 19 evaluated steps" in page.text
+    assert "Only 8 of 19 evaluated steps" in page.text
 
 
 def test_large_pictures_are_scaled_down(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def damage(run: Path) -> dict[str, str]:
         file.write('no\n{"step": "x", "attempt": 1}\n[]\n{"step": 9, "attempt": 1, "train/word": "x"}\n')
     return {
         "metrics": "3 damaged lines are left out (line 7, 8, 9)",
-        "words": "no numbers, so not drawn: train/word",
+        "words": "not numbers, so not drawn: train/word",
         "config": "config.yaml is not valid YAML",
         "provenance": "provenance.json is damaged",
         "result": "results.json holds no result under pope",
@@ -290,7 +290,7 @@ def damage(run: Path) -> dict[str, str]:
         "record": "gqa/rank0.jsonl is damaged",
         "picture": "samples/step-000000001/000.png does not decode",
         "captions": "samples/step-000000002/captions.json is damaged",
-        "folder": "step-last is left out: its name tells no step",
+        "folder": "step-last is left out: its name is not that of a step",
         "bad samples": "bad_samples.jsonl is damaged",
     }
 
@@ -327,7 +327,9 @@ def test_where_runs_differ_stands_first(tmp_path: Path) -> None:
     one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two")
     (two / "config.yaml").write_text((one / "config.yaml").read_text().replace("0.25", "0.125").replace("one", "two"))
     page = report(one, two)
-    part = page.html[page.html.index("Where the runs differ") : page.html.index("keys that are not at their default")]
+    part = page.html[
+        page.html.index("Differences between the runs") : page.html.index("keys that are not at their default")
+    ]
     assert re.findall(r"<code>(.*?)</code>", part) == ["optim.lr"]
 
 
@@ -348,7 +350,7 @@ def test_the_verb_ends_with_a_message_where_there_is_no_run(tmp_path: Path) -> N
     done = call("gone", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(
-        "error: gone is no run folder: it has neither config.yaml nor metrics.jsonl. Name one"
+        "error: gone is not a run folder: it has neither config.yaml nor metrics.jsonl. Name one"
     )
 
 

@@ -94,14 +94,14 @@ def test_a_damaged_line_is_refused_because_it_would_be_a_gap(tmp_path: Path) -> 
     run = make_run(tmp_path / "run")
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7}\n{"step": 8')
-    with pytest.raises(ValueError, match=r"line 7 of .*metrics.jsonl is no row of metrics .*; mend it, or delete"):
+    with pytest.raises(ValueError, match=r"line 7 of .*metrics.jsonl is not a row of metrics .*; fix or delete"):
         sync_run(run, offline=True)
 
 
 def test_a_run_without_an_id_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     write_json(run / "provenance.json", {"attempts": []})
-    with pytest.raises(ValueError, match=r"has no whole config.yaml and provenance.json, so which W&B run it is"):
+    with pytest.raises(ValueError, match=r"config.yaml or provenance.json in .* is missing or damaged, so its W&B run"):
         sync_run(run, offline=True)
 
 

@@ -51,7 +51,7 @@ def test_overrides_that_change_the_model_are_refused(run_folder: Path) -> None:
 def test_a_folder_that_cannot_be_loaded_says_why(run_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load_trained(tmp_path / "nowhere")
-    assert f"{tmp_path / 'nowhere'} is no run folder: it has no config.yaml" in str(error.value)
+    assert f"{tmp_path / 'nowhere'} is not a run folder: it has no config.yaml" in str(error.value)
     (run_folder / "checkpoints" / "step-000000020" / "state.ckpt").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"state\.ckpt has 0 bytes"):
         load_trained(run_folder)
