@@ -1,1 +1,1 @@
-"""The scores alone: from predictions to numbers, without model, trainer or tracker."""
+"""The scores: from predictions to numbers, without model, trainer or tracker."""

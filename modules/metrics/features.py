@@ -1,4 +1,4 @@
-"""What is kept of the features of many pictures, in parts that add up to the whole."""
+"""Summaries of the features of many pictures, computed in parts that can be merged."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from modules.files import new_file
 from modules.metrics.fid import Moments
 
 KEPT = 10_000
-"""Features kept of a set as they are, for what cannot be streamed: kernel distance, precision and recall."""
+"""How many features of a set are kept, for metrics that cannot be streamed: kernel distance, precision and recall."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSet:
-    """Moments of all pictures' features, and the features of some, spread evenly over the set."""
+    """Moments of all pictures' features, and the features of some pictures, spread evenly over the set."""
 
     moments: Moments
     positions: NDArray[np.int64]
-    """(k,): places of the kept features in the whole set, ascending."""
+    """(k,): indices of the kept features in the whole set, ascending."""
     kept: NDArray[np.float32]
     """(k, d)"""
 
     def merge(self, other: Self) -> Self:
-        """Both parts together."""
+        """Merge both parts."""
         positions = np.concatenate([self.positions, other.positions])
         order = np.argsort(positions)
         kept = np.concatenate([self.kept, other.kept])[order]
@@ -46,7 +46,7 @@ def collect(
 ) -> FeatureSet:
     """This rank's part of a set of ``n`` pictures: every ``world_size``-th, without padding.
 
-    ``pictures`` gives those at some positions, ``extract`` their features (B, width).
+    ``pictures`` returns the pictures at given positions, ``extract`` their features (B, width).
     """
     spread = {i * n // KEPT for i in range(KEPT)} if n > KEPT else set(range(n))
     moments, positions, kept = Moments.empty(width), list[int](), [np.zeros((0, width), dtype=np.float32)]
@@ -62,7 +62,7 @@ def collect(
 
 
 def write_part(folder: Path, sets: Mapping[str, FeatureSet], rank: int, world_size: int) -> None:
-    """Leave a rank's parts in ``folder`` for the one that scores."""
+    """Write a rank's parts into ``folder``, for the rank that scores."""
     arrays: dict[str, NDArray[np.generic]] = {}
     for name, part in sets.items():
         moments = part.moments
@@ -74,16 +74,16 @@ def write_part(folder: Path, sets: Mapping[str, FeatureSet], rank: int, world_si
 
 
 def take_parts(folder: Path, world_size: int) -> dict[str, FeatureSet]:
-    """The sets whose parts ``world_size`` ranks left in ``folder``, merged; empty if none did. The files are deleted.
+    """Merge the parts that ``world_size`` ranks wrote into ``folder``, and delete the files. Empty if there are none.
 
     Raises:
-        FileNotFoundError: only some ranks left their part.
+        FileNotFoundError: only some ranks wrote their part.
     """
     paths = [_part(folder, rank, world_size) for rank in range(world_size)]
     if not any(path.is_file() for path in paths):
         return {}
     merged = _read(paths[0])
-    for path in paths[1:]:  # one at a time: a covariance of 2048 features has 34 MB
+    for path in paths[1:]:  # one at a time: the covariance of 2048 features takes 34 MB
         part = _read(path)
         merged = {name: merged[name].merge(part[name]) for name in merged}
     for path in paths:

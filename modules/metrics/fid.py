@@ -1,8 +1,8 @@
 """Fréchet distance between two sets of pictures.
 
-Features (N, d) of each set are summed up in streamed `Moments`; `frechet` compares two of them. The name of a distance
-says whose features it is taken on: ``fid`` belongs to the Inception network (`modules.metrics.networks`), ``fd_pool``
-to the features here.
+Features (N, d) of each set are streamed into `Moments`; `frechet` compares two of them. The name of a distance says
+which features it uses: ``fid`` those of the Inception network (`modules.metrics.networks`), ``fd_pool`` those computed
+here.
 """
 
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ POOL_DIM = GRID * GRID * 5
 
 
 def pool_features(images_BCHW: Tensor) -> Tensor:
-    """Weight-free features of the embedded data's pictures: uint8 (B, 3, H, W) to float64 (B, 80).
+    """Features without weights, for the embedded data's pictures: uint8 (B, 3, H, W) to float64 (B, 80).
 
-    In each cell of a 4x4 grid: mean red, green and blue (0 to 1), and the mean absolute step of brightness along x and
-    along y, times 4 so that edges weigh about as much as colours. They see which colours lie where and how busy a place
-    is; they know no objects.
+    In each cell of a 4x4 grid: mean red, green and blue (0 to 1), and the mean absolute change of brightness along x
+    and along y, times 4 so that edges weigh about as much as colours. They capture where colours are and how busy an
+    area is, but no objects.
     """
     pixels = images_BCHW.double() / 255
     grey = pixels.mean(dim=1, keepdim=True)
@@ -37,7 +37,7 @@ def pool_features(images_BCHW: Tensor) -> Tensor:
 class Moments:
     """Streamed mean and covariance in float64: sums of x-c and of (x-c)(x-c)^T about a fixed shift c.
 
-    Adding the sums of two parts gives the sums of the whole, so ranks can be reduced by adding.
+    The sums of two parts add up to the sums of the whole, so ranks can be reduced by addition.
     """
 
     n: int
@@ -47,7 +47,7 @@ class Moments:
 
     @classmethod
     def empty(cls, dim: int, shift: Array | None = None) -> Self:
-        """Moments of nothing. A shift near the data's mean keeps digits when the mean is large; 0 by default."""
+        """Moments of no features. A shift near the data's mean keeps precision if the mean is large; 0 by default."""
         shift = np.zeros(dim) if shift is None else np.asarray(shift, dtype=np.float64)
         return cls(n=0, shift=shift, first=np.zeros(dim), second=np.zeros((dim, dim)))
 
@@ -55,10 +55,10 @@ class Moments:
         """These moments with a batch of features (B, d) added.
 
         Raises:
-            ValueError: another width, or a value that is not finite.
+            ValueError: the width is wrong, or a value is not finite.
         """
         if features.ndim != 2 or features.shape[1] != len(self.shift):
-            raise ValueError(f"features of shape {features.shape} given, these moments need (N, {len(self.shift)})")
+            raise ValueError(f"features have shape {features.shape}, these moments need (N, {len(self.shift)})")
         centred = features.astype(np.float64) - self.shift
         if not np.isfinite(centred).all():
             raise ValueError("features hold NaN or infinity; the pictures or the extractor are broken")
@@ -73,7 +73,7 @@ class Moments:
         """Moments of both parts together.
 
         Raises:
-            ValueError: the parts were taken about different shifts.
+            ValueError: the parts have different shifts.
         """
         if not np.array_equal(self.shift, other.shift):
             raise ValueError("moments about different shifts cannot be added; start all parts with the same shift")
@@ -101,10 +101,10 @@ class Moments:
 
 
 def frechet(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> float:
-    """|m1-m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), by symmetric eigenvalues only: no complex numbers, no sqrtm.
+    """|m1-m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), with symmetric eigenvalues only: no complex numbers, no sqrtm.
 
     Raises:
-        ValueError: an eigenvalue or the distance is below zero by more than rounding; then an input is no covariance.
+        ValueError: an eigenvalue or the distance is negative beyond rounding errors; then an input is not a covariance.
     """
     values, vectors = np.linalg.eigh((cov1 + cov1.T) / 2)
     root = vectors * np.sqrt(_not_negative(values, "first covariance"))
@@ -119,6 +119,6 @@ def frechet(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> float:
 def _not_negative(values: Array, name: str) -> Array:
     if values.min() < -1e-3:
         raise ValueError(
-            f"the {name} has the negative value {values.min():.4g}; with true covariances it has none. Check the inputs"
+            f"the {name} has the negative value {values.min():.4g}, so an input is not a covariance. Check the inputs"
         )
     return np.clip(values, 0, None)

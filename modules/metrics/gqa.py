@@ -1,6 +1,6 @@
-"""GQA: short answers to compositional questions. The counts of the official ``eval.py``.
+"""GQA: short answers to compositional questions, scored like the official ``eval.py``.
 
-A question is a record of the official file: ``question, answer, semantic, types, groups, isBalanced``, and for
+A question is an entry of the official file: ``question, answer, semantic, types, groups, isBalanced``, and for
 consistency ``entailed``.
 """
 
@@ -13,28 +13,29 @@ Questions = Mapping[str, Mapping[str, Any]]
 Choices = Mapping[str, Mapping[str, Sequence[str]]]
 """Question id to its ``valid`` and ``plausible`` answers."""
 _COMMON = ("color", "material", "shape")
-"""What may be answered to a question for what things have in common."""
+"""Allowed answers to a question about what things have in common."""
 _NOT_A_STEP = ("exist", "query: name", "choose name")
 
 
 def normalise(prediction: str) -> str:
-    """An answer in the form that is compared: stripped, without final full stops, in lower case (LLaVA's)."""
+    """An answer in the form used for comparison (LLaVA's): stripped, without final full stops, in lower case."""
     return prediction.strip().rstrip(".").lower()
 
 
 def score(questions: Questions, predictions: Mapping[str, str], choices: Choices | None = None) -> dict[str, float]:
-    """Measures over the balanced questions, as fractions; ``predictions`` (question id to raw answer) are normalised.
+    """Metrics over the balanced questions, as fractions. ``predictions`` (question id to raw answer) are normalised.
 
     ``accuracy``; ``binary`` and ``open`` (structural type "query"); ``structural/<type>``, ``semantic/<type>``,
-    ``steps/<n>``, ``words/<n>``; ``distribution``, the official distance of predicted from true answers inside global
-    groups, lower is better. With ``choices``, which were not released for testdev, ``validity`` and ``plausibility``.
+    ``steps/<n>``, ``words/<n>``; ``distribution``, the official distance between predicted and true answers inside
+    global groups, lower is better. With ``choices``, which were not released for testdev, also ``validity`` and
+    ``plausibility``.
 
-    ``consistency`` is how far the questions that a rightly answered one entails are answered rightly, too. Where some
-    of them were not asked (the balanced files lack most), it is taken over the others and named
-    ``consistency_balanced_subset``. A measure without a question is left out.
+    ``consistency`` is the share of right answers among the questions that a correctly answered question entails. If
+    some of them were not asked (most are missing in the balanced files), it is computed over the others and named
+    ``consistency_balanced_subset``. A metric without any question is left out.
 
     Raises:
-        ValueError: no balanced question, or questions without a prediction or without choices.
+        ValueError: there is no balanced question, or questions have no prediction or no choices.
     """
     balanced = _balanced(questions)
     missing = [key for key in balanced if key not in predictions]
@@ -62,7 +63,7 @@ def standard_errors(questions: Questions, scores: Mapping[str, float]) -> dict[s
 
 
 def baseline(questions: Questions) -> dict[str, float]:
-    """What one fixed answer scores: for each subset its own most frequent answer, and ``accuracy_always_yes``."""
+    """The score of one fixed answer: for each subset its most frequent answer; also ``accuracy_always_yes``."""
     balanced = _balanced(questions)
     answers = {name: [balanced[key]["answer"] for key in keys] for name, keys in _subsets(balanced).items()}
     scores = {name: max(Counter(given).values()) / len(given) for name, given in answers.items()}
@@ -83,7 +84,7 @@ def _balanced(questions: Questions) -> dict[str, Mapping[str, Any]]:
 
 
 def _subsets(balanced: Questions) -> dict[str, list[str]]:
-    """Name of each accuracy to the questions that it is taken over."""
+    """Name of each accuracy to the questions it is computed over."""
     names: list[Callable[[Mapping[str, Any]], str]] = [
         lambda question: "accuracy",
         lambda question: "open" if question["types"]["structural"] == "query" else "binary",
@@ -100,7 +101,7 @@ def _subsets(balanced: Questions) -> dict[str, list[str]]:
 
 
 def _consistency(questions: Questions, balanced: Questions, answers: Mapping[str, str]) -> dict[str, float]:
-    """By the name that says whether all entailed questions were asked; empty if none was."""
+    """The consistency, under a name that says whether all entailed questions were asked; empty if none was."""
     entailed = {key: [one for one in balanced[key].get("entailed", ()) if one != key] for key in balanced}
     asked = {key: [one for one in others if one in answers] for key, others in entailed.items()}
     shares = [
@@ -129,7 +130,7 @@ def _allowed(balanced: Questions, answers: Mapping[str, str], choices: Choices) 
 
 
 def _distribution(balanced: Questions, answers: Mapping[str, str]) -> float | None:
-    """Chi square of each global group, weighted by its size, over 100; None without such groups."""
+    """Chi-square of each global group, weighted by its size, divided by 100; None without such groups."""
     gold: dict[str, Counter[str]] = defaultdict(Counter)
     given: dict[str, Counter[str]] = defaultdict(Counter)
     for key, question in balanced.items():
@@ -139,7 +140,7 @@ def _distribution(balanced: Questions, answers: Mapping[str, str]) -> float | No
             given[group][answers[key]] += 1
     if not gold:
         return None
-    # answers that are never right in a group are not counted: that is what the official script does
+    # like the official script, this does not count answers that are never right in a group
     chi = {name: sum((given[name][a] - e) ** 2 / e for a, e in expected.items()) for name, expected in gold.items()}
     sizes = {name: expected.total() for name, expected in gold.items()}
     return sum(chi[name] * sizes[name] for name in gold) / sum(sizes.values()) / 100

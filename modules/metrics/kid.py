@@ -1,4 +1,4 @@
-"""Kernel distance between two sets of features (KID, arXiv 1801.01401): unbiased, so fit for few pictures."""
+"""Kernel distance between two sets of features (KID, arXiv 1801.01401): unbiased, so suited to few pictures."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ SUBSETS, SUBSET_SIZE = 100, 1000
 
 
 def squared_mmd(x: NDArray[Any], y: NDArray[Any]) -> float:
-    """Unbiased squared maximum mean discrepancy of features (N, d) and (M, d), kernel (x.y/d + 1)^3.
+    """Unbiased squared maximum mean discrepancy of features (N, d) and (M, d), with kernel (x.y/d + 1)^3.
 
     Its expectation is 0 for two samples of one distribution, so it can be negative.
 
     Raises:
-        ValueError: fewer than two features in a set, or sets of different width.
+        ValueError: a set has fewer than two features, or the sets have different widths.
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
-        raise ValueError(f"features of shapes {x.shape} and {y.shape} given, needed are (N, d) and (M, d), N, M >= 2")
+        raise ValueError(f"features have shapes {x.shape} and {y.shape}, but must have (N, d) and (M, d), N, M >= 2")
     x, y = x.astype(np.float64), y.astype(np.float64)
 
     def kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -31,7 +31,7 @@ def squared_mmd(x: NDArray[Any], y: NDArray[Any]) -> float:
 
 
 def subset_size(n: int, m: int) -> int:
-    """Features that a subset of each set has: 1000, or all of the smaller set where it has fewer."""
+    """Number of features in a subset: 1000, or all of the smaller set if it has fewer."""
     return min(SUBSET_SIZE, n, m)
 
 

@@ -9,28 +9,28 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 NEIGHBOURS = 3
 BLOCK = 1000
-"""Rows of a distance matrix that are in memory at a time."""
+"""How many rows of a distance matrix are in memory at a time."""
 
 
 def precision_recall(
     generated: NDArray[Any], real: NDArray[Any], *, neighbours: int = NEIGHBOURS
 ) -> tuple[float, float]:
-    """Share of the generated features (N, d) among the real (M, d), and of the real among the generated.
+    """Share of the generated features (N, d) inside the real set (M, d), and of the real ones inside the generated set.
 
-    A feature lies among a set if one of the set's members has it no farther away than its own k-th neighbour in the
-    set.
+    A feature is inside a set if its distance to some member is at most that member's distance to its own k-th neighbour
+    in the set.
 
     Raises:
-        ValueError: sets of different width, or one without enough members to have so many neighbours.
+        ValueError: the sets have different widths, or one has too few members for that many neighbours.
     """
     if generated.ndim != 2 or real.ndim != 2 or generated.shape[1] != real.shape[1]:
-        raise ValueError(f"features of shapes {generated.shape} and {real.shape} given, needed are (N, d) and (M, d)")
+        raise ValueError(f"features have shapes {generated.shape} and {real.shape}, but must have (N, d) and (M, d)")
     if min(len(generated), len(real)) <= neighbours:
         raise ValueError(
             f"{len(generated)} generated and {len(real)} real features; {neighbours} neighbours need at least "
             f"{neighbours + 1} of each"
         )
-    # about the mean, so that no digits are lost to a common offset
+    # centred on the mean, so that a common offset costs no precision
     centre = real.astype(np.float64).mean(axis=0)
     generated, real = generated - centre, real - centre
     radii_generated, radii_real = _radii(generated, neighbours), _radii(real, neighbours)
@@ -43,7 +43,7 @@ def precision_recall(
 
 
 def _radii(features: Array, neighbours: int) -> Array:
-    """Squared distance of each feature from its k-th neighbour among the others."""
+    """Squared distance from each feature to its k-th neighbour among the others."""
     radii = []
     for start, squared in _distances(features, features):
         rows = np.arange(len(squared))
@@ -53,7 +53,7 @@ def _radii(features: Array, neighbours: int) -> Array:
 
 
 def _distances(x: Array, y: Array) -> Iterator[tuple[int, Array]]:
-    """Squared distances of blocks of rows of ``x`` from all of ``y``, with the place where the block starts."""
+    """Yield the squared distances from blocks of rows of ``x`` to all of ``y``, with the index of the block's start."""
     lengths = (y**2).sum(axis=1)
     for start in range(0, len(x), BLOCK):
         block = x[start : start + BLOCK]

@@ -1,4 +1,4 @@
-"""MME: two yes/no questions on each picture, in fourteen categories. The rule of the official ``calculation.py``."""
+"""MME: two yes/no questions on each picture, in fourteen categories, scored like the official ``calculation.py``."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ TOTALS = {"perception": PERCEPTION, "cognition": COGNITION}
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model said to one of the two questions on a picture, and what is true."""
+    """A model's answer to one of the two questions on a picture, and the right one."""
 
     category: str
     image: str
@@ -35,7 +35,7 @@ class Answer:
 
 
 def parse(text: str) -> Literal["yes", "no", "other"]:
-    """The official reading: yes or no among the first four characters, yes first; "Not sure" is a no."""
+    """Parse like the official code: yes or no in the first four characters, yes first; "Not sure" is a no."""
     start = text.lower()[:4]
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
@@ -44,11 +44,11 @@ def score(answers: Iterable[Answer]) -> dict[str, float]:
     """``<category>/{acc,acc_plus,score}`` of each category, ``perception`` and ``cognition``, ``n_other``.
 
     ``acc`` is the fraction of right answers, ``acc_plus`` of pictures with both right, ``score`` 100 times their sum. A
-    total is the sum of its categories' scores, at most 2000 and 800; without all of its categories it is left out.
-    ``n_other`` answers were neither yes nor no, which is wrong.
+    total is the sum of its categories' scores, at most 2000 and 800. It is left out if a category is missing.
+    ``n_other`` is the number of answers that are neither yes nor no; they count as wrong.
 
     Raises:
-        ValueError: there is no answer, a label is neither yes nor no, or a picture has not two answers.
+        ValueError: there is no answer, a label is neither yes nor no, or a picture does not have two answers.
     """
     answers = list(answers)
     scores: dict[str, float] = {}
@@ -61,7 +61,7 @@ def score(answers: Iterable[Answer]) -> dict[str, float]:
 
 
 def standard_errors(answers: Iterable[Answer]) -> dict[str, float]:
-    """Standard error of the measures of `score`: pictures are independent, the two questions on one are not."""
+    """Standard errors of `score`'s metrics. Pictures are independent; the two questions on one picture are not."""
     errors: dict[str, float] = {}
     for category, measures in _per_image(answers).items():
         errors |= {f"{category}/{name}": float(values.std() / len(values) ** 0.5) for name, values in measures.items()}
@@ -72,12 +72,12 @@ def standard_errors(answers: Iterable[Answer]) -> dict[str, float]:
 
 
 def baseline(answers: Iterable[Answer]) -> dict[str, float]:
-    """What always saying yes scores on the same labels: 50 in each category, of its 200."""
+    """The score of always saying yes on the same labels: 50 out of 200 in each category."""
     return score(replace(answer, text="Yes") for answer in answers)
 
 
 def _per_image(answers: Iterable[Answer]) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Category to measure to its value for each picture (N,), whose mean is the measure."""
+    """Category to metric to its value for each picture (N,); the metric is the mean."""
     right: dict[str, dict[str, list[bool]]] = {}
     for answer in answers:
         if answer.label not in ("yes", "no"):

@@ -1,4 +1,4 @@
-"""MMMU: college questions in thirty subjects, by letters and in free words. Scored as by the official script."""
+"""MMMU: college questions in thirty subjects, multiple choice and open, scored like the official script."""
 
 import hashlib
 import random
@@ -36,30 +36,30 @@ SUBJECTS = {subject: domain for domain, subjects in DOMAINS.items() for subject 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model said to one question, and what is true."""
+    """A model's answer to one question, and the right ones."""
 
     question_id: str
     subject: str
     text: str
     golds: Sequence[str]
-    """Right answers: a letter, or for an open question one or more phrases and numbers."""
+    """Right answers: a letter, or one or more phrases and numbers for an open question."""
     options: Sequence[str] = ()
     """Empty for an open question."""
 
 
 def guess(question_id: str, options: Sequence[str], seed: int) -> str:
-    """A letter at random: a function of seed and question, whatever else is drawn."""
+    """A random letter. It depends only on seed and question."""
     number = int.from_bytes(hashlib.sha256(f"{seed}:{question_id}".encode()).digest())
     return random.Random(number).choice(LETTERS[: len(options)])
 
 
 def needs_guess(answer: Answer) -> bool:
-    """Whether no letter can be read out of an answer to a choice."""
+    """Whether no letter can be parsed from the answer to a multiple-choice question."""
     return bool(answer.options) and read_choice(answer.text, answer.options) is None
 
 
 def is_correct(answer: Answer, *, seed: int = 0) -> bool:
-    """By the official rule; where no letter can be read, a guess decides."""
+    """Whether the answer is right by the official rule. If no letter can be parsed, a guess decides."""
     if not answer.options:
         return matches_open(answer.text, answer.golds)
     letter = read_choice(answer.text, answer.options) or guess(answer.question_id, answer.options, seed)
@@ -67,15 +67,15 @@ def is_correct(answer: Answer, *, seed: int = 0) -> bool:
 
 
 def score(answers: Iterable[Answer], *, seed: int = 0) -> dict[str, float]:
-    """Fractions of right answers, and ``n_fallback``, the number of choices out of which no letter could be read.
+    """Fractions of right answers, and ``n_fallback``, the number of answers from which no letter could be parsed.
 
-    ``overall`` counts a guess for those, as the official script does; so do ``multiple_choice``, ``open``,
-    ``domain/<name>`` and ``subject/<name>``. ``overall_strict`` counts them as wrong. A measure without a question is
+    ``overall`` uses a guess for those, like the official script; so do ``multiple_choice``, ``open``,
+    ``domain/<name>`` and ``subject/<name>``. ``overall_strict`` counts them as wrong. A metric without any question is
     left out.
 
     Raises:
         ValueError: there is no answer, a question has no right answer or more options than letters, or a subject is
-            none of the thirty.
+            not one of the thirty.
     """
     answers = list(answers)
     scores = {
@@ -88,19 +88,19 @@ def score(answers: Iterable[Answer], *, seed: int = 0) -> dict[str, float]:
 
 
 def standard_errors(answers: Iterable[Answer], scores: dict[str, float]) -> dict[str, float]:
-    """Binomial standard error of each fraction in ``scores``, which `score` made of the same answers."""
+    """Binomial standard error of each fraction in ``scores``, the result of `score` on the same answers."""
     sizes = {name: len(members) for name, members in _subsets(answers).items()}
     sizes["overall_strict"] = sizes["overall"]
     return {name: sqrt(scores[name] * (1 - scores[name]) / size) for name, size in sizes.items()}
 
 
 def baseline(answers: Iterable[Answer]) -> dict[str, float]:
-    """What always saying A scores on the same questions."""
+    """The score of always saying A on the same questions."""
     return score(replace(answer, text="A") for answer in answers)
 
 
 def _subsets(answers: Iterable[Answer]) -> dict[str, list[Answer]]:
-    """Name of each accuracy to the answers that it is taken over."""
+    """Name of each accuracy to the answers it is computed over."""
     answers = list(answers)
     if not answers:
         raise ValueError("no MMMU answers to score; the benchmark files or the limit leave no question")
@@ -108,7 +108,7 @@ def _subsets(answers: Iterable[Answer]) -> dict[str, list[Answer]]:
     for answer in answers:
         if answer.subject not in SUBJECTS:
             raise ValueError(
-                f"MMMU subject {answer.subject!r} of {answer.question_id} is none of {', '.join(SUBJECTS)}"
+                f"MMMU subject {answer.subject!r} of {answer.question_id} must be one of {', '.join(SUBJECTS)}"
             )
         if not answer.golds or len(answer.options) > len(LETTERS):
             raise ValueError(

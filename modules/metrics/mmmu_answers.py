@@ -1,6 +1,7 @@
-"""How MMMU reads an answer: a letter out of a sentence, or numbers and phrases out of a free answer.
+"""How MMMU parses an answer: a letter from a sentence, or numbers and phrases from an open answer.
 
-The rules of the official ``eval_utils.py``, but for one: where it draws a letter at random, `read_choice` finds none.
+These are the rules of the official ``eval_utils.py``, with one exception: if it guesses a letter, `read_choice` returns
+None.
 """
 
 import re
@@ -18,10 +19,10 @@ _NUMBERS = (
 
 
 def read_choice(text: str, options: Sequence[str]) -> str | None:
-    """The letter of the option that ``text`` chooses; None where the official script guesses.
+    """The letter of the option that ``text`` chooses; None if the official script would guess.
 
-    Letters in brackets count before free-standing ones, and those before an option's own words in an answer of more
-    than five words; of several the last one counts.
+    Letters in brackets are looked for first, then letters that stand alone. If the answer has more than five words, the
+    text of an option counts last. If there are several matches, the last one counts.
     """
     for sign in _SIGNS:
         text = text.strip(sign)
@@ -36,7 +37,7 @@ def read_choice(text: str, options: Sequence[str]) -> str | None:
 
 
 def matches_open(text: str, golds: Iterable[str]) -> bool:
-    """Whether a free answer holds one of ``golds``: as part of a phrase, or as an equal number (two decimals)."""
+    """Whether an open answer contains one of ``golds``: as part of a phrase, or as an equal number (two decimals)."""
     wanted = [form for gold in golds for form in _forms(gold)]
     phrases = [form for form in wanted if isinstance(form, str)]
     for found in read_open(text):
@@ -46,9 +47,9 @@ def matches_open(text: str, golds: Iterable[str]) -> bool:
 
 
 def read_open(text: str) -> set[str | float]:
-    """The phrases and numbers that a free answer may mean: the ends of its lines behind words that announce a result.
+    """The phrases and numbers that an open answer may mean: the ends of lines, after words that announce a result.
 
-    Without such words it is the whole text. Phrases are in lower case, numbers rounded to two decimals.
+    Without such words, the whole text is used. Phrases are in lower case; numbers are rounded to two decimals.
     """
     lines = text.strip().strip(".").lower().split("\n")
     tails = [_tail(line, (*_LEADS, "=") if line_is_last else _LEADS) for line, line_is_last in _with_last(lines)]
@@ -58,7 +59,7 @@ def read_open(text: str) -> set[str | float]:
 
 
 def _last(text: str, marks: Mapping[str, str]) -> str | None:
-    """The letter whose mark stands last in ``text``."""
+    """The letter whose mark is last in ``text``; None if there is none."""
     places = {letter: text.rfind(mark) for letter, mark in marks.items()}
     last = max(places, key=places.__getitem__, default=None)
     return last if last is not None and places[last] >= 0 else None
@@ -69,7 +70,7 @@ def _with_last(lines: Sequence[str]) -> list[tuple[str, bool]]:
 
 
 def _tail(line: str, leads: Iterable[str]) -> str:
-    """The shortest end of ``line`` behind one of ``leads``; empty if it has none."""
+    """The shortest end of ``line`` after one of ``leads``; empty if there is none."""
     shortest = ""
     for lead in leads:
         if lead in line:
@@ -80,7 +81,7 @@ def _tail(line: str, leads: Iterable[str]) -> str:
 
 
 def _forms(text: str) -> list[str | float]:
-    """What is compared: a number, or a phrase; a single character only with a space on one side."""
+    """The forms that are compared: a number, or a phrase. A single character needs a space on one side."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]

@@ -1,8 +1,8 @@
 """Feature networks from local files whose hash is known. Nothing is ever downloaded.
 
-``inception`` is the network of the TensorFlow release of 2015-12-05 that FID is defined on; it exists as weights (for
-torch-fidelity's module) and as TorchScript, both named here by their hash. Any other TorchScript file can be used under
-another name; its distances are no FID.
+``inception`` is the network of the TensorFlow release of 2015-12-05 that defines FID. It exists as weights (for
+torch-fidelity's module) and as TorchScript; both are identified here by their hash. Any other TorchScript file can be
+used under another name; its distances are not FID.
 """
 
 import importlib
@@ -18,14 +18,15 @@ from modules.metrics.protocols import INPUT_SIZE
 INCEPTION = "inception"
 INCEPTION_WIDTH = 2048
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""``pt_inception-2015-12-05-6726825d.pth`` of pytorch-fid, ``weights-inception-...`` of torch-fidelity: one file."""
+"""``pt_inception-2015-12-05-6726825d.pth`` of pytorch-fid; the same file as torch-fidelity's
+``weights-inception-...``."""
 TORCHSCRIPT_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 """``inception-2015-12-05.pt`` of StyleGAN2-ADA and clean-fid."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A feature network: float32 pictures (B, 3, 299, 299), as a protocol prepares them, to features (B, width)."""
+    """A feature network: float32 pictures (B, 3, 299, 299), prepared by a protocol, to features (B, width)."""
 
     name: str
     sha256: str
@@ -40,11 +41,11 @@ class Network:
 
 
 def check_weights(name: str, path: Path, wanted: str = "") -> str:
-    """The hash of a network's file, once it is the right one: ``wanted``, or a known one of Inception.
+    """Return the hash of a network's file, after checking that it is ``wanted``, or a known one of Inception.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has another hash, or is not Inception and goes by its name.
+        ValueError: the hash differs, or the file is named inception but is not Inception.
     """
     if not path.is_file():
         raise FileNotFoundError(f"weights {path} of the network {name} do not exist; they are never downloaded")
@@ -64,18 +65,18 @@ def check_weights(name: str, path: Path, wanted: str = "") -> str:
 def load_network(name: str, path: Path, device: torch.device, wanted: str = "") -> Network:
     """The network in ``path``, frozen, in float32.
 
-    TorchScript that has a submodule ``layers`` is entered there, as clean-fid does: what is before it would scale
-    pictures once more.
+    If a TorchScript has a submodule ``layers``, only that is used, like in clean-fid: the code before it would scale
+    pictures again.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImportError: the file holds weights for torch-fidelity, and that is not installed.
-        ValueError: it is another file than it should be, or does not give one row of features a picture.
+        ImportError: the file holds weights for torch-fidelity, which is not installed.
+        ValueError: it is the wrong file, or does not give one row of features per picture.
     """
     found = check_weights(name, path, wanted)
     module = _inception(path) if found == WEIGHTS_SHA256 else _torchscript(path)
     module = module.eval().to(device)
-    for parameter in module.parameters():  # TorchScript knows no module.requires_grad_
+    for parameter in module.parameters():  # TorchScript has no module.requires_grad_
         parameter.requires_grad_(False)
     with torch.no_grad():
         features = module(torch.zeros(2, 3, INPUT_SIZE, INPUT_SIZE, device=device))
@@ -91,14 +92,14 @@ def _torchscript(path: Path) -> nn.Module:
     try:
         module: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except RuntimeError as error:
-        raise ValueError(f"{path} is not TorchScript ({str(error).splitlines()[0]}); export the network so") from error
+        raise ValueError(f"{path} is not TorchScript ({str(error).splitlines()[0]}); export it as such") from error
     layers = getattr(module, "layers", module)
     assert isinstance(layers, nn.Module)
     return layers
 
 
 def _inception(path: Path) -> nn.Module:
-    """torch-fidelity's modules one behind the other: its own forward would scale the pictures once more."""
+    """torch-fidelity's modules in sequence: its own forward would scale the pictures again."""
     extractor = _torch_fidelity()(INCEPTION, [str(INCEPTION_WIDTH)], feature_extractor_weights_path=str(path))
     return nn.Sequential(*(part for name, part in extractor.named_children() if name != "fc"))
 

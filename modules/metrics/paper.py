@@ -1,6 +1,6 @@
-"""What the OmniMamba paper (arXiv 2503.08686) reports, beside which official measures are shown.
+"""What the OmniMamba paper (arXiv 2503.08686) reports, to be shown next to official measures.
 
-A reduced or substitute measure has another name than the official one, so it finds no row here.
+A reduced or substitute measure does not have the official name, so it has no row here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,19 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column of a table of the paper, and the metric of ours that is measured in the same way."""
+    """A column of a table in the paper, and our metric that is measured in the same way."""
 
     title: str
     key: Key | None
-    """None where the paper's number cannot be had from local files."""
+    """None if the paper's number cannot be measured with local files."""
     scale: float = 1.0
-    """The paper's unit over ours."""
+    """Factor from our unit to the paper's."""
     decimals: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """A table of the paper; a value it does not give is None."""
+    """A table in the paper; values it does not give are None."""
 
     title: str
     remark: str
@@ -41,7 +41,7 @@ class PaperTable:
 TABLES = (
     PaperTable(
         title="Table 1: understanding, higher is better",
-        remark="POPE is taken as the mean F1 of its three splits, as LLaVA does; the paper does not say.",
+        remark="POPE is assumed to be the mean F1 of its three splits, as in LLaVA; the paper does not say.",
         columns=(
             Column(title="POPE", key=("pope", "f1_macro"), scale=100),
             Column(title="MME-P", key=("mme", "perception")),
@@ -77,7 +77,7 @@ TABLES = (
     ),
     PaperTable(
         title="Table 3: image generation speed, batch of 16",
-        remark="Only on the same device and with the model at full size does speed compare.",
+        remark="Speed can be compared only on the same device and with the full-size model.",
         columns=(
             Column(title="images/s", key=("speed", "img_per_s"), decimals=2),
             Column(title="total s", key=("speed", "total_s"), decimals=2),
@@ -88,7 +88,7 @@ TABLES = (
 
 
 def paper_value(key: Key) -> float | None:
-    """The paper's number for its own model in our unit, for an official measure; None for every other."""
+    """The paper's number for its own model, in our unit; None if the paper has none for this metric."""
     for table in TABLES:
         for column, value in zip(table.columns, table.rows[OURS], strict=True):
             if column.key == key and value is not None:

@@ -1,4 +1,4 @@
-"""POPE: is an object there, yes or no. The rule of LLaVA's ``eval_pope.py``, as papers quote."""
+"""POPE: is an object in the picture, yes or no. Scored like LLaVA's ``eval_pope.py``, which papers use."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model said to one question, and what is true."""
+    """A model's answer to one question, and the right one."""
 
     split: str
     image: str
@@ -23,9 +23,9 @@ class Answer:
 
 
 def parse(text: str, *, strip: bool = True) -> YesNo:
-    """The official reading: the first sentence says no if one of its words is No, no or not; anything else is yes.
+    """Parse like the official code: no if the first sentence has the word No, no or not; anything else is yes.
 
-    ``strip=False`` leaves out our only addition, taking white space off both ends first.
+    ``strip=False`` turns off our only addition, which strips white space from both ends first.
     """
     if strip:
         text = text.strip()
@@ -34,17 +34,17 @@ def parse(text: str, *, strip: bool = True) -> YesNo:
 
 
 def is_unparsed(text: str) -> bool:
-    """Whether the first word is neither yes nor no, so that only the default made it an answer."""
+    """Whether the first word is neither yes nor no, so the answer may come only from the default."""
     words = text.split()
     return not words or words[0].strip(".,!?;:'\"").lower() not in ("yes", "no")
 
 
 def score(answers: Iterable[Answer]) -> dict[str, float]:
-    """All measures of a set of answers, as fractions; 0/0 counts as 0.
+    """All metrics of a set of answers, as fractions; 0/0 counts as 0.
 
-    ``<split>/{accuracy,precision,recall,f1,yes_ratio,unparsed_ratio}`` for each split; over them ``f1_macro`` and
-    ``acc_macro`` (means of the splits), ``f1_pooled``, ``yes_ratio`` and ``unparsed_ratio`` (all questions together),
-    and ``f1_random`` where there is a split of that name.
+    ``<split>/{accuracy,precision,recall,f1,yes_ratio,unparsed_ratio}`` for each split. Over all splits: ``f1_macro``
+    and ``acc_macro`` (means of the splits), ``f1_pooled``, ``yes_ratio`` and ``unparsed_ratio`` (all questions
+    together), and ``f1_random`` if there is a split named random.
 
     Raises:
         ValueError: there is no answer, or a label is neither yes nor no.
@@ -55,10 +55,10 @@ def score(answers: Iterable[Answer]) -> dict[str, float]:
 
 
 def standard_errors(answers: Iterable[Answer], *, resamples: int = 1000, seed: int = 0) -> dict[str, float]:
-    """Standard error of each measure of `score`, by a bootstrap over images.
+    """Standard error of each metric of `score`, from a bootstrap over images.
 
-    Questions on one image are not independent, and the splits share their images and positives, so whole images are
-    drawn. The same answers and seed give the same errors.
+    Whole images are drawn, because questions on one image are not independent, and the splits share images and
+    positives. The same answers and seed give the same errors.
     """
     splits, images, counts = _count(answers)
     draws = np.random.Generator(np.random.PCG64(seed)).integers(0, len(images), size=(resamples, len(images)))
@@ -68,7 +68,7 @@ def standard_errors(answers: Iterable[Answer], *, resamples: int = 1000, seed: i
 
 
 def baseline(answers: Iterable[Answer]) -> dict[str, float]:
-    """What always saying yes scores on the same labels."""
+    """The score of always saying yes on the same labels."""
     return score(replace(answer, text="Yes") for answer in answers)
 
 
@@ -92,7 +92,7 @@ def _count(answers: Iterable[Answer]) -> tuple[list[str], list[str], Counts]:
 
 
 def _measures(splits: Sequence[str], counts: Counts) -> tuple[list[str], NDArray[np.float64]]:
-    """Names, and one row of values a name: counts (..., S, 5) to (names, ...)."""
+    """Names, and one row of values per name: counts (..., S, 5) to (names, ...)."""
     per_split, pooled = _ratios(counts), _ratios(counts.sum(axis=-2))
     table = {f"{split}/{name}": value[..., i] for i, split in enumerate(splits) for name, value in per_split.items()}
     table["f1_macro"], table["acc_macro"] = per_split["f1"].mean(axis=-1), per_split["accuracy"].mean(axis=-1)

@@ -1,8 +1,8 @@
-"""How pictures come to Inception's 299 pixels: the three ways behind published COCO numbers. They do not compare.
+"""Three ways to scale pictures to Inception's 299 pixels, used for published COCO numbers. They cannot be compared.
 
-A real picture is first cropped to its central square and scaled to `Protocol.size` by `Protocol.scaling`, as uint8;
-then it and the generated ones, uint8 (B, 3, S, S), go through `Protocol.network_input`. Generated pictures are rounded
-to uint8 by the image tokenizer in all three; Show-o's own script cuts the fraction off.
+A real picture is first cropped to its central square and scaled to `Protocol.size` with `Protocol.scaling`, as uint8.
+Then real and generated pictures, uint8 (B, 3, S, S), go through `Protocol.network_input`. In all three, the image
+tokenizer rounds generated pictures to uint8; Show-o's own script truncates instead.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ INPUT_SIZE = 299
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """One way of preparing pictures."""
+    """One way to prepare pictures."""
 
     name: str
     size: int
-    """Pixels a side of a real picture after crop and scaling."""
+    """Pixels per side of a real picture after crop and scaling."""
     scaling: Image.Resampling
     network_input: Callable[[Tensor], Tensor]
     """uint8 (B, 3, S, S) to float32 (B, 3, 299, 299) in the network's range."""
@@ -65,7 +65,7 @@ def bicubic_in_float(images_BCHW: Tensor) -> Tensor:
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        # U-ViT: what is known of the paper's own code points here
+        # U-ViT: the known parts of the paper's code suggest this one
         Protocol(name="uvit", size=256, scaling=Image.Resampling.LANCZOS, network_input=bilinear_in_float),
         # Show-o
         Protocol(name="t2ib", size=INPUT_SIZE, scaling=Image.Resampling.BICUBIC, network_input=bicubic_in_bytes),

@@ -1,7 +1,7 @@
-"""The two forms into which VQA answers are brought before they are compared.
+"""The two ways to normalise VQA answers before they are compared.
 
 `official_form` is what VQAv2's own ``vqaEval.py`` does to both sides; `evalai_form` is what LLaVA and others do to a
-prediction before they send it to EvalAI. They keep the slips of the originals: the numbers depend on them.
+prediction before they send it to EvalAI. Both keep the mistakes of the originals, because the numbers depend on them.
 """
 
 import re
@@ -9,7 +9,7 @@ from functools import lru_cache
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _MOST_FULL_STOPS = 32
-"""The official script passes a flag where the count of replacements belongs; this is the flag's value."""
+"""The official script passes a flag in place of the count of replacements; this is the flag's value."""
 _DIGITS = {
     word: str(number)
     for number, word in enumerate("zero one two three four five six seven eight nine ten".split())  # noqa: SIM905
@@ -42,27 +42,28 @@ def _contractions() -> dict[str, str]:
 
 
 CONTRACTIONS = _contractions()
-"""Spelling to the official one. Words are looked up in lower case, so spellings with a capital are never met."""
+"""Spelling to the official one. Words are looked up in lower case, so spellings with a capital never match."""
 
 
 def without_breaks(text: str) -> str:
-    """``text`` with spaces for line breaks and tabs, stripped: what the official script does to every answer."""
+    """``text`` with spaces for line breaks and tabs, stripped, as the official script does to every answer."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 @lru_cache(maxsize=2**16)
 def official_form(text: str) -> str:
-    """The form that ``vqaEval.py`` compares: without punctuation and articles, numbers as digits, in lower case."""
+    """The form that ``vqaEval.py`` compares: lower case, numbers as digits, without punctuation and articles."""
     return _words(_without_punctuation(without_breaks(text)))
 
 
 def evalai_form(text: str) -> str:
-    """The form of ``EvalAIAnswerProcessor``, for submissions: "john's" becomes "john 's", "red,white" "redwhite"."""
+    """The form of ``EvalAIAnswerProcessor``, for submissions: "john's" to "john 's", "red,white" to "redwhite"."""
     return official_form(text.lower().replace(",", "").replace("?", "").replace("'s", " 's"))
 
 
 def _without_punctuation(text: str) -> str:
-    """A sign vanishes where it touches a space, or if there is a number like 1,000 anywhere; else it parts words."""
+    """Remove punctuation. A character is removed if it touches a space anywhere, or if the text has a number like
+    1,000; otherwise it becomes a space."""
     has_number = re.search(r"\d,\d", text) is not None
     result = text
     for sign in _PUNCTUATION:

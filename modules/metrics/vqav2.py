@@ -1,4 +1,4 @@
-"""VQAv2: open answers, each compared with those of ten people. The rule of the official ``vqaEval.py``."""
+"""VQAv2: open answers, each compared with those of ten people, scored like the official ``vqaEval.py``."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,10 +13,10 @@ ANSWER_TYPES = ("yes/no", "number", "other")
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model said to one question, and what people said."""
+    """A model's answer to one question, and people's answers."""
 
     text: str
-    """As it stands in a results file: `modules.metrics.vqa_answers.evalai_form` of what the model said."""
+    """As written in a results file: `modules.metrics.vqa_answers.evalai_form` of the model's answer."""
     humans: Sequence[str]
     answer_type: str
     question_type: str
@@ -25,8 +25,8 @@ class Answer:
 def accuracy(text: str, humans: Sequence[str], *, unanimous_skip: bool = True) -> float:
     """The mean, over the people left out in turn, of min(1, equal answers among the others / 3).
 
-    ``unanimous_skip`` is the official script's quirk: if all people wrote the same, neither side is normalised, and
-    "Yes" is wrong where ten people wrote "yes".
+    ``unanimous_skip`` is a quirk of the official script: if all people wrote the same, neither side is normalised, so
+    "Yes" is wrong if ten people wrote "yes".
 
     Raises:
         ValueError: nobody answered.
@@ -37,7 +37,7 @@ def accuracy(text: str, humans: Sequence[str], *, unanimous_skip: bool = True) -
     if len(set(given)) > 1 or not unanimous_skip:
         prediction, given = official_form(prediction), [official_form(human) for human in given]
     equal, people = given.count(prediction), len(given)
-    # leaving out one of those who agree leaves one less to agree with
+    # if the person left out agrees, one fewer of the others agrees
     return ((people - equal) * min(1.0, equal / 3) + equal * min(1.0, (equal - 1) / 3)) / people
 
 
@@ -47,15 +47,16 @@ def score(answers: Iterable[Answer], *, unanimous_skip: bool = True) -> dict[str
     A type without a question is left out.
 
     Raises:
-        ValueError: there is no answer, one without people's, or an unknown answer type.
+        ValueError: there is no answer, one has no people's answers, or an answer type is unknown.
     """
     return {name: sum(values) / len(values) for name, values in _accuracies(list(answers), unanimous_skip).items()}
 
 
 def standard_errors(answers: Iterable[Answer], *, unanimous_skip: bool = True) -> dict[str, float]:
-    """Standard error of each measure of `score`: the spread of the questions' accuracies by the root of their number.
+    """Standard error of each metric of `score`: the standard deviation of the questions' accuracies, divided by the
+    square root of their number.
 
-    Several questions are asked on a picture; that they are no independent draws is left out.
+    Questions on the same picture are treated as independent, although they are not.
     """
     errors = {}
     for name, values in _accuracies(list(answers), unanimous_skip).items():
@@ -65,7 +66,7 @@ def standard_errors(answers: Iterable[Answer], *, unanimous_skip: bool = True) -
 
 
 def baseline(answers: Iterable[Answer], *, unanimous_skip: bool = True) -> dict[str, float]:
-    """What one fixed answer scores: for each type people's most frequent one, and ``overall_always_yes``."""
+    """The score of one fixed answer: for each type people's most frequent answer; also ``overall_always_yes``."""
     answers = list(answers)
 
     def always(text: str, members: Sequence[int]) -> float:
@@ -79,10 +80,10 @@ def baseline(answers: Iterable[Answer], *, unanimous_skip: bool = True) -> dict[
 
 
 def submission(predictions: Mapping[int, str], question_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """A results file as EvalAI takes it: an entry for each of ``question_ids``, with "" where nothing was asked.
+    """A results file for EvalAI: an entry for each of ``question_ids``, with "" for questions that were not asked.
 
     Raises:
-        ValueError: ``question_ids`` repeats one, or lacks one that was asked.
+        ValueError: ``question_ids`` repeats an id, or one that was asked is missing.
     """
     if len(set(question_ids)) != len(question_ids):
         [(repeated, times)] = Counter(question_ids).most_common(1)
@@ -97,13 +98,13 @@ def submission(predictions: Mapping[int, str], question_ids: Sequence[int]) -> l
 
 
 def _accuracies(answers: Sequence[Answer], unanimous_skip: bool) -> dict[str, list[float]]:
-    """Name of each measure to the accuracies that it is the mean of."""
+    """Name of each metric to the accuracies it is the mean of."""
     values = [accuracy(answer.text, answer.humans, unanimous_skip=unanimous_skip) for answer in answers]
     return {name: [values[i] for i in members] for name, members in _subsets(answers).items()}
 
 
 def _subsets(answers: Sequence[Answer]) -> dict[str, list[int]]:
-    """Name of each measure to the places of the answers that it is taken over."""
+    """Name of each metric to the indices of the answers it is computed over."""
     if not answers:
         raise ValueError("no VQAv2 answers to score; the benchmark file or the limit leaves no question")
     subsets: dict[str, list[int]] = {"overall": list(range(len(answers)))}

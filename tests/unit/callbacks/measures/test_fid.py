@@ -174,7 +174,7 @@ def test_reference_from_a_folder_is_kept_and_read_again(
     named = run(fid(benchmark, inception, reference=str(kept)), make_context(folder=tmp_path / "d"))
     assert named.metrics == first.metrics
     assert named.protocol["reference"] == {kept.name: sha256(kept)}
-    with pytest.raises(ValueError, match="was made with fid_protocol=uvit, expected t2ib; these do not compare"):
+    with pytest.raises(ValueError, match="was made with fid_protocol=uvit, expected t2ib; they cannot be compared"):
         fid(benchmark, inception, reference=str(kept), protocol="t2ib").check(make_context())
     # other pictures are another reference
     (folder / "0.jpg").unlink()

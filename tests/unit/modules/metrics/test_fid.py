@@ -107,7 +107,7 @@ def test_refuses_what_is_no_covariance() -> None:
 
 
 def test_moments_refuse_bad_input() -> None:
-    with pytest.raises(ValueError, match=r"features of shape \(3, 4\) given, these moments need \(N, 5\)"):
+    with pytest.raises(ValueError, match=r"features have shape \(3, 4\), these moments need \(N, 5\)"):
         Moments.empty(5).add(np.zeros((3, 4)))
     with pytest.raises(ValueError, match="NaN or infinity"):
         Moments.empty(1).add(np.array([[np.nan]]))

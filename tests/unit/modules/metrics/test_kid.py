@@ -66,5 +66,5 @@ def test_size_of_a_subset_is_at_most_the_smaller_set() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 3), (5, 4), (5,)])
 def test_refuses_other_shapes(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"features of shapes .* given, needed are \(N, d\) and \(M, d\), N, M >= 2"):
+    with pytest.raises(ValueError, match=r"features have shapes .*, but must have \(N, d\) and \(M, d\), N, M >= 2"):
         squared_mmd(np.zeros(shape), np.zeros((5, 3)))

@@ -46,5 +46,5 @@ def test_blocks_do_not_change_it_and_it_is_the_definition(block: int, monkeypatc
 def test_refuses_what_has_no_neighbours() -> None:
     with pytest.raises(ValueError, match="3 generated and 9 real features; 3 neighbours need at least 4 of each"):
         precision_recall(np.zeros((3, 2)), np.zeros((9, 2)))
-    with pytest.raises(ValueError, match=r"features of shapes \(4, 2\) and \(4, 3\) given"):
+    with pytest.raises(ValueError, match=r"features have shapes \(4, 2\) and \(4, 3\), but"):
         precision_recall(np.zeros((4, 2)), np.zeros((4, 3)))

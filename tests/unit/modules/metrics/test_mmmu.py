@@ -102,7 +102,7 @@ def test_standard_errors_are_binomial() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="no MMMU answers to score"):
         score([])
-    with pytest.raises(ValueError, match=r"subject 'Cooking' of validation_Cooking_1 is none of Art, "):
+    with pytest.raises(ValueError, match=r"subject 'Cooking' of validation_Cooking_1 must be one of Art, "):
         score([choice("A", "A", subject="Cooking")])
     with pytest.raises(ValueError, match=r"validation_Music_1 has 0 right answers and 0 options"):
         score([free("x")])

@@ -69,7 +69,7 @@ def test_the_hash_decides(tmp_path: Path) -> None:
 def test_refuses_what_is_no_torchscript_or_no_feature_network(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save({"a": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match=r"weights.pth is not TorchScript .*; export the network so"):
+    with pytest.raises(ValueError, match=r"weights.pth is not TorchScript .*; export it as such"):
         load_network("ours", path, CPU)
 
     class Pair(nn.Module):

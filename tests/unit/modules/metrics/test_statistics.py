@@ -37,16 +37,16 @@ def test_published_files_hold_moments_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"mu": MU, "cov": SIGMA}, "lacks sigma, found mu, cov; expected mu and sigma"),
+        ({"mu": MU, "cov": SIGMA}, "is missing sigma, found mu, cov; expected mu and sigma"),
         ({"mu": MU, "sigma": np.eye(4)}, r"mu of shape \(3,\) and sigma of shape \(4, 4\).* need \(3,\) and \(3, 3\)"),
         ({"mu": MU[None], "sigma": SIGMA}, r"mu of shape \(1, 3\)"),
         ({"mu": MU * np.nan, "sigma": SIGMA}, "holds NaN or infinity"),
-        ({"mu": MU, "sigma": -SIGMA}, "is not symmetric with a diagonal of at least 0, so it is no covariance"),
-        ({"mu": MU, "sigma": np.tri(3)}, "so it is no covariance"),
-        ({"mu": np.array([None] * 3), "sigma": SIGMA}, "is no npz file of plain arrays"),
+        ({"mu": MU, "sigma": -SIGMA}, "is not symmetric with a diagonal of at least 0, so it is not a covariance"),
+        ({"mu": MU, "sigma": np.tri(3)}, "so it is not a covariance"),
+        ({"mu": np.array([None] * 3), "sigma": SIGMA}, "is not an npz file of plain arrays"),
         (
             {"mu": MU, "sigma": SIGMA, "about": '{"fid_protocol": "uvit"}'},
-            "was made with fid_protocol=uvit, expected t2ib; these do not compare",
+            "was made with fid_protocol=uvit, expected t2ib; they cannot be compared",
         ),
     ],
 )
@@ -60,11 +60,11 @@ def test_refuses_what_is_no_npz(tmp_path: Path) -> None:
     path = tmp_path / "broken.npz"
     for content in (b"", b"not a zip", b"PK\x03\x04 cut short"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"broken.npz is no npz file of plain arrays"):
+        with pytest.raises(ValueError, match=r"broken.npz is not an npz file of plain arrays"):
             read_statistics(path, 3, {})
     np.save(tmp_path / "array.npy", MU)
     (tmp_path / "array.npy").rename(path)
-    with pytest.raises(ValueError, match=r"broken.npz is no npz file of plain arrays"):
+    with pytest.raises(ValueError, match=r"broken.npz is not an npz file of plain arrays"):
         read_statistics(path, 3, {})
     with pytest.raises(FileNotFoundError, match=r"nowhere.npz do not exist; name an npz file with mu and sigma"):
         read_statistics(tmp_path / "nowhere.npz", 3, {})
