@@ -133,7 +133,7 @@ class FiniteGuard(pl.Callback):
             log.warning("%s could not be written (%s): %s", file, error, found)
         raise DivergedError(
             f"the gradient of step {step} is not finite: training diverged and is stopped before it is used. First "
-            f"seen in {where}; the step's samples are in {file}, other ranks' beside it. Start again from an "
+            f"seen in {where}; the step's samples are in {file}, next to those of other ranks. Start again from an "
             "earlier checkpoint with a lower optim.lr or a longer optim.warmup_steps"
         )
 

@@ -23,7 +23,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """Where metrics go besides the run folder."""
+    """Where metrics go in addition to the run folder."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """``auto``: what WANDB_MODE says. If it is not set: online if an API key is found, offline otherwise."""
