@@ -1,1 +1,1 @@
-"""`python -m pipelines.benchmark`: how fast the parts are on this machine."""
+"""`python -m pipelines.benchmark`: measure how fast parts of the pipeline are on this machine."""

@@ -1,4 +1,4 @@
-"""Measure how fast parts of the pipeline are on this machine: one table, and JSON to keep.
+"""Measure how fast parts of the pipeline are on this machine; prints a table, and writes JSON with --json.
 
 Examples:
     python -m pipelines.benchmark data folder=data/bench --json data.json
@@ -25,17 +25,17 @@ def main() -> None:
         prog="python -m pipelines.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    data = commands.add_parser("data", help="reading, decoding and mixing of samples, against plain webdataset")
+    data = commands.add_parser("data", help="reading, decoding and mixing samples, compared with plain webdataset")
     data.add_argument("overrides", nargs="+", metavar="key=value", help="settings; folder=... is required")
-    data.add_argument("--json", type=Path, help="file that the measurements are written to")
+    data.add_argument("--json", type=Path, help="file for the measurements")
     data.set_defaults(run=_data)
-    train = commands.add_parser("train", help="steps of a stage on a GPU, against mamba_ssm's own language model")
+    train = commands.add_parser("train", help="training steps of a stage, compared with mamba_ssm's language model")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
-    train.add_argument("--json", type=Path, help="file that the measurements are written to")
+    train.add_argument("--json", type=Path, help="file for the measurements")
     train.set_defaults(run=_train)
-    generate = commands.add_parser("generate", help="images of several batch sizes, against mamba_ssm's own loop")
+    generate = commands.add_parser("generate", help="drawing images in several batch sizes, compared with mamba_ssm")
     generate.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
-    generate.add_argument("--json", type=Path, help="file that the measurements are written to")
+    generate.add_argument("--json", type=Path, help="file for the measurements")
     generate.set_defaults(run=_generate)
     arguments = parser.parse_args()
     arguments.run(arguments)
@@ -101,12 +101,12 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 
 def _number(value: float | None, form: str) -> str:
-    """As a table shows it; a dash where it was not measured."""
+    """A value for the table; a dash if it was not measured."""
     return "-" if value is None else format(value, form)
 
 
 def _keep(found: dict[str, Any], path: Path | None) -> None:
-    """Write ``found`` to ``path``, if there is one; JSON knows no NaN."""
+    """Write ``found`` to ``path``, if there is one; JSON has no NaN."""
     if path is not None:
         path.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         say(f"written to {path}")

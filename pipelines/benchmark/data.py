@@ -1,6 +1,6 @@
-"""How fast data come: our streams against plain webdataset on the same shards, decoding, memory and resume.
+"""Measures data loading: our streams against plain webdataset on the same shards, decoding, memory and resume.
 
-Rates are the median of several rounds after a warm-up, all in one run on one machine: compare ratios, not runs.
+Rates are medians of several rounds after a warm-up, all in one run on one machine: compare ratios, not runs.
 """
 
 import io
@@ -32,7 +32,7 @@ from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.tokenizer import TextTokenizer
 
 H100_T2I, H100_MMU = 120, 8
-"""Most samples a second that stage 2 of the 1.3B model takes on one H100 (computed from its FLOPs)."""
+"""Samples per second that stage 2 of the 1.3B model consumes at most on one H100, computed from its FLOPs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +40,13 @@ class DataBenchmarkConfig:
     """How much data to make and how long to measure."""
 
     folder: str
-    """Where the shards go; they are made once and used again."""
+    """Where the shards go; they are built once and reused."""
     t2i_samples: int = 20_000
     mmu_samples: int = 400
     deep_samples: int = 1_200_000
-    """Samples of the set that a resume starts deep in an epoch of."""
+    """Size of the set for measuring a resume deep in an epoch."""
     seconds: float = 3.0
-    """Of each of the rounds."""
+    """Duration of each round."""
     rounds: int = 3
     workers: int = 2
 
@@ -63,7 +63,7 @@ class DataBenchmarkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataResult:
-    """One measurement, beside plain webdataset's where there is one."""
+    """One measurement, with that of plain webdataset if there is one."""
 
     what: str
     unit: str
@@ -73,7 +73,7 @@ class DataResult:
 
 
 def measure_data(config: DataBenchmarkConfig, say: Callable[[str], None]) -> list[DataResult]:
-    """All measurements; data are made first where they are not there yet."""
+    """Measure everything; missing data are built first."""
     folder = Path(config.folder)
     bench = _Bench(config, folder, _tokenizer(folder))
     say(f"shards in {folder}")
@@ -89,7 +89,7 @@ def measure_data(config: DataBenchmarkConfig, say: Callable[[str], None]) -> lis
 
 
 def as_json(config: DataBenchmarkConfig, lines: Iterable[DataResult]) -> str:
-    """The measurements with the machine they were taken on."""
+    """The measurements, and the machine they were made on."""
     import importlib.metadata as metadata
     import platform
 
@@ -116,7 +116,7 @@ class _Bench:
         ours = self._rate(_endless(lambda: (mmu_pixels(payload, 384) for payload in payloads)), 1)
         pillow = self._rate(_endless(lambda: (_pillow(payload) for payload in payloads)), 1)
         yield DataResult(
-            what="decode + resize to 384 px, one core (beside it Pillow)",
+            what="decode + resize to 384 px, one core (compared with Pillow)",
             unit="images/s",
             ours=ours,
             webdataset=pillow,
@@ -158,7 +158,7 @@ class _Bench:
             )
 
     def memory(self) -> Iterator[DataResult]:
-        """Growth of the workers' memory from their second hundred batches to the end of two epochs."""
+        """Growth of the workers' memory after the first hundred batches."""
         workers = self.config.workers
         loader = iter(self._module(mmu=4, t2i=64, workers=workers).train_dataloader())
         _drain(loader, 100)
@@ -205,7 +205,7 @@ class _Bench:
         return _pillow(sample["jpg"]), ids
 
     def _rate(self, batches: Iterator[Any], size: int) -> float:
-        """Samples a second, the median of the rounds."""
+        """Samples per second, the median of the rounds."""
         _drain(batches, 3)
         found = []
         for _ in range(self.config.rounds):
@@ -218,7 +218,7 @@ class _Bench:
 
 
 def _webdataset(manifest: Path, to_tensors: Callable[[dict[str, bytes]], Any]) -> Any:
-    """Plain webdataset over the shards, the way its own documentation reads them, without end."""
+    """An endless plain webdataset over the shards, as in its own documentation."""
     import webdataset
 
     urls = [str(path) for path in sorted(manifest.parent.glob("*.tar"))]
@@ -226,7 +226,7 @@ def _webdataset(manifest: Path, to_tensors: Callable[[dict[str, bytes]], Any]) -
 
 
 def _by_sample(urls: Iterable[Any]) -> Iterable[Any]:
-    """Every worker reads every shard: a few benchmark shards would leave some without."""
+    """Let every worker read every shard, because there may be fewer shards than workers."""
     return urls
 
 
@@ -266,7 +266,7 @@ def _memory_of_workers() -> dict[int | None, float]:
 
 
 def _pillow(payload: bytes) -> torch.Tensor:
-    """The tensor that `mmu_pixels` makes, by Pillow alone."""
+    """The tensor of `mmu_pixels`, made with Pillow only."""
     with Image.open(io.BytesIO(payload)) as image:
         return to_tensor(image.convert("RGB").resize((384, 384), Image.Resampling.BICUBIC))
 
@@ -287,7 +287,7 @@ class _Maker:
 
 
 def _built(folder: Path, count: int, fields: Callable[[int], dict[str, bytes]], per_shard: int) -> Path:
-    """The manifest of a set of ``count`` samples, built first if it is not there."""
+    """The manifest of a set of ``count`` samples, built first if it is missing."""
     rows = [_Row(f"sample-{number:08d}", number) for number in range(count)]
     meta = {"source": "benchmark", "fields": fields.__name__}
     cores = os.cpu_count() or 1
@@ -326,7 +326,7 @@ def _few_bytes() -> dict[str, bytes]:
 
 
 def _deep_sample(_number: int) -> dict[str, bytes]:
-    """One of many: what counts is their number."""
+    """The same small sample every time; only their number matters."""
     return _few_bytes()
 
 
@@ -337,7 +337,7 @@ def _talk(number: int) -> bytes:
 
 
 def _photo(number: int) -> bytes:
-    """A JPEG of 640 x 480 pixels and about 150 KB, COCO's mean: coarse shapes under fine grain."""
+    """A JPEG of 640 x 480 pixels and about 150 KB, the average of COCO: coarse shapes with fine grain."""
     generator = np.random.default_rng(number)
     coarse = Image.fromarray(generator.integers(0, 255, (12, 16, 3)).astype(np.uint8))
     smooth = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC), np.float32)

@@ -1,7 +1,7 @@
-"""How fast images are drawn on this machine: prefill, token loop and VQ decode apart, and mamba_ssm's own loop beside.
+"""Measures drawing images on this machine: prefill, token loop and VQ decode, compared with mamba_ssm's own loop.
 
-Random weights and captions. The bandwidth floor is what reading the blocks' weights and reading and writing the states
-takes at the rate of a large copy, measured in the same run: no loop that does so for each token can be faster.
+Weights and captions are random. The bandwidth floor is the time for moving the blocks' weights and the states once per
+token, at the rate of a large copy measured in the same run. No token loop can be faster.
 """
 
 import json
@@ -35,9 +35,9 @@ class GenerateBenchmarkConfig:
     precision: Literal["float32", "bf16"] = "bf16"
     repeats: int = 3
     decode: bool = True
-    """Decode the codes to pictures too, by VQ-16 with random weights."""
+    """Also decode the codes to pictures, with a VQ-16 with random weights."""
     baseline: bool = True
-    """Measure mamba_ssm's generation of as many tokens beside it, with its CUDA graph."""
+    """Also measure mamba_ssm generating the same number of tokens, with its CUDA graph."""
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
@@ -60,18 +60,18 @@ class GenerateResult:
     loop_s: float
     decode_s: float
     images_per_s: float
-    """Of all three together."""
+    """Of prefill, loop and decode together."""
     floor_s: float | None
-    """Of the loop; None on a CPU."""
+    """Bandwidth floor of the loop; None on a CPU."""
     peak_gib: float | None
     """None on a CPU."""
     baseline_s: float | None = None
-    """mamba_ssm's prefill and loop; None where it is not measured."""
+    """mamba_ssm's prefill and loop; None if not measured."""
 
 
 @torch.no_grad()
 def measure_generate(config: GenerateBenchmarkConfig, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Figures for each batch size, and the machine."""
+    """Measure each batch size; the result also names the machine."""
     check_hardware(HardwareConfig(accelerator=config.accelerator))
     device = torch.device("cuda" if config.accelerator == "gpu" else "cpu")
     with torch.device(device):
@@ -88,7 +88,7 @@ def measure_generate(config: GenerateBenchmarkConfig, say: Callable[[str], None]
             f"batch {batch}: {each.images_per_s:.2f} images/s; "
             f"prefill {each.prefill_s:.3f} s, loop {each.loop_s:.3f} s, VQ decode {each.decode_s:.3f} s"
         )
-    if config.baseline and device.type == "cuda":  # behind ours, whose memory it would count towards
+    if config.baseline and device.type == "cuda":  # after ours, so that it does not add to our peak memory
         del model, vq
         torch.cuda.empty_cache()
         baseline = kernels.language_model(config.model).to(COMPUTE[config.precision]).eval()
@@ -107,7 +107,7 @@ def measure_generate(config: GenerateBenchmarkConfig, say: Callable[[str], None]
 
 
 def floor_seconds(model: OmniMamba, batch: int, precision: torch.dtype, bandwidth: float) -> float:
-    """Seconds that moving the blocks' weights once a token, and the states twice, takes for one image each."""
+    """Seconds for moving the blocks' weights once and the states twice per token, for one image per batch row."""
     config, size = model.config, torch.finfo(precision).bits // 8
     weights = size * sum(p.numel() for name, p in model.backbone.named_parameters() if ".lora_" not in name)
     state = size * config.n_layer * config.n_heads * config.headdim * config.d_state
@@ -143,7 +143,7 @@ def _draw(
 
 
 def _baseline(config: GenerateBenchmarkConfig, model: Any, batch: int) -> float:
-    """As many tokens by mamba_ssm's own loop, a CUDA graph per token."""
+    """Seconds for the same number of tokens in mamba_ssm's own loop, with a CUDA graph per token."""
     sizes = config.model
     prompt = torch.randint(0, sizes.vocab_size, (batch, sizes.caption_length + 4), device="cuda")
     length = prompt.shape[1] + sizes.image_tokens

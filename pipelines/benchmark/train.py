@@ -1,7 +1,7 @@
-"""How fast a stage trains on this machine: our pipeline, and mamba_ssm's own language model doing the same work.
+"""Measures training on this machine: a stage of our pipeline, and mamba_ssm's own language model doing the same work.
 
-Random weights and one synthetic batch again and again; no data loader, no vision encoder. Rates are medians over
-steps after a warm-up, and the GEMM rate that utilisation refers to is measured in the same run.
+Weights are random, and one synthetic batch is repeated, without data loader and vision encoder. Rates are medians over
+steps after a warm-up. The GEMM rate that utilisation refers to is measured in the same run.
 """
 
 import gc
@@ -42,12 +42,12 @@ class TrainBenchmarkConfig:
     hardware: HardwareConfig = field(default_factory=lambda: HardwareConfig(accelerator="gpu"))
     precision: Literal["float32", "bf16"] = "bf16"
     deterministic: bool = False
-    """As trainer.deterministic: what exactness costs."""
+    """Like trainer.deterministic, to measure its cost."""
     warmup: int = 5
     steps: int = 15
     lr: float = 1e-4
     baseline: bool = True
-    """Measure mamba_ssm's MambaLMHeadModel beside it: the same shape, plain autocast, logits of all positions."""
+    """Also measure mamba_ssm's MambaLMHeadModel: same shape, plain autocast, logits of all positions."""
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
@@ -63,7 +63,7 @@ class TrainBenchmarkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """One program's figures."""
+    """The figures of one implementation."""
 
     seconds_per_step: float
     tokens_per_second: float
@@ -72,14 +72,14 @@ class TrainResult:
     first_loss: float
     last_loss: float
     tflops: float | None = None
-    """Model FLOPs a second of one device, 1e12: matrix products of projections and heads, forward and backward, nothing
-    computed twice. None for the baseline, whose products are others."""
+    """Model TFLOP/s of one device: matrix products of projections and heads, forward and backward, without
+    recomputation. None for the baseline, which computes other products."""
     of_gemm: float | None = None
-    """``tflops`` as a part of the GEMM rate of the same run; bf16 alone. (``system/mfu`` refers to the GPU's peak.)"""
+    """``tflops`` as a share of the GEMM rate of the same run; bf16 only. (``system/mfu`` refers to the GPU's peak.)"""
 
 
 def measure_train(config: TrainBenchmarkConfig) -> dict[str, Any]:
-    """Figures of ours and of the baseline, the GEMM rate, and the machine."""
+    """Measure our stage, the baseline and the GEMM rate; the result also names the machine."""
     check_hardware(config.hardware, deterministic=config.deterministic)
     ours = _ours(config)
     gemm = gemm_tflops() if config.hardware.accelerator == "gpu" else None
@@ -99,7 +99,7 @@ def measure_train(config: TrainBenchmarkConfig) -> dict[str, Any]:
 
 
 def synthetic_batch(model: ModelConfig, counts: Counts, tasks: tuple[str, ...], seed: int = 0) -> dict[str, Any]:
-    """A batch as the data module makes them, from random numbers; MMU brings features."""
+    """A random batch in the form of the data module's, with image features for MMU."""
     generator = torch.Generator().manual_seed(seed)
 
     def text(*shape: int) -> Tensor:
@@ -107,7 +107,7 @@ def synthetic_batch(model: ModelConfig, counts: Counts, tasks: tuple[str, ...], 
 
     batch: dict[str, Any] = {}
     if "mmu" in tasks:
-        # an answer a third of the text: what the mixes hold on average
+        # answers are a third of the text, as in the mixes on average
         labels = text(counts.mmu, model.mmu_text_length)
         labels[:, model.mmu_text_length // 3 :] = -100
         features = torch.randn(counts.mmu, model.vision.patches, model.vision.width, generator=generator)
@@ -135,7 +135,7 @@ class _Repeated(Dataset[Any]):
 
 
 class _Steps(pl.Callback):
-    """Times of steps on the device, and their losses."""
+    """Collects the times of steps on the device, and their losses."""
 
     def __init__(self, device: torch.device) -> None:
         self.clock = Clock(device)
@@ -150,7 +150,7 @@ class _Steps(pl.Callback):
 
 def _ours(config: TrainBenchmarkConfig) -> TrainResult:
     if torch.cuda.is_available():
-        gc.collect()  # what an earlier measurement in this process has left
+        gc.collect()  # free what an earlier measurement in this process left behind
         torch.cuda.reset_peak_memory_stats()
     stage_class = STAGES[config.stage]
     counts, tasks = config.micro_batch, stage_class.tasks
@@ -192,10 +192,10 @@ def _ours(config: TrainBenchmarkConfig) -> TrainResult:
 
 
 def _baseline(config: TrainBenchmarkConfig) -> TrainResult:
-    """One MambaLMHeadModel with the larger vocabulary; the tasks run one after the other, as published."""
+    """Measure one MambaLMHeadModel with the larger vocabulary; the tasks run one after the other, as published."""
     torch.cuda.reset_peak_memory_stats()
     model = kernels.language_model(config.model)
-    if config.stage != "unified_finetune":  # what ours freezes too
+    if config.stage != "unified_finetune":  # freeze what our stage freezes
         for name, parameter in model.named_parameters():
             parameter.requires_grad = ".layers." not in name
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=config.lr, fused=True)
