@@ -1,1 +1,1 @@
-"""`python -m pipelines.sweep`: many trials of one configuration, without a server."""
+"""`python -m pipelines.sweep`: run many trials of one configuration, without a server."""

@@ -5,11 +5,11 @@
 Examples:
     python -m pipelines.sweep configs/sweeps/smoke.yaml                        # a grid: all of its points
     python -m pipelines.sweep configs/sweeps/lr_rank.yaml --trials 12 hardware.devices=8
-    sbatch --array=0-5%2 slurm/sweep.sh configs/sweeps/smoke.yaml              # side by side, on SLURM
-    wandb sweep configs/sweeps/lr_rank.yaml                                    # the same file, by W&B's server
+    sbatch --array=0-5%2 slurm/sweep.sh configs/sweeps/smoke.yaml              # in parallel, on SLURM
+    wandb sweep configs/sweeps/lr_rank.yaml                                    # the same file, with W&B's server
 
-The overrides are for every trial. Start the same command again after a kill: what is finished is not repeated, and the
-unfinished trial goes on from its checkpoint. Needs W&B's engine, once: make sweeps
+The overrides apply to every trial. After a kill, start the same command again: finished trials are not repeated, and
+the unfinished trial continues from its checkpoint. Install W&B's engine once with `make sweeps`.
 """
 
 import argparse
@@ -30,17 +30,17 @@ def main() -> None:
     )
     parser.add_argument("sweep", type=Path, help="a sweep in W&B's format, for example one of configs/sweeps/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides for all trials")
-    parser.add_argument("--trials", type=int, help="how many in all (default: run_cap of the file, or all of a grid)")
+    parser.add_argument("--trials", type=int, help="total number (default: run_cap of the file, or the whole grid)")
     parser.add_argument("--folder", type=Path, help="where the trials go (default: runs/sweeps/<name of the file>)")
-    parser.add_argument("--seed", type=int, default=0, help="of the suggestions (default: 0)")
-    parser.add_argument("--max-failures", type=int, default=3, help="stop after so many failed trials (default: 3)")
-    parser.add_argument("--retry", action="store_true", help="start trials again that failed before")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the suggestions (default: 0)")
+    parser.add_argument("--max-failures", type=int, default=3, help="stop after this many failed trials (default: 3)")
+    parser.add_argument("--retry", action="store_true", help="start failed trials again")
     parser.add_argument(
-        "--propose", type=int, metavar="K", help="train nothing: print trial K's words for pipelines.train, one a line"
+        "--propose", type=int, metavar="K", help="only print trial K's arguments for pipelines.train, one per line"
     )
     arguments = parser.parse_intermixed_args()
 
-    # Late: --help answers at once
+    # imported here to keep --help fast
     from pipelines.run.overrides import ConfigError, dotlist
     from pipelines.sweep.file import read_sweep
     from pipelines.sweep.runner import Runner
@@ -49,7 +49,7 @@ def main() -> None:
     sweep = read_sweep(arguments.sweep)
     dotlist(arguments.overrides)
     if taken := [word for word in arguments.overrides if word.startswith("run.dir=")]:
-        raise ConfigError(f"{taken[0]}: every trial has a run folder of its own; --folder says where they are")
+        raise ConfigError(f"{taken[0]}: every trial has its own run folder; --folder says where they are")
     folder = SweepFolder(arguments.folder or Path("runs/sweeps") / arguments.sweep.stem)
     runner = Runner(sweep, folder, tuple(arguments.overrides), arguments.seed)
     if arguments.propose is not None:
@@ -63,7 +63,7 @@ def _limit(sweep: "Sweep", trials: int | None) -> int:
 
     limit = trials if trials is not None else sweep.content.get("run_cap")
     if limit is None and sweep.method != "grid":
-        raise ConfigError(f"{sweep.path}: method={sweep.method} has no end; say how many by --trials N")
+        raise ConfigError(f"{sweep.path}: method={sweep.method} has no end; set the number of trials with --trials N")
     if limit is not None and limit < 1:
         raise ConfigError(f"--trials {limit} must be at least 1")
     return sys.maxsize if limit is None else limit

@@ -1,6 +1,6 @@
-"""The only code that sees W&B's engine, the package ``sweeps``: a question on standard input, the answer on output.
+"""The only code that uses W&B's engine, the package ``sweeps``: reads a question on stdin and answers on stdout.
 
-Runs in the engine's own environment (docs/decisions/0010) and imports nothing of this project.
+Runs in the engine's own environment (docs/decisions/0010) and imports nothing from this project.
 """
 
 import json
@@ -15,7 +15,7 @@ def main() -> None:
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of trial ``trial`` of the sweep ``sweep``, or what is wrong with it; see `Sweep.suggest`."""
+    """The parameters of trial ``trial`` of the sweep ``sweep``, or the sweep's problems; see `Sweep.suggest`."""
     import numpy as np
     import sweeps  # type: ignore[import-not-found,unused-ignore]
     from jsonschema import ValidationError  # type: ignore[import-untyped,import-not-found,unused-ignore]

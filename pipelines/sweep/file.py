@@ -1,4 +1,4 @@
-"""Sweep files, in W&B's own format, and the environment of W&B's engine that suggests what to try."""
+"""Reads sweep files in W&B's own format, and asks W&B's engine what to try."""
 
 import json
 import os
@@ -24,13 +24,13 @@ class Sweep:
 
     path: Path
     content: dict[str, Any]
-    """The file as it stands: what W&B gets, and its engine."""
+    """The unchanged content of the file, as W&B and its engine get it."""
     config: str
     """The configuration that every trial trains."""
     fixed: tuple[str, ...]
     """Overrides that all trials share."""
     metric: str
-    """Key of metrics.jsonl that trials are compared by; as in W&B, the value logged last."""
+    """Key of metrics.jsonl to compare trials by; as in W&B, its last value counts."""
     maximize: bool
 
     @property
@@ -39,39 +39,39 @@ class Sweep:
         return str(self.content["method"])
 
     def words(self, parameters: Mapping[str, Any]) -> list[str]:
-        """What follows ``pipelines.train`` in a trial: the configuration and overrides, spelt as `wandb agent` does."""
+        """Arguments of ``pipelines.train`` for a trial: configuration and overrides, as `wandb agent` spells them."""
         return [self.config, *self.fixed, *(f"{key}={value}" for key, value in parameters.items())]
 
     def suggest(self, trial: int, history: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any] | None:
-        """Parameters of trial number ``trial``, from 0; None where a grid has no more points.
+        """Parameters of trial number ``trial``, from 0; None if a grid has no more points.
 
-        Under grid and random a trial's parameters depend on its number and the seed alone. Under bayes they depend on
-        ``history``, the trials before: {"parameters", "state": finished or failed, "value"} each.
+        With grid and random, the parameters of a trial depend only on its number and the seed. With bayes they depend
+        on ``history``, the earlier trials: {"parameters", "state": finished or failed, "value"} each.
 
         Raises:
-            ConfigError: the file breaks a rule of W&B's format, or the engine is not there.
+            ConfigError: the file breaks a rule of W&B's format, or the engine is not installed.
         """
         answer = _ask({"sweep": self.content, "trial": trial, "history": list(history), "seed": seed})
         if problems := answer["problems"]:
             raise ConfigError(
-                f"{self.path} is not a sweep that W&B would take:\n" + "\n".join(f"  - {p}" for p in problems)
+                f"{self.path} is not a sweep that W&B accepts:\n" + "\n".join(f"  - {p}" for p in problems)
             )
         parameters: dict[str, Any] | None = answer["parameters"]
         return parameters
 
 
 def read_sweep(path: Path) -> Sweep:
-    """A sweep file, as far as it can be checked without the engine.
+    """Read a sweep file, and check what can be checked without the engine.
 
     Raises:
-        ConfigError: it is missing or not YAML, or asks for what this project's trials cannot do.
+        ConfigError: it is missing or not YAML, or asks for something that trials of this project cannot do.
     """
     if not path.is_file():
         raise ConfigError(
             f"sweep file {path} does not exist; configs/sweeps/ holds the ones that come with the project"
         )
     try:
-        content = yaml.safe_load(path.read_text())  # as W&B reads it: 1e-3 is a word there, 1.0e-3 a number
+        content = yaml.safe_load(path.read_text())  # as W&B reads it: 1e-3 is a string, 1.0e-3 a number
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
@@ -92,8 +92,8 @@ def _command(path: Path, command: Any) -> tuple[str, tuple[str, ...]]:
     config, fixed = words[3:4], [word for word in words[4:] if word != PARAMETERS]
     if words[:3] != TRAIN or not config or words.count(PARAMETERS) != 1 or any("${" in word for word in config + fixed):
         raise ConfigError(
-            f"{path}: command={command} must be of the form {COMMAND}, with key=value words that all trials share "
-            "behind the configuration if there are any: one node, SLURM and a sweep without a server all start it"
+            f"{path}: command={command} must be of the form {COMMAND}. key=value words for all trials may follow the "
+            "configuration. A single node, SLURM and a sweep without a server all start it"
         )
     return config[0], tuple(fixed)
 
@@ -106,18 +106,18 @@ def _check_parameters(path: Path, parameters: Any) -> None:
             raise ConfigError(f"{path}: parameters.{key} is nested; write its keys with dots, as in {key}.name")
         if None in [spec.get("value", 0), *(spec.get("values") or [])]:
             raise ConfigError(
-                f"{path}: parameters.{key} tries null, which `wandb agent` hands on as the word None; for all trials, "
-                f"{key}=null can stand in the command"
+                f"{path}: parameters.{key} tries null, which `wandb agent` passes on as the word None; to set it for "
+                f"all trials, add {key}=null to the command"
             )
 
 
 def _ask(request: dict[str, Any]) -> dict[str, Any]:
-    """What the engine answers, in a process of its own."""
+    """Ask the engine, which runs in its own process, and return its answer."""
     python = Path(os.environ.get("SWEEPS_PYTHON") or ROOT / ".venv-sweeps/bin/python")
     if not python.is_file():
         raise ConfigError(
-            f"W&B's sweep engine is not there ({python}): it wants numpy below 2 and so has an environment of its own. "
-            "Run `make sweeps`, or name the Python that has the package sweeps by SWEEPS_PYTHON"
+            f"W&B's sweep engine is not installed ({python}). It needs numpy below 2, so it has its own environment. "
+            "Run `make sweeps`, or set SWEEPS_PYTHON to a Python that has the package sweeps"
         )
     done = subprocess.run(
         [python, "-c", "from pipelines.sweep.engine import main; main()"],

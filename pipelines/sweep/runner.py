@@ -1,4 +1,4 @@
-"""Runs a sweep in its folder, one trial after another, each a training in a process of its own."""
+"""Runs a sweep in its folder, one trial after another, each in its own training process."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from pipelines.sweep.file import Sweep
 from pipelines.sweep.trials import SweepFolder, Trial, best
 
 STOPPED = {PREEMPTED, INTERRUPTED}
-"""Exit codes of a training that was told to stop and will go on: by a signal, by Ctrl-C, by SIGTERM."""
+"""Exit codes of a training that was stopped (by a signal or Ctrl-C) and can resume."""
 NO_AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 
 
@@ -32,10 +32,10 @@ class Runner:
     seed: int
 
     def propose(self, number: int) -> list[str]:
-        """Words of a trial that somebody else starts."""
+        """The arguments of a trial that is started elsewhere."""
         if self.sweep.method == "bayes":
             raise ConfigError(
-                f"{self.sweep.path}: method=bayes learns from the trials before, so none can be proposed alone; use "
+                f"{self.sweep.path}: method=bayes learns from earlier trials, so none can be proposed on its own; use "
                 "grid or random, or run the sweep without --propose"
             )
         self._open()
@@ -45,7 +45,7 @@ class Runner:
         return self._words(Trial(number=number, parameters=parameters))
 
     def run(self, limit: int, max_failures: int, *, retry: bool) -> None:
-        """Run trials until there are ``limit``, and say what came of them."""
+        """Run trials until there are ``limit``, and report their results."""
         if "early_terminate" in self.sweep.content:
             warn(f"{self.sweep.path}: early_terminate is for W&B's server; here every trial runs to its end")
         self._open()
@@ -78,11 +78,11 @@ class Runner:
         return failures
 
     def _attempt(self, trial: Trial, claim: int) -> Trial:
-        """Train it to its end, or from where it was stopped."""
+        """Train ``trial`` from its start, or from where it stopped, to its end."""
         run, log = self.folder.run(trial), self.folder.log(trial)
         begun, said, code = time.monotonic(), log.stat().st_size if log.is_file() else 0, 0
         if not (run / COMPLETE).is_file():
-            say(f"{trial.name}: {_shown(trial)} (what it says: {log})")
+            say(f"{trial.name}: {_shown(trial)} (log: {log})")
             code = train(self._words(trial), log, claim)
         if code in STOPPED:
             warn(f"{trial.name} was stopped; start the same command again to go on from there")
@@ -99,9 +99,9 @@ class Runner:
         return replace(trial, state="finished", value=value)
 
     def _words(self, trial: Trial) -> list[str]:
-        """What follows ``pipelines.train``."""
+        """The arguments of ``pipelines.train``."""
         name = self.folder.path.name
-        ours = [f"name={name}-{trial.name}", f"tracking.group={name}"]  # so that W&B shows which belong together
+        ours = [f"name={name}-{trial.name}", f"tracking.group={name}"]  # so that W&B groups the trials
         return [*self.sweep.words(trial.parameters), *ours, *self.overrides, f"run.dir={self.folder.run(trial)}"]
 
     def _report(self, limit: int) -> None:
@@ -112,11 +112,11 @@ class Runner:
             say("no trial has finished")
             sys.exit(1)
         say(f"best: {winner.name}, {self.sweep.metric} {winner.value:.5g}: {_shown(winner)}")
-        say(f"everything about it is in {self.folder.run(winner)}")
+        say(f"its run folder is {self.folder.run(winner)}")
 
 
 def train(words: Sequence[str], log: Path, claim: int) -> int:
-    """Train in a process of its own, which hears what this one is told; returns its exit code."""
+    """Train in a separate process, which receives the signals of this one; return its exit code."""
     environment = {key: value for key, value in os.environ.items() if key not in NO_AGENT}
     with log.open("a") as output:
         process = subprocess.Popen(
@@ -127,7 +127,7 @@ def train(words: Sequence[str], log: Path, claim: int) -> int:
         before = [signal.signal(sign, lambda number, _frame: process.send_signal(number)) for sign in signs]
         try:
             return process.wait()
-        except KeyboardInterrupt:  # the terminal has told the trial too
+        except KeyboardInterrupt:  # the terminal sends Ctrl-C to the trial, too
             process.wait()
             raise
         finally:
@@ -136,12 +136,12 @@ def train(words: Sequence[str], log: Path, claim: int) -> int:
 
 
 def last_words(said: str, code: int) -> str:
-    """Why a trial ended: its error message, or else the last line of what it said."""
+    """Why a trial ended: its error message, or else the last line of its output."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     _, error, message = said.rpartition("\nerror: ")
     if not error:
-        message = (said.strip() or "ended without a word").splitlines()[-1]
+        message = (said.strip() or "ended without output").splitlines()[-1]
     return f"{' '.join(message.split())[:400]} (exit code {code})"
 
 

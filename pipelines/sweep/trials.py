@@ -1,4 +1,4 @@
-"""A sweep's folder: whose it is, what was tried in it, and what came of it."""
+"""The folder of a sweep: which sweep it belongs to, its trials, and their results."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,13 +16,13 @@ TRIALS, LOCK = "trials.jsonl", ".lock"
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One trial, as far as it got. It is ``started`` until it is known what came of it."""
+    """One trial and its state, which is ``started`` until the outcome is known."""
 
     number: int
     parameters: dict[str, Any]
     state: Literal["started", "finished", "failed"] = "started"
     value: float | None = None
-    """Of the sweep's metric; null unless finished."""
+    """Value of the sweep's metric; null unless finished."""
     reason: str = ""
     """Why it failed."""
 
@@ -34,21 +34,21 @@ class Trial:
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """``FOLDER/trials.jsonl``: first the sweep, then a line whenever a trial changes, of which the last one counts.
+    """``FOLDER/trials.jsonl``: first the sweep, then a line for every change of a trial, of which the last one counts.
 
-    Beside it ``trial-000/``, its run folder, and ``trial-000.log``, what it said.
+    Each trial also has a run folder, ``trial-000/``, and a log, ``trial-000.log``.
     """
 
     path: Path
 
     def open(self, sweep: dict[str, Any]) -> None:
-        """Make the folder that of ``sweep``: what its trials are determined by, as plain data.
+        """Assign the folder to ``sweep``, which is everything that determines the trials, as plain data.
 
         Raises:
-            ConfigError: it is another sweep's.
+            ConfigError: it belongs to another sweep.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with locked(lock_of(self.path / TRIALS)):  # the tasks of an array start at once
+        with locked(lock_of(self.path / TRIALS)):  # the tasks of an array start at the same time
             drop_torn_line(self.path / TRIALS)
             rows = self._rows()
             if not rows:
@@ -60,7 +60,7 @@ class SweepFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[int]:
-        """Hold the folder; yields a file descriptor that a trial inherits, so that it holds the folder too.
+        """Hold the folder; yield a file descriptor for trials to inherit, so that they hold the folder, too.
 
         Raises:
             ConfigError: another process holds it.
@@ -76,28 +76,28 @@ class SweepFolder:
             yield claim
 
     def trials(self) -> list[Trial]:
-        """All trials begun, in order."""
+        """All trials started so far, in order."""
         found = {row["number"]: Trial(**row) for row in self._rows()[1:]}
         return [found[number] for number in sorted(found)]
 
     def note(self, trial: Trial) -> Trial:
-        """Write down where ``trial`` stands."""
+        """Write down the state of ``trial``."""
         append_rows(self.path / TRIALS, [asdict(trial)])
         return trial
 
     def run(self, trial: Trial) -> Path:
-        """Its run folder."""
+        """The run folder of ``trial``."""
         return self.path / trial.name
 
     def log(self, trial: Trial) -> Path:
-        """What it said, in all of its starts."""
+        """The log of ``trial``, with the output of all its starts."""
         return self.path / f"{trial.name}.log"
 
     def value(self, trial: Trial, metric: str) -> float:
-        """What the trial logged last as ``metric``.
+        """The last value of ``metric`` that the trial logged.
 
         Raises:
-            LookupError: nothing, or no finite number.
+            LookupError: it logged none, or a non-finite number.
         """
         rows = read_metrics(self.run(trial))
         values = [row[metric] for row in rows if metric in row]
@@ -105,7 +105,7 @@ class SweepFolder:
             known = ", ".join(sorted({key for row in rows for key in row if "/" in key}))
             raise LookupError(f"{metric} is not in its metrics.jsonl, which has {known or 'nothing'}")
         if values[-1] is None:
-            raise LookupError(f"{metric} was not a finite number in the end")
+            raise LookupError(f"the last value of {metric} is not a finite number")
         return float(values[-1])
 
     def _rows(self) -> list[dict[str, Any]]:

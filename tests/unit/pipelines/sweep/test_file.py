@@ -85,7 +85,7 @@ def test_parameters_are_spelt_as_the_agent_spells_them(tmp_path: Path) -> None:
             r"parameters.optim.lr=3 must say what to try, for example \{values: \[1, 2\]\}",
         ),
         ({"parameters": {"optim": {"parameters": {}}}}, "parameters.optim is nested; write its keys with dots"),
-        ({"parameters": {"a": {"values": [1, None]}}}, "parameters.a tries null, .* a=null can stand in the command"),
+        ({"parameters": {"a": {"values": [1, None]}}}, "parameters.a tries null, .* add a=null to the command"),
         ({"parameters": {"a": {"value": None}}}, "parameters.a tries null"),
     ],
 )
@@ -108,7 +108,7 @@ def test_what_is_no_sweep_file_is_refused(tmp_path: Path) -> None:
 
 def test_without_the_engine_the_way_to_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWEEPS_PYTHON", str(tmp_path / "python"))
-    with pytest.raises(ConfigError, match=r"engine is not there .*Run `make sweeps`, or name .* by SWEEPS_PYTHON"):
+    with pytest.raises(ConfigError, match=r"engine is not installed .*Run `make sweeps`, or set SWEEPS_PYTHON"):
         sweep(tmp_path).suggest(0, [], 0)
     (tmp_path / "python").write_text("#!/bin/sh\necho no sweeps here >&2; exit 1\n")
     (tmp_path / "python").chmod(0o755)
@@ -182,5 +182,5 @@ def test_bayes_goes_where_earlier_trials_were_good(tmp_path: Path) -> None:
 )
 def test_what_the_server_would_refuse_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     given = sweep(tmp_path, **changes)
-    with pytest.raises(ConfigError, match=f"sweep.yaml is not a sweep that W&B would take:\n.*{message}"):
+    with pytest.raises(ConfigError, match=f"sweep.yaml is not a sweep that W&B accepts:\n.*{message}"):
         given.suggest(0, [], 0)

@@ -90,7 +90,7 @@ def test_a_grid_runs_to_its_end_and_names_its_best(
     trials = SweepFolder(folder).trials()
     assert [(trial.state, trial.value) for trial in trials] == [("finished", 2 * lr) for lr in RATES]
     said = capsys.readouterr().out
-    assert f"best: trial-002, train/loss 0.25: optim.lr=0.125\neverything about it is in {folder}/trial-002" in said
+    assert f"best: trial-002, train/loss 0.25: optim.lr=0.125\nits run folder is {folder}/trial-002" in said
     assert [line.split()[1] for line in said.splitlines() if line.startswith("│ trial-")] == [
         f"trial-00{i}" for i in range(3)
     ]
@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_finite_is_no_result(tmp_path: Path) -> None:
     folder, trial = SweepFolder(tmp_path), Trial(number=0, parameters={})
     folder.run(trial).mkdir()
     (folder.run(trial) / "metrics.jsonl").write_text('{"step": 1, "attempt": 1, "train/loss": null}\n')
-    with pytest.raises(LookupError, match="train/loss was not a finite number in the end"):
+    with pytest.raises(LookupError, match="the last value of train/loss is not a finite number"):
         folder.value(trial, "train/loss")
 
 
@@ -195,7 +195,7 @@ def test_of_equal_trials_the_first_is_best() -> None:
 def test_an_error_is_told_whole_and_only_of_this_start() -> None:
     said = "seed 1\nerror: a.yaml:\n  - lr=-1 must be\n    above 0\n"
     assert runner.last_words(said, 2) == "a.yaml: - lr=-1 must be above 0 (exit code 2)"
-    assert runner.last_words("", 1) == "ended without a word (exit code 1)"
+    assert runner.last_words("", 1) == "ended without output (exit code 1)"
     assert runner.last_words("", -15) == "killed by SIGTERM"
 
 
@@ -232,16 +232,16 @@ def test_a_proposal_is_words_and_nothing_else(main: Main, tmp_path: Path, capsys
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="the grid has no trial 3; trials count from 0"):
         main("--propose", "3", "seed=3")
-    with pytest.raises(ConfigError, match="method=bayes learns from the trials before, so none can be proposed alone"):
+    with pytest.raises(ConfigError, match="method=bayes learns from earlier trials, so none can be proposed"):
         main("--propose", "0", method="bayes")
 
 
 @pytest.mark.parametrize(
     ("words", "method", "message"),
     [
-        (["run.dir=x"], "grid", "run.dir=x: every trial has a run folder of its own; --folder says where they are"),
+        (["run.dir=x"], "grid", "run.dir=x: every trial has its own run folder; --folder says where they are"),
         (["x"], "grid", "override 'x' is not of the form key=value"),
-        ([], "random", "method=random has no end; say how many by --trials N"),
+        ([], "random", "method=random has no end; set the number of trials with --trials N"),
         (["--trials", "0"], "grid", "--trials 0 must be at least 1"),
     ],
 )
