@@ -1,1 +1,1 @@
-"""`python -m pipelines.prepare`: corpora into shards, and a look at them."""
+"""`python -m pipelines.prepare`: turn corpora into shards, and inspect them."""

@@ -1,4 +1,4 @@
-"""Turn official files, or scenes drawn here, into what training reads."""
+"""Turn official files, or embedded scenes, into shards for training, and inspect them."""
 
 import argparse
 import json
@@ -21,12 +21,12 @@ from pipelines.run.console import run_verb, say
 from pipelines.run.overrides import parse_overrides
 
 _REASONS = 5
-"""Kinds of rejects that the report shows, the most frequent first."""
+"""Number of reject kinds in the report, most frequent first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A kind of input: its settings, its work, and what its help says."""
+    """A kind of input: its help text, settings, work and example."""
 
     about: str
     config: type[Any]
@@ -47,14 +47,14 @@ def _shards(build: Callable[[Any, Progress], Path], config: Any) -> None:
         manifest = build(config, progress.show)
     if built_before:
         say(
-            f"{config.out} was built before from the same texts and settings; nothing was done. Delete it to build anew"
+            f"{config.out} was built before from the same texts and settings; nothing was done. Delete it to rebuild it"
         )
     _report(manifest)
 
 
 SOURCES = {
     "scenes": Source(
-        about="draw the embedded data, train their tokenizers and build their shards",
+        about="draw the embedded data, train tokenizers on them and build their shards",
         config=PrepareScenesConfig,
         work=_scenes,
         example="folder=data/scenes images=3000 seed=0",
@@ -66,7 +66,7 @@ SOURCES = {
         example="captions=annotations/captions_train2014.json images=train2014 vq=vq.safetensors out=data/t2i",
     ),
     "images": Source(
-        about="a folder of images with captions, in a JSONL file or in .txt files beside them, to T2I shards",
+        about="a folder of images with captions, in a JSONL file or in .txt files next to them, to T2I shards",
         config=ImagesConfig,
         work=partial(_shards, build_images),
         example="images=pictures captions=captions.jsonl vq=vq.safetensors out=data/t2i name=mine",
@@ -114,11 +114,11 @@ def _run(source: Source, arguments: argparse.Namespace) -> None:
     try:
         source.work(parse_overrides(source.config, arguments.overrides))
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt("run the same command again to go on: finished shards stay") from stop
+        raise KeyboardInterrupt("run the same command again to continue; finished shards are kept") from stop
 
 
 def _keys(name: str, source: Source) -> str:
-    """Settings and an example of a source, for the help."""
+    """Settings and an example of a source, for --help."""
     lines = [f"{name}:  python -m pipelines.prepare {name} {source.example}"]
     for each in fields(source.config):
         default = "required" if each.default is MISSING else f"default {each.default!r}"
@@ -127,13 +127,13 @@ def _keys(name: str, source: Source) -> str:
 
 
 def _report(manifest: Path) -> None:
-    """What was built, and why some of it was not."""
+    """Say what was built, and why some entries were rejected."""
     content = json.loads(manifest.read_text(encoding="utf-8"))
     counts = ", ".join(f"{key} {value}" for key, value in sorted(content["meta"]["counts"].items()))
     say(f"{manifest}: {content['total']} samples in {len(content['shards'])} shards ({counts})")
     lines = (manifest.parent / REJECTED).read_text(encoding="utf-8").split("\n")  # a reason may hold other line ends
     rejects = [json.loads(line) for line in lines if line]
-    # the kind of a reason stands before its first colon
+    # the text before the first colon is the kind of reason
     kinds = Counter(each["reason"].split(":")[0] for each in rejects).most_common()
     for kind, count in kinds[:_REASONS]:
         say(f"  rejected {count}: {kind}")

@@ -1,4 +1,4 @@
-"""The progress of building shards: a bar on a terminal, plain lines where output goes to a file."""
+"""The progress of building shards: a bar on a terminal, plain lines if output goes to a file."""
 
 import time
 from types import TracebackType
@@ -10,10 +10,10 @@ from pipelines.run.console import say
 
 
 class BuildProgress:
-    """Shows rows done, rows/s and time left; use as a context.
+    """Shows rows done, rows/s and time left; use it as a context manager.
 
-    What an earlier start has done counts as done, but not for the rate. Without a terminal a line is printed at most
-    every ``seconds``.
+    Rows of an earlier start count as done, but not for the rate. Without a terminal, at most one line is printed every
+    ``seconds``.
     """
 
     def __init__(self, name: str, *, seconds: float = 10.0, console: Console | None = None) -> None:
@@ -37,7 +37,7 @@ class BuildProgress:
         if self._first is None:
             self._first, self._printed = (done, now), now
             if done:
-                say(f"{self.name}: going on after {done} of {total}")
+                say(f"{self.name}: continuing after {done} of {total}")
         elif done < total and now - self._printed < (0.1 if self._console.is_terminal else self.seconds):
             return
         self._printed = now

@@ -1,4 +1,4 @@
-"""Looking into prepared data: verify it, count it, and look at a sample."""
+"""Tools to inspect prepared data: verify it, survey it, and look at a sample."""
 
 import argparse
 import json
@@ -19,27 +19,32 @@ if TYPE_CHECKING:
 
 
 def add_tools(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add ``verify``, ``stats`` and ``peek``; each sets ``run``, which takes the arguments."""
-    verify = _command(commands, "verify", _verify, "look for every fault of a data set; exits 1 if there is one")
-    verify.add_argument("--sha256", action="store_true", help="hash every shard, and name the keys that are damaged")
+    """Add ``verify``, ``stats`` and ``peek``; each sets ``run``, which is called with the arguments."""
+    verify = _command(commands, "verify", _verify, "find all faults of a data set; exits with code 1 if there are any")
+    verify.add_argument("--sha256", action="store_true", help="hash every shard, and name damaged keys")
     verify.add_argument("--decode", action="store_true", help="check and decode every payload")
     _processes(verify)
-    stats = _command(commands, "stats", _stats, "count what a data set holds")
+    stats = _command(commands, "stats", _stats, "survey what a data set holds")
     stats.add_argument("--tokenizer", default="", help="tokenizer.json to measure the texts with")
-    stats.add_argument("--length", type=int, help="ids that every text gets (default 449; captions 68)")
-    stats.add_argument("--image-positions", type=int, default=729, help="of an MMU image (default 729)")
+    stats.add_argument("--length", type=int, help="fixed length of every text in ids (default: 449; captions: 68)")
+    stats.add_argument("--image-positions", type=int, default=729, help="positions of an MMU image (default: 729)")
     stats.add_argument(
-        "--evaluation", nargs="+", default=[], type=Path, metavar="PLACE", help="question files or folders of pictures"
+        "--evaluation",
+        nargs="+",
+        default=[],
+        type=Path,
+        metavar="PLACE",
+        help="question files or folders of pictures, to find them in the data set",
     )
     stats.add_argument("--json", action="store_true", help="print JSON instead of tables")
     _processes(stats)
     peek = _command(commands, "peek", _peek, "show one sample as the model sees it")
-    peek.add_argument("key", metavar="KEY", help="its key, or its number from 0 on")
+    peek.add_argument("key", metavar="KEY", help="its key, or its number, counted from 0")
     peek.add_argument("--tokenizer", default="", help="tokenizer.json, to show tokens and labels")
-    peek.add_argument("--length", type=int, help="ids of the text (default 449; captions 68)")
-    peek.add_argument("--caption", type=int, default=0, help="which caption becomes tokens (default 0)")
-    peek.add_argument("--vq", default="", help="image tokenizer file, to draw a T2I sample's codes")
-    peek.add_argument("--out", type=Path, help="file for the picture (default KEY.jpg, or KEY.png of codes)")
+    peek.add_argument("--length", type=int, help="length of the text in ids (default: 449; captions: 68)")
+    peek.add_argument("--caption", type=int, default=0, help="which caption to tokenize (default: 0)")
+    peek.add_argument("--vq", default="", help="image tokenizer file, to draw the codes of a T2I sample")
+    peek.add_argument("--out", type=Path, help="file for the picture (default: KEY.jpg, or KEY.png from codes)")
 
 
 def _command(
@@ -50,7 +55,7 @@ def _command(
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=what, description=what)
     parser.add_argument("manifest", metavar="MANIFEST", help="manifest.json of the data set: a path or a URL")
-    parser.add_argument("--cache", type=Path, help="folder that the shards are copied to")
+    parser.add_argument("--cache", type=Path, help="folder to copy the shards to")
     parser.set_defaults(run=work)
     return parser
 
@@ -58,13 +63,13 @@ def _command(
 def _processes(parser: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument(
-        "--processes", type=int, default=cores, help=f"processes that work (default {cores}: all cores)"
+        "--processes", type=int, default=cores, help=f"number of worker processes (default: {cores}, all cores)"
     )
 
 
 @contextmanager
 def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal that shows how much is done; nothing where errors go to a file."""
+    """A progress bar on the terminal; nothing if standard error goes to a file."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -149,11 +154,11 @@ def _show_survey(found: "Survey") -> None:
         lines += [
             f"every text at {padding.length} ids: {padding.cut} cut, {padding.no_room} without room for an answer",
             f"  padding is {padding.text_waste:.1%} of the text and {padding.sequence_waste:.1%} of all positions "
-            f"({padding.positions_fixed:,.0f} a sequence; {padding.positions_packed:,.1f} without padding)",
+            f"({padding.positions_fixed:,.0f} per sequence; {padding.positions_packed:,.1f} without padding)",
         ]
     if (overlap := found.overlap) is not None:
         by_content = "not compared" if overlap.by_content is None else overlap.by_content
-        lines.append(f"pictures that are evaluated on: {overlap.by_name} by name, {by_content} by content")
+        lines.append(f"pictures also used in evaluation: {overlap.by_name} by name, {by_content} by content")
         lines += [f"  {key}" for key in overlap.keys]
     for line in lines:
         console.print(line, markup=False, highlight=False)
@@ -205,13 +210,13 @@ def _write_picture(sample: "Peek", arguments: argparse.Namespace) -> None:
         out = arguments.out or Path(f"{sample.key}.png")
         to_image(load_image_tokenizer(arguments.vq).decode(torch.from_numpy(codes)[None])[0]).save(out)
     else:
-        say("no picture is stored; --vq names the image tokenizer that draws its codes")
+        say("no picture is stored; name an image tokenizer with --vq to draw its codes")
         return
     say(f"picture: {out}")
 
 
 def _show_tokens(sequence: "list[Token]") -> None:
-    """One line a position; of a run of padding only the first."""
+    """Print one line per position; a run of padding is shortened to its first position."""
     from modules.omnimamba.tokenizer import PAD
 
     say(f"{'position':>8}  {'id':>6}  {'label':>6}  token")

@@ -110,11 +110,11 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(many: list[str], tmp_
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said == "stopped by Ctrl-C; run the same command again to go on: finished shards stay\n"
+    assert said == "stopped by Ctrl-C; run the same command again to continue; finished shards are kept\n"
     assert not (folder / "manifest.json").exists()
     finished = len(list(folder.glob(".build/llava-*.json")))
     assert call(prepare, "llava", *many, f"out={folder}", "processes=1") == 0
-    assert f"llava: going on after {4 * finished} of 160\n" in capsys.readouterr().out
+    assert f"llava: continuing after {4 * finished} of 160\n" in capsys.readouterr().out
     assert call(prepare, "llava", *many, f"out={tmp_path}/undisturbed", "processes=2") == 0
     assert contents(folder) == contents(tmp_path / "undisturbed")
 

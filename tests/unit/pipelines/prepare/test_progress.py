@@ -30,7 +30,7 @@ def test_what_an_earlier_start_did_does_not_count_for_the_rate(now: list[float],
         now[0] += 20
         progress.show(4500, 5000)
     assert capsys.readouterr().out.splitlines() == [
-        "coco: going on after 4000 of 5000",
+        "coco: continuing after 4000 of 5000",
         "coco  4500/5000  25.0 samples/s  0:00:20 left",
     ]
 
@@ -50,7 +50,7 @@ def test_a_build_with_nothing_left_to_do_has_no_rate(now: list[float], capsys) -
     with BuildProgress("coco") as progress:
         progress.show(10, 10)
         progress.show(10, 10)
-    assert capsys.readouterr().out.splitlines() == ["coco: going on after 10 of 10"]
+    assert capsys.readouterr().out.splitlines() == ["coco: continuing after 10 of 10"]
 
 
 def test_durations_are_read_as_on_a_clock() -> None:

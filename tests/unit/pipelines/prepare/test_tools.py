@@ -108,9 +108,9 @@ def test_stats_as_json_agree_with_the_data(prepared: PreparedPaths, run: Run) ->
 
 def test_overlap_with_pictures_is_shown(prepared: PreparedPaths, run: Run) -> None:
     _, out, _ = run("stats", prepared.mmu_captions, "--evaluation", prepared.scenes / "train2014", "--processes", "1")
-    assert "pictures that are evaluated on: 20 by name, 20 by content" in out
+    assert "pictures also used in evaluation: 20 by name, 20 by content" in out
     _, out, _ = run("stats", prepared.mmu_captions, "--evaluation", prepared.scenes / "val2014", "--processes", "1")
-    assert "pictures that are evaluated on: 0 by name, 0 by content" in out
+    assert "pictures also used in evaluation: 0 by name, 0 by content" in out
 
 
 def test_peek_shows_a_conversation_with_its_labels(prepared: PreparedPaths, run: Run, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_peek_draws_codes(prepared: PreparedPaths, run: Run, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     code, out, _ = run("peek", prepared.t2i, "7")
     assert code == 0
-    assert "no picture is stored; --vq names the image tokenizer" in out
+    assert "no picture is stored; name an image tokenizer with --vq" in out
     key = ShardSet.open(prepared.t2i).key(7)
     assert run("peek", prepared.t2i, key, "--vq", prepared.vq)[0] == 0
     vq = load_image_tokenizer(prepared.vq)
