@@ -73,14 +73,24 @@ def read_text(path: Path, what: str) -> str:
         FileNotFoundError: there is no such file.
         ValueError: it is not UTF-8, or a pointer that git-lfs left in its place.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{what} {path} {'is not a file' if path.exists() else 'does not exist'}")
-    content = path.read_bytes()
-    refuse_lfs_pointer(content, f"{what} {path}")
+    require_file(path, what)
     try:
-        return content.decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{what} {path} is not UTF-8 ({error}); fetch it again") from None
+
+
+def require_file(path: Path, what: str) -> None:
+    """Raise unless ``path`` is a file and not a pointer of git-lfs; ``what`` names it in errors.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a pointer that git-lfs left in its place.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{what} {path} {'is not a file' if path.exists() else 'does not exist'}")
+    with path.open("rb") as file:
+        refuse_lfs_pointer(file.read(len(_LFS)), f"{what} {path}")
 
 
 def refuse_lfs_pointer(content: bytes, where: str) -> None:

@@ -9,7 +9,7 @@ from annotated_types import Ge, MinLen
 from pydantic import FiniteFloat
 from typing_extensions import TypedDict
 
-from modules.reading import checked, parse_json, read_json, read_json_lines, read_text, shown
+from modules.reading import checked, parse_json, read_json, read_json_lines, read_text, require_file, shown
 
 
 class Line(TypedDict):
@@ -87,6 +87,8 @@ def test_files_are_read_with_a_mark_and_without_and_named_in_errors(tmp_path: Pa
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(ValueError, match=rf"^list {path} is a git-lfs pointer.*git lfs pull"):
         read_text(path, "list")
+    with pytest.raises(ValueError, match=rf"^table {path} is a git-lfs pointer"):
+        require_file(path, "table")
     with pytest.raises(FileNotFoundError, match=r"none\.json does not exist$"):
         read_text(tmp_path / "none.json", "list")
     with pytest.raises(FileNotFoundError, match=r"is not a file$"):

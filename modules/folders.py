@@ -1,0 +1,45 @@
+"""Walks folders that others filled."""
+
+import logging
+import os
+from pathlib import Path
+from typing import NoReturn
+
+log = logging.getLogger(__name__)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in and below ``folder``, sorted by path.
+
+    Links to folders are followed. Each real folder is entered once, so circles end. Files that macOS adds to archives
+    (``._name``, ``__MACOSX``) are left out; a warning says how many.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    found: list[Path] = []
+    entered: set[tuple[int, int]] = set()
+    starts = [folder]
+    for start in starts:  # grows: links wait until the real folders are entered, so those keep their own paths
+        for place, folders, names in os.walk(start, onerror=_fail):
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in entered:
+                folders.clear()
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            folders.sort()
+            starts += [path for name in folders if (path := Path(place, name)).is_symlink()]
+            found += [Path(place, name) for name in names]
+    kept = [path for path in found if not is_macos(path.relative_to(folder))]
+    if len(kept) < len(found):
+        log.warning("%s: %d files that macOS added (._*, __MACOSX) are left out", folder, len(found) - len(kept))
+    return sorted(kept)
+
+
+def is_macos(path: Path) -> bool:
+    """Whether a file only holds what macOS stores about another file: AppleDouble, named ``._`` and its name."""
+    return path.name.startswith("._") or "__MACOSX" in path.parts
+
+
+def _fail(error: OSError) -> NoReturn:
+    raise error
