@@ -5,6 +5,7 @@ and what was expected.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -113,12 +114,28 @@ def read_json_lines(path: Path, kind: type[T], what: str) -> Iterator[tuple[str,
         yield where, checked(parse_json(line, where), kind, where)
 
 
+def read_entries(path: Path, kind: type[T], what: str) -> list[T]:
+    """The values of a file that holds a JSON list, or one JSON value per line, checked; its name does not matter.
+
+    Raises like `read_json`.
+    """
+    text, where = read_text(path, what), f"{what} {path}"
+    if re.match(r"\s*\[", text):
+        return checked(parse_json(text, where), cast(Any, list)[kind], where)
+    by_line = "which does not begin with [ and so must hold one JSON value per line"
+    return [checked(parse_json(line, f"{name}, {by_line},"), kind, name) for name, line in _lines(text, where)]
+
+
 def read_lines(path: Path, what: str) -> Iterator[tuple[str, str]]:
     """The non-empty lines of a file, each with its name for errors; raises like `read_text`."""
+    return _lines(read_text(path, what), f"{what} {path}")
+
+
+def _lines(text: str, where: str) -> Iterator[tuple[str, str]]:
     # only at "\n": splitlines would also split at characters that texts hold, such as U+2028
-    for number, line in enumerate(read_text(path, what).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"line {number} of {what} {path}", line
+            yield f"line {number} of {where}", line
 
 
 def shown(value: Any) -> str:

@@ -9,7 +9,16 @@ from annotated_types import Ge, MinLen
 from pydantic import FiniteFloat
 from typing_extensions import TypedDict
 
-from modules.reading import checked, parse_json, read_json, read_json_lines, read_text, require_file, shown
+from modules.reading import (
+    checked,
+    parse_json,
+    read_entries,
+    read_json,
+    read_json_lines,
+    read_text,
+    require_file,
+    shown,
+)
 
 
 class Line(TypedDict):
@@ -98,3 +107,25 @@ def test_files_are_read_with_a_mark_and_without_and_named_in_errors(tmp_path: Pa
 def test_values_are_shown_short_on_one_line() -> None:
     assert [shown(value) for value in (None, False, "a\nb", {"a": 1})] == ["null", "false", r"'a\nb'", "{'a': 1}"]
     assert len(shown(list(range(1000)))) == 63
+
+
+@pytest.mark.parametrize("content", ['[{"a": 1}, {"a": 2}]', ' \n[{"a": 1},\n{"a": 2}]\n', '{"a": 1}\n\n{"a": 2}\n'])
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+def test_entries_are_a_list_or_lines_whatever_the_file_is_called(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text("\ufeff" + content, encoding="utf-8")
+    assert read_entries(tmp_path / name, dict[str, int], "entries") == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1}\n{"a": "2"}', r"^line 2 of entries .*x: a is '2', expected a whole number$"),
+        ('[{"a": 1}, []]', r"^entries .*x: \[1\] is \[\], expected an object$"),
+        ('{\n"a": 1}', r"^line 1 of .*x, which does not begin with \[ and so must hold one JSON value per line, is"),
+        ("[1", r"^entries .*x is not valid JSON"),
+    ],
+)
+def test_entries_of_another_layout_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "x").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_entries(tmp_path / "x", dict[str, int], "entries")
