@@ -1,1 +1,1 @@
-"""What every verb stands on: configuration, composition, the run folder, hardware, ranks, the terminal."""
+"""What all verbs share: configuration, composition, the run folder, hardware, ranks, the terminal."""

@@ -1,4 +1,4 @@
-"""Builds the parts of a run out of its configuration."""
+"""Builds the parts of a run from its configuration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from pipelines.run.overrides import ConfigError
 
 
 class Origin(NamedTuple):
-    """A checkpoint that a run starts from: where it was named, name and hash, W&B run, and its manifest."""
+    """A checkpoint that a run starts from: its path as configured, name and hash, W&B run, and manifest."""
 
     path: str
     checkpoint: str
@@ -36,18 +36,18 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a run consists of, before anything watches it."""
+    """The parts of a run, without its callbacks."""
 
     tokenizer: TextTokenizer
     vq: ImageTokenizer | None
     data: MixedDataModule
     stage: StageModule
     origins: tuple[Origin, ...]
-    """What its weights started from."""
+    """The checkpoints its weights started from."""
 
 
 def build_parts(config: RunConfig, report: Callable[[str], None], *, resumed: bool) -> Parts:
-    """Tokenizers, data and the stage with its model, in the order in which their errors are wanted."""
+    """Build tokenizers, data and the stage with its model, in the order in which their errors should appear."""
     tokenizer, vq = build_tokenizer(config.model), build_vq(config.model)
     data = build_data(config, tokenizer, vq, report)
     origins: list[Origin] = []
@@ -57,7 +57,7 @@ def build_parts(config: RunConfig, report: Callable[[str], None], *, resumed: bo
 
 
 def make_embedded_data(config: RunConfig) -> None:
-    """Draw and prepare the scenes that the configuration asks for, if they are not there yet."""
+    """Draw and prepare the scenes that the configuration asks for, if they are missing."""
     if config.scenes is not None:
         prepare_scenes(config.scenes)
 
@@ -81,13 +81,13 @@ def build_vq(model: ModelConfig) -> ImageTokenizer | None:
     """The VQ tokenizer, if one is named.
 
     Raises:
-        ConfigError: it is not there, or its codes are not those of the model.
+        ConfigError: it is missing, or its codes are not those of the model.
     """
     if not model.vq:
         return None
     if not Path(model.vq).exists():
         raise ConfigError(
-            f"model.vq={model.vq} does not exist; name the VQ tokenizer's file, or set model.vq='' where no picture is "
+            f"model.vq={model.vq} does not exist; name the VQ tokenizer's file, or set model.vq='' if no pictures are "
             "drawn"
         )
     vq = load_image_tokenizer(Path(model.vq))
@@ -109,8 +109,8 @@ def build_model(
 ) -> OmniMamba:
     """The model with its initial weights: by seed and name, then third-party ones, then those of earlier stages.
 
-    Where a checkpoint is resumed it brings all weights, and what they started from need not be there any more.
-    ``started_from`` is told of each earlier stage's checkpoint.
+    A resumed checkpoint holds all weights, so the files they started from may be gone. ``started_from`` is called with
+    the checkpoint of each earlier stage.
     """
     model = OmniMamba(config.model)
     model.compute = COMPUTE[config.trainer.precision]
@@ -129,7 +129,7 @@ def build_model(
     if config.init_from:
         for path in config.init_from:
             if (Path(path) / CONFIG).is_file() and not (Path(path) / COMPLETE).is_file():
-                warn(f"init_from: {path} is not complete; its latest checkpoint is taken as it is")
+                warn(f"init_from: {path} is not complete; its latest checkpoint is used as it is")
         results = [StageResult.read(Path(path), warn) for path in config.init_from]
         for line in load_results(model, results).lines():
             report(line)
@@ -141,8 +141,10 @@ def build_model(
 
 
 def weight_fingerprints(config: RunConfig, model: OmniMamba, *, resumed: bool) -> dict[str, str]:
-    """sha256 (hex) of the weights from elsewhere that a run uses: the vision encoder's and, at its start, the
-    pre-trained ones. Files of gigabytes are read for it: once, by one process."""
+    """sha256 (hex) of the third-party weights of a run: the vision encoder's and, at its start, the pretrained ones.
+
+    This reads gigabytes, so only one process should call it, once.
+    """
     found = {}
     if "mmu" in STAGES[config.stage.name].tasks and model.vision.fingerprint:
         found["vision"] = model.vision.fingerprint
@@ -169,7 +171,7 @@ def build_data(
     """The data module of the stage's tasks.
 
     Raises:
-        ConfigError: the T2I shards hold codes of another VQ tokenizer than ``vq``.
+        ConfigError: the codes in the T2I shards are not from ``vq``.
     """
     tasks = STAGES[config.stage.name].tasks
     data = MixedDataModule(config.data, config.model, tokenizer, tasks=tasks, seed=config.seed, report=report)
@@ -179,6 +181,6 @@ def build_data(
             raise ConfigError(
                 f"the codes in {config.data.t2i} were made with VQ tokenizer {made_with.get('kind')} "
                 f"({made_with.get('fingerprint')}), but model.vq={config.model.vq} is {vq.name} ({vq.fingerprint}): "
-                "its pictures would be noise. Name the tokenizer that prepared the shards"
+                "its pictures would be noise. Name the tokenizer that the shards were prepared with"
             )
     return data

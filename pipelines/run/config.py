@@ -32,12 +32,12 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolderConfig:
-    """Where the run lives, and what a resume may change."""
+    """Where the run folder is, and what a resume may change."""
 
     dir: str = ""
     """The run folder; empty: runs/<name>."""
     allow_changed: tuple[str, ...] = ()
-    """Keys that may differ from the run folder's config.yaml on a resume, beyond those that always may."""
+    """Keys that may differ from the run folder's config.yaml on a resume, in addition to those that always may."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,10 @@ class TrainerConfig:
     max_steps: int
     log_every_n_steps: int = 10
     precision: Literal["float32", "bf16"] = "float32"
-    """Type of matrix products; parameters, norms, residual and the scan's own parameters are float32 in either."""
+    """Type of matrix products; parameters, norms, residual and the scan's own parameters are always float32."""
     deterministic: bool = False
-    """On a GPU, kernels that sum in a fixed order: a run and its resume are equal to the bit, for a fifth more time
-    (docs/experiments.md). A CPU is always like this."""
+    """On a GPU, use kernels that sum in a fixed order: a run and its resume are bit-identical, for a fifth more time
+    (docs/experiments.md). A CPU is always deterministic."""
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
@@ -67,13 +67,13 @@ class RunConfig:
 
     name: str
     seed: int = 0
-    """Seed of the data order and of all randomness in training; initial weights have model.init_seed."""
+    """Seed of the data order and of all randomness in training; initial weights use model.init_seed."""
     stage: StageConfig
     pretrained: str = ""
-    """File or folder of third-party weights to start from: ``state-spaces/mamba2-*``, or a published OmniMamba. Those
-    of the encoders are named by model.vision and model.vq."""
+    """File or folder of third-party weights to start from: ``state-spaces/mamba2-*``, or a published OmniMamba. The
+    weights of the encoders are named in model.vision and model.vq."""
     pretrained_adapters: AdapterFolders = field(default_factory=AdapterFolders)
-    """Task adapters in peft's format to start from, beside ``pretrained``."""
+    """Task adapters in peft's format to start from, in addition to ``pretrained``."""
     init_from: tuple[str, ...] = ()
     """Run or checkpoint folders of earlier stages, whose weights this run starts from."""
     trainer: TrainerConfig
@@ -87,7 +87,7 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     scenes: PrepareScenesConfig | None = None
-    """Embedded data to make, if it is not there yet, before anything is read."""
+    """Embedded data to prepare before anything is read, if it is missing."""
 
     @property
     def folder(self) -> Path:
@@ -111,9 +111,9 @@ class RunConfig:
                 f"{self.hardware.strategy} an update cannot be left out"
             )
         if self.run.dir.startswith("~") and not _has_home(self.run.dir):
-            found.append(f"run.dir={self.run.dir} names the home of a user that is not known; write it out")
+            found.append(f"run.dir={self.run.dir} names the home of an unknown user; write the path out")
         if not self.name or "/" in self.name:
-            found.append(f"name={self.name!r} must be a word that can name a folder")
+            found.append(f"name={self.name!r} must be a folder name: not empty, and without '/'")
         if self.checkpoint.best and self.evaluation.every_n_steps % self.checkpoint.every_n_steps:
             found.append(
                 f"checkpoint.best needs a checkpoint at every evaluated step: checkpoint.every_n_steps="
@@ -154,18 +154,18 @@ def _has_home(folder: str) -> bool:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a YAML file (and what it includes) with ``key=value`` overrides, checked.
+    """Load the configuration of a YAML file and its includes, with ``key=value`` overrides, and check it.
 
     Raises:
-        ConfigError: anything about it is wrong; the message names key, value, rule and way out.
+        ConfigError: it is wrong; the message names key, value, rule and way out.
     """
     values = merge(read_yaml(path), dotlist(overrides), source="the command line")
     return build(RunConfig, values, source=str(path))
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:
-    """The configuration as plain data, as it is written to config.yaml."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))  # tuples become lists, as YAML has them
+    """The configuration as plain data, as written to config.yaml."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))  # tuples become lists, as in YAML
     return plain
 
 
@@ -190,13 +190,13 @@ FREE_ON_RESUME = (
     "model.vision.siglip.weights",
     "model.vision.chunk",
 )
-"""Keys that a resumed run may change: they alter neither the weights nor what they are trained on.
+"""Keys that a resumed run may change, because they affect neither the weights nor the training data.
 
-Manifests may lie elsewhere: that the samples are the same is what the checkpoint's fingerprints say."""
+Manifests may move: the checkpoint's fingerprints ensure that the samples are the same."""
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Leaves in which two configurations differ, as {dotted key: (old, new)}."""
+    """The leaves that differ between two configurations, as {dotted key: (old, new)}."""
     found: dict[str, tuple[Any, Any]] = {}
     for key in {**old, **new}:
         a, b = old.get(key), new.get(key)

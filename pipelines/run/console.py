@@ -1,4 +1,4 @@
-"""How the verbs speak: results on standard output, warnings on standard error, errors with exit code 2."""
+"""Output of the verbs: results on standard output, warnings on standard error, errors with exit code 2."""
 
 import argparse
 import errno
@@ -16,23 +16,23 @@ from pipelines.run import ending
 from pipelines.run.ending import DONE, FAILED, INTERRUPTED, PREEMPTED, UNUSABLE, USER_ERRORS
 
 STDERR = 2
-"""The file itself: what stands in for `sys.stderr` has none."""
+"""The file descriptor itself, because a replacement of `sys.stderr` may have none."""
 
 
 def say(text: str = "") -> None:
-    """A line for the user."""
+    """Print a line for the user."""
     print(redact(text), flush=True)
 
 
 def warn(text: str) -> None:
-    """A line that must not be overlooked; of the processes that Lightning or torchrun start on a node, one says it."""
+    """Print a line that must not be missed. Only one process per node prints it."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return
     print(f"WARNING: {redact(text)}", file=sys.stderr, flush=True)
 
 
 def split_overrides(parser: argparse.ArgumentParser, rest: Sequence[str]) -> list[str]:
-    """The words that ``parser`` did not know, if they all are key=value; otherwise it ends with its usage."""
+    """The words that ``parser`` did not recognize, if all are key=value; otherwise exit with its usage."""
     for word in rest:
         if word.startswith("-") or "=" not in word:
             parser.error(f"unrecognized argument: {word}")
@@ -40,7 +40,7 @@ def split_overrides(parser: argparse.ArgumentParser, rest: Sequence[str]) -> lis
 
 
 def run_verb(main: Callable[[], None]) -> NoReturn:
-    """Run a verb; what a user can mend ends as a message and exit code 2. Secrets are shown nowhere."""
+    """Run a verb. Errors that a user can fix end as a message and exit code 2. Secrets are never shown."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Redacted("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -55,21 +55,21 @@ def run_verb(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt as stop:
         _complain("; ".join(["stopped by Ctrl-C", *map(str, stop.args)]))
         _leave(INTERRUPTED)
-    except Exception as error:  # noqa: BLE001  # the last one to hear of it
+    except Exception as error:  # noqa: BLE001  # the outermost handler
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             _complain(f"error: {error}: make room, and start the same command again")
             _leave(UNUSABLE)
-        # not by sys.excepthook, which torch.distributed makes hold back what is printed
+        # not through sys.excepthook: torch.distributed replaces it with one that delays the output
         _complain("".join(traceback.format_exception(error)).rstrip("\n"))
         _leave(FAILED)
     _leave(DONE)
 
 
 def _leave(code: Any) -> NoReturn:
-    """End the process; a rank that fails, at once.
+    """End the process; if a rank failed, immediately.
 
-    In an orderly end NCCL waits for the other ranks, who wait for this one: none would end before a timeout, and
-    neither srun nor torchrun would see that one has failed.
+    In a normal exit NCCL waits for the other ranks, which wait for this one. None would end before a timeout, and
+    neither srun nor torchrun would notice the failure.
     """
     distributed = sys.modules.get("torch.distributed")  # not loaded for its own sake
     if distributed is not None and distributed.is_initialized():
@@ -87,7 +87,7 @@ def _leave(code: Any) -> NoReturn:
 
 
 def _complain(text: str) -> None:
-    """Say on standard error why the process ends, which it does even where there is no room for a word."""
+    """Print to standard error why the process ends; if that fails, the process ends all the same."""
     with suppress(OSError, ValueError):
         print(redact(text), file=sys.stderr, flush=True)
 

@@ -1,6 +1,6 @@
-"""How a run and its processes end: exit codes, what becomes of the other ranks, and the last function at exit.
+"""How a run and its processes end: exit codes, the end of the other ranks, and the last function at exit.
 
-Imports nothing heavy: every verb loads it before anything else.
+Imports nothing heavy, because every verb loads it before anything else.
 """
 
 import os
@@ -23,36 +23,36 @@ USER_ERRORS = (
     PermissionError,
     ChildProcessError,
 )
-"""What a user can mend: shown as a message. Anything else is a fault of the program and keeps its traceback."""
+"""Errors that a user can fix, shown as a message. Anything else is a fault of the program and keeps its traceback."""
 
 GRACE_SECONDS = 10.0
-"""How long ranks that rank 0 has started may still speak after it has failed, before they are killed."""
+"""How long the ranks started by rank 0 may keep running after it failed, before they are killed."""
 
 exit_code: int | None = None
-"""Set where the process is to end by `leave`."""
+"""The exit code for `leave`; None if the process ends normally."""
 
 
 class OtherRanks(Protocol):
-    """The ranks that this process has started, if it has."""
+    """The ranks that this process started, if any."""
 
     def end(self, grace: float) -> list[int]:
-        """Their exit codes; those that are still there after ``grace`` seconds are killed."""
+        """Wait for them, kill those still running after ``grace`` seconds, and return their exit codes."""
 
 
 @dataclass
 class Outcome:
-    """What came of a training: its exit code, which is that of a failure until it says otherwise."""
+    """The outcome of a training: its exit code, which is a failure until set otherwise."""
 
     code: int = FAILED
 
 
 @contextmanager
 def ended_in_order(others: OtherRanks, close: Callable[[int], None]) -> Iterator[Outcome]:
-    """Around a training: however it ends, the other ranks end too, and ``close`` is called with its exit code.
+    """Wrap a training: however it ends, the other ranks end too, and ``close`` is called with its exit code.
 
     Raises:
-        SystemExit: `INTERRUPTED`, where Lightning was stopped by Ctrl-C; its own exit code would tell a batch script
-            that all is well. `UNUSABLE`, where a rank has told what the user can mend: that it has ended is no fault.
+        SystemExit: `INTERRUPTED` if Ctrl-C stopped Lightning, whose own exit code would tell a batch script that all
+            is well. `UNUSABLE` if another rank ended with an error that the user can fix, which it has printed itself.
     """
     outcome = Outcome()
     try:
@@ -70,13 +70,13 @@ def ended_in_order(others: OtherRanks, close: Callable[[int], None]) -> Iterator
 
 
 def leave() -> None:
-    """End the process by ``exit_code``, as the last function that is called at its exit.
+    """End the process with ``exit_code``, as the last function called at its exit.
 
-    gloo's threads drop their references to tensors when it suits them. One that does so while the interpreter is
-    dismantled aborts the process (-6), though its run is complete (docs/decisions/0016-how-a-rank-leaves.md).
+    gloo's threads may drop their references to tensors at any time. If one does so while the interpreter shuts down,
+    the process aborts (-6), even though its run is complete (docs/decisions/0016-how-a-rank-leaves.md).
 
     Raises:
-        OSError: what was printed has no room; Python says so and ends the process by another code.
+        OSError: the disk has no room for the output; Python then reports it and ends with another code.
     """
     if exit_code is not None:
         for stream in (sys.stdout, sys.stderr):

@@ -1,4 +1,4 @@
-"""What a run computes on: its configuration, whether this machine has it, and how several devices work together."""
+"""The hardware of a run: its configuration, whether this machine has it, and how several devices work together."""
 
 import os
 from dataclasses import dataclass
@@ -19,29 +19,28 @@ ZERO_LEVELS: dict[str, Level] = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareConfig:
-    """What to run on."""
+    """The hardware to run on."""
 
     accelerator: Literal["cpu", "gpu"] = "cpu"
     devices: int = 1
-    """Devices of each node: GPUs, or processes on a CPU."""
+    """Devices per node: GPUs, or processes on a CPU."""
     nodes: int = 1
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
-    """How several GPUs share the work: whole copies, or DeepSpeed ZeRO with sharded optimizer states (1), gradients
-    (2) and parameters (3). Checkpoints are the same, so a resume may choose another."""
+    """How several GPUs share the work: full replicas, or DeepSpeed ZeRO, which shards optimizer states (1), gradients
+    (2) and parameters (3). Checkpoints have the same form, so a resume may choose another."""
     recompute: bool = False
-    """Keep only each block's input in training and compute the rest again in the backward pass: a third more work for
-    a fraction of the memory."""
+    """Keep only the input of each block for the backward pass and recompute the rest: a third more work for a fraction
+    of the memory."""
     threads: int = 0
-    """CPU threads of each process; 0 leaves it to torch."""
+    """CPU threads per process; 0 leaves it to torch."""
     timeout_minutes: float = 60.0
-    """Longest that a rank waits for the others, for example while one of them evaluates, before it ends with an
-    error."""
+    """How long a rank waits for the others before it ends with an error, for example while one of them evaluates."""
     kernel_cache: str = ""
-    """Folder of this node for compiled and tuned GPU kernels; empty: TRITON_CACHE_DIR, else ~/.triton/cache."""
+    """Local folder for compiled and tuned GPU kernels; empty: TRITON_CACHE_DIR, else ~/.triton/cache."""
 
     @property
     def ranks(self) -> int:
-        """Processes that train, one a device."""
+        """Number of training processes, one per device."""
         return self.devices * self.nodes
 
     def problems(self) -> list[str]:
@@ -59,16 +58,16 @@ class HardwareConfig:
 
 
 def check_hardware(config: HardwareConfig, *, deterministic: bool = False) -> None:
-    """Refuse hardware that this machine does not have, before anything else is done, and load a GPU's kernels.
+    """Refuse hardware that this machine does not have, and load the kernels for a GPU. Call this first.
 
     Raises:
-        ConfigError: GPUs are asked for and too few are there.
-        KernelsMissingError: their kernels are not installed.
+        ConfigError: this machine has too few GPUs or CPU cores.
+        KernelsMissingError: the GPU kernels are not installed.
     """
     if config.accelerator == "gpu" and torch.cuda.device_count() < config.devices:
         raise ConfigError(
             f"hardware.accelerator=gpu with hardware.devices={config.devices}, but this machine "
-            f"shows {torch.cuda.device_count()} GPUs; use hardware.accelerator=cpu or a machine that has them"
+            f"has {torch.cuda.device_count()} GPUs; use hardware.accelerator=cpu or a machine that has them"
         )
     if config.accelerator == "gpu":
         use_kernel_cache(config)
@@ -89,11 +88,11 @@ def build_strategy(config: HardwareConfig) -> Strategy | str:
         return ZeroStrategy(ZERO_LEVELS[config.strategy], timeout=timeout)
     if config.devices * config.nodes == 1:
         return "auto"
-    return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)  # else gradients would lie in memory twice
+    return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)  # otherwise gradients would be stored twice
 
 
 def use_kernel_cache(config: HardwareConfig) -> Path:
-    """Have Triton, which must not be imported yet, keep compiled and tuned kernels in one folder; made if need be."""
+    """Let Triton keep compiled and tuned kernels in one folder, which is created. Triton must not be imported yet."""
     folder = Path(config.kernel_cache or os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["TRITON_CACHE_DIR"] = str(folder)
@@ -102,7 +101,7 @@ def use_kernel_cache(config: HardwareConfig) -> Path:
 
 
 def take_gpu() -> torch.device:
-    """This process's GPU, from now on the current one: where Triton's tuning works, and whatever says just "cuda"."""
+    """Make this process's GPU the current one, which Triton's tuning and plain "cuda" refer to, and return it."""
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
     torch.cuda.set_device(device)
     return device

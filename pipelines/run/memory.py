@@ -1,7 +1,7 @@
-"""How much memory a run will need on each GPU, before it starts.
+"""Estimates how much memory a run will need on each GPU, before it starts.
 
-Counted from the configuration: what is kept for each parameter under the strategy, and what the forward pass keeps for
-the backward pass. docs/experiments.md compares it with measured peaks.
+The estimate comes from the configuration: what the strategy keeps for each parameter, and what the forward pass keeps
+for the backward pass. docs/experiments.md compares it with measured peaks.
 
 Shapes: D d_model, E d_inner, N state size, H heads.
 """
@@ -22,26 +22,26 @@ from pipelines.run.config import RunConfig
 FULL, HALF = 4, 2
 """Bytes of a number in float32 and in bf16."""
 LOGIT = 10
-"""Bytes of one logit where most of them exist at once: in bf16, its log-softmax and the gradient of that in float32."""
+"""Peak bytes per logit: the logit in bf16, its log-softmax and the gradient of that in float32."""
 WORKSPACE = 1.0 * GIB
-"""What kernels use in passing, beside the gradients inside a block."""
+"""Temporary memory of kernels, besides the gradients inside a block."""
 CONTEXT = 1.0 * GIB
-"""What CUDA and its libraries take for themselves, beside torch's own memory."""
+"""Memory of CUDA and its libraries, besides torch's own."""
 SLACK = 1.05
-"""Of torch's memory some is lost between pieces of different size."""
+"""Factor for the fragmentation of torch's memory."""
 ANSWER_SHARE = 1 / 3
-"""Part of an MMU text that carries labels: what the mixes hold on average."""
+"""Share of an MMU text that has labels, the average of the mixes."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on each GPU: parts by name, in the order in which they are explained."""
+    """Bytes on each GPU: parts by name, in the order they are printed."""
 
     parts: dict[str, float]
 
     @property
     def peak(self) -> float:
-        """Most bytes that tensors take at one time."""
+        """Peak bytes of all tensors."""
         return sum(self.parts.values())
 
     @property
@@ -56,7 +56,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(config: RunConfig) -> MemoryEstimate:
-    """What a training step of ``config`` needs on each GPU."""
+    """Estimate what a training step of ``config`` needs on each GPU."""
     model, hardware = config.model, config.hardware
     stage, built = STAGES[config.stage.name], planned_model(config)
     tasks, counts = stage.tasks, config.data.micro_batch
@@ -68,13 +68,13 @@ def estimate_memory(config: RunConfig) -> MemoryEstimate:
     kept = model.n_layer * layer
     if hardware.recompute:
         kept = model.n_layer * positions * model.d_model * (FULL + number)
-        block += layer  # computed again, for one block at a time
+        block += layer  # recomputed, for one block at a time
     parts = _kept_for_parameters(built, config)
     if hardware.strategy != "ddp":
-        block += FULL * BUCKET * (1 if hardware.strategy == "zero3" else 2)  # in the backward pass alone
+        block += FULL * BUCKET * (1 if hardware.strategy == "zero3" else 2)  # only in the backward pass
     accumulation = config.data.accumulation(tasks, hardware.ranks)
     if hardware.strategy in ("zero1", "zero2") and accumulation == 1:
-        # freed after the step before, they come back as activations go
+        # freed after the previous step, they are allocated again while activations are freed
         parts["gradients"] = max(0.0, parts["gradients"] - kept)
     labels = {"mmu": mmu * model.mmu_text_length * ANSWER_SHARE, "t2i": t2i * model.image_tokens}
     shared = model.vocabularies == "shared"
@@ -95,7 +95,7 @@ def estimate_memory(config: RunConfig) -> MemoryEstimate:
 
 
 def planned_model(config: RunConfig) -> OmniMamba:
-    """The model without memory for its weights, what the stage trains being told apart."""
+    """The model on the meta device, with ``requires_grad`` set as in the stage."""
     stage = STAGES[config.stage.name]
     with torch.device("meta"):
         built = OmniMamba(config.model)
@@ -104,7 +104,7 @@ def planned_model(config: RunConfig) -> OmniMamba:
 
 
 def ways_out(config: RunConfig) -> dict[str, MemoryEstimate]:
-    """What would need less, as overrides, without changing what is trained."""
+    """Estimates for overrides that would need less memory, without changing what is trained."""
     hardware, micro = config.hardware, config.data.micro_batch
     ranks = hardware.ranks
     found: dict[str, RunConfig] = {}
@@ -150,13 +150,13 @@ def _kept_for_parameters(model: OmniMamba, config: RunConfig) -> dict[str, float
 
 
 def _kept_by_a_layer(model: OmniMamba, number: int) -> float:
-    """Bytes that a block keeps of one position for its backward pass."""
+    """Bytes that a block keeps per position for its backward pass."""
     config, block = model.config, model.backbone.layers[0]
     assert isinstance(block, nn.Module)
     trained = {name for name, parameter in block.named_parameters() if parameter.requires_grad}
     kept = (
         number * (_width(config) + config.d_inner) + FULL * config.d_model
-    )  # projections, what the scan gives, residual
+    )  # projections, output of the scan, residual
     if "mixer.in_proj.weight" in trained:
         kept += number * config.d_model  # its input
     if any("lora_A" in name for name in trained):
@@ -165,19 +165,19 @@ def _kept_by_a_layer(model: OmniMamba, number: int) -> float:
 
 
 def _width(config: ModelConfig) -> int:
-    """Columns of the input projection."""
+    """Number of columns of the input projection."""
     return 2 * config.d_inner + 2 * config.d_state + config.n_heads
 
 
 def _embedders(config: ModelConfig, mmu: int, t2i: int, number: int) -> float:
-    """Both sides of each activation, and the inputs, of the projector and the image MLP."""
+    """Bytes of the projector and the image MLP: their inputs, and both sides of each activation."""
     projector = config.vision.width + 2 * config.projector_hidden + 2 * config.d_model
     image = config.d_model + 2 * config.image_mlp_hidden + 2 * config.d_model
     return number * (mmu * config.vision.patches * projector + t2i * config.image_tokens * image)
 
 
 def _vision(config: ModelConfig, images: int) -> float:
-    """Weights of the ViTs, and what the widest layer of the larger one computes for the images looked at together."""
+    """Bytes of the ViTs' weights, and of the widest layer of the larger ViT for one chunk of images."""
     if config.vision.kind != "dino_siglip":
         return 0.0
     number = HALF if config.vision.dtype == "bfloat16" else FULL

@@ -1,4 +1,4 @@
-"""YAML files and ``key=value`` words into frozen dataclasses, with errors that name key, value, rule and way out."""
+"""Turns YAML files and ``key=value`` words into frozen dataclasses; errors name key, value, rule and way out."""
 
 import math
 from collections.abc import Sequence
@@ -43,19 +43,21 @@ def dotlist(overrides: Sequence[str]) -> DictConfig:
         except (OmegaConfBaseException, YAMLError) as error:
             if is_secret_key(key := word.split("=")[0]):
                 raise _secrets_refused("the command line", [(key, "is named like a secret")]) from None
-            raise ConfigError(f"override '{word}' cannot be read: {error}. Quote values with special signs.") from error
+            raise ConfigError(
+                f"override '{word}' cannot be read: {error}. Quote values with special characters."
+            ) from error
     return values
 
 
 def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
-    """A YAML file merged over the files its ``include`` list names (relative to it; later ones win).
+    """Read a YAML file, merged over the files in its ``include`` list (relative to it; later ones win).
 
     Raises:
-        ConfigError: a file is missing, is no YAML mapping, or includes itself.
+        ConfigError: a file is missing, is not a YAML mapping, or includes itself.
     """
     path = path.resolve()
     if path in _seen:
-        raise ConfigError(f"{path} includes itself by way of {_seen[-1]}; break the circle of include entries")
+        raise ConfigError(f"{path} includes itself through {_seen[-1]}; break the circle of include entries")
     if not path.is_file():
         by = f" (included by {_seen[-1]})" if _seen else ""
         raise ConfigError(
@@ -65,7 +67,7 @@ def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
         own = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    except OSError as error:  # also OmegaConf's answer to a file that holds one bare value
+    except OSError as error:  # OmegaConf also raises this for a file that holds a single bare value
         raise ConfigError(f"{path} cannot be read or holds no keys and values: {error}") from error
     if not isinstance(own, DictConfig):
         raise ConfigError(f"{path} must hold keys and values at its top level")
@@ -83,7 +85,7 @@ def _includes(value: Any, path: Path) -> list[str]:
 
 
 def merge(below: DictConfig, above: DictConfig, source: str) -> DictConfig:
-    """``below`` with what ``above`` says otherwise; ``source`` names the latter in errors.
+    """``below`` overridden by ``above``; ``source`` names the latter in errors.
 
     Raises:
         ConfigError: one has a list where the other has keys.
@@ -91,16 +93,16 @@ def merge(below: DictConfig, above: DictConfig, source: str) -> DictConfig:
     try:
         merged = OmegaConf.merge(below, above)
     except TypeError as error:
-        raise ConfigError(f"{source}: {_section(below, above)}: a list cannot take the place of keys") from error
+        raise ConfigError(f"{source}: {_section(below, above)}: a list cannot replace keys") from error
     assert isinstance(merged, DictConfig)
     return merged
 
 
 def build(cls: type[Config], values: DictConfig, source: str) -> Config:
-    """``values`` checked against the dataclass ``cls`` and turned into it; ``source`` names them in errors.
+    """Check ``values`` and turn them into an instance of the dataclass ``cls``; ``source`` names them in errors.
 
     Raises:
-        ConfigError: as `parse_overrides`, or a secret is among them.
+        ConfigError: see `parse_overrides`; or a secret is among the values.
     """
     _refuse_secrets(OmegaConf.to_container(values), source)
     try:
@@ -123,15 +125,15 @@ def _refuse_secrets(values: Any, source: str) -> None:
 def _secrets_refused(source: str, found: Sequence[tuple[str, str]]) -> ConfigError:
     return ConfigError(
         f"{source}: {'; '.join(f'{key} {why}' for key, why in found)}. A configuration is written to the run folder, "
-        "to checkpoints and to Weights & Biases: leave secrets out of it and give them by the environment "
-        "(WANDB_API_KEY, HF_TOKEN, AWS_SECRET_ACCESS_KEY, ...) or by the file that each service has for them"
+        "to checkpoints and to Weights & Biases: leave secrets out of it. Set them in the environment "
+        "(WANDB_API_KEY, HF_TOKEN, AWS_SECRET_ACCESS_KEY, ...) or in the file that each service has for them"
     )
 
 
 def _not_finite(value: Any, key: str = "") -> list[str]:
-    """Numbers that no rule could be checked against: a comparison with not-a-number is never true."""
+    """Problems with non-finite numbers, which other rules cannot check: a comparison with NaN is never true."""
     if isinstance(value, float) and not math.isfinite(value):
-        return [f"{key}={value} is no finite number; give one"]
+        return [f"{key}={value} must be a finite number"]
     if is_dataclass(value):
         pairs = [(field.name, getattr(value, field.name)) for field in fields(value)]
         return [found for name, each in pairs for found in _not_finite(each, f"{key}.{name}" if key else name)]
@@ -149,13 +151,13 @@ def _explain(error: OmegaConfBaseException, values: DictConfig, cls: type) -> st
         return f"{key} has no value and needs one; set it in the YAML file or add {key}=... to the command"
     value = OmegaConf.select(values, key, throw_on_resolution_failure=False)
     if "is not a TupleConfig" in reason:
-        return f"{key} (given: {value!r}) takes a list: {key}=[{value}]"
+        return f"{key} (given: {value!r}) must be a list: {key}=[{value}]"
     shown = "" if value is None else f" (given: {value!r})"
     return f"{key}{shown}: {reason}"
 
 
 def _section(below: DictConfig, above: DictConfig) -> str | None:
-    """The top-level key of ``above`` that does not merge, for the errors of OmegaConf that name none."""
+    """The top-level key of ``above`` that does not merge, for errors of OmegaConf that name no key."""
     for key in map(str, above):
         try:
             OmegaConf.merge(below, OmegaConf.masked_copy(above, key))

@@ -1,4 +1,4 @@
-"""The progress of training on a terminal: one line that moves, or plain lines where output goes to a file."""
+"""The progress of training: one moving line on a terminal, or plain lines if output goes to a file."""
 
 import time
 from collections.abc import Mapping
@@ -12,8 +12,7 @@ from pipelines.run.console import say
 class TrainingProgress:
     """Shows run and stage, step, time left, losses, tokens/s and the last evaluation.
 
-    On a terminal the bar is a context of its own; elsewhere at most one plain line every ``seconds`` is printed, and
-    always the last.
+    Without a terminal, at most one plain line is printed every ``seconds``; the last line is always printed.
     """
 
     def __init__(
@@ -30,7 +29,7 @@ class TrainingProgress:
         self._evaluated: dict[str, str] = {}
 
     def watch(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Told all that is logged: remembers the first number of each measure of the last evaluation."""
+        """Called with everything that is logged; remembers the first metric of each measure of the last evaluation."""
         for key, value in metrics.items():
             if not key.startswith("eval") or key.count("/") != 2 or value is None:
                 continue
@@ -40,7 +39,7 @@ class TrainingProgress:
             self._evaluated.setdefault(measure, f"{measure} {number} {value:.3g}")
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Report ``metrics`` of ``step``."""
+        """Show ``metrics`` of ``step``."""
         now = time.monotonic()
         first_step, first_time = self._first = self._first or (step, now)
         left = ""
@@ -54,7 +53,7 @@ class TrainingProgress:
             say("  ".join(part for part in (self.title, f"step {step}/{self.max_steps}", text, left) if part))
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Stop the bar and leave it on the screen."""
         if self._bar is not None:
             self._bar.stop()
 
@@ -71,7 +70,7 @@ class TrainingProgress:
                 TextColumn(self.title, markup=False),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
-                # before the numbers, which a narrow terminal cuts off
+                # before the metrics, which a narrow terminal cuts off
                 TextColumn("{task.fields[left]}", markup=False),
                 TextColumn("{task.fields[text]}", markup=False),
             )
@@ -83,7 +82,7 @@ class TrainingProgress:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: ``24 s``, ``12 min``, ``5 h 33 min``, ``2 d 3 h``."""
+    """A duration in readable form: ``24 s``, ``12 min``, ``5 h 33 min``, ``2 d 3 h``."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -1,7 +1,7 @@
-"""Trained weights, wherever they lie, as the verbs that use them take them.
+"""Loads trained weights for the verbs that use them.
 
-Four things can be named: a run folder (its latest checkpoint), one of its checkpoint folders, a folder that
-`pipelines.export` wrote, and a configuration file whose ``pretrained`` names published weights.
+A path may name four things: a run folder (its latest checkpoint), one of its checkpoint folders, a folder written by
+`pipelines.export`, or a configuration file whose ``pretrained`` names published weights.
 """
 
 from collections.abc import Sequence
@@ -39,35 +39,35 @@ from pipelines.run.overrides import ConfigError
 from pipelines.run.ranks import Ranks
 
 TOKENIZER = "tokenizer.json"
-"""Name of the copy in an exported folder."""
+"""Name of the tokenizer's copy in an exported folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A model ready to be asked, and where what is asked of it is written."""
+    """A loaded model with its tokenizers, and the folder for its results."""
 
     config: RunConfig
     model: OmniMamba
     tokenizer: TextTokenizer
     vq: ImageTokenizer | None
     origin: str
-    """Which file the weights come from, and its SHA-256."""
+    """File of the weights, and its SHA-256."""
     step: int
-    """Optimizer steps of the stage that the weights come from; 0 of published ones."""
+    """Optimizer steps of the stage the weights come from; 0 for published weights."""
     folder: Path
 
 
 def trained_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of what ``path`` names, with overrides: what can be checked before the model is loaded.
+    """The configuration of what ``path`` names, with overrides. Needs no model, so it can be checked first.
 
     Raises:
-        ConfigError: ``path`` names none of the four, or an override does not fit.
+        ConfigError: ``path`` names none of the four things, or an override is wrong.
     """
     if path.is_file():
         config = load(path, overrides)
         if not config.pretrained:
             raise ConfigError(
-                f"{path} is a configuration without weights; name a run folder, or set pretrained=... to published ones"
+                f"{path} is a configuration without weights; name a run folder, or add pretrained=... to name weights"
             )
         return config
     folder = _run_of(path)
@@ -88,10 +88,10 @@ def load_trained(path: Path, overrides: Sequence[str] = ()) -> Trained:
     Raises:
         ConfigError: see `trained_config`.
         CheckpointError: the weights are missing or damaged.
-        ValueError: they do not fit the configuration.
+        ValueError: they do not match the configuration.
     """
     config = trained_config(path, overrides)
-    here = replace(config.hardware, devices=1, threads=0)  # nor has it the cores of the run's machine
+    here = replace(config.hardware, devices=1, threads=0)  # this machine may have fewer GPUs and cores than the run's
     check_hardware(here, deterministic=config.trainer.deterministic)
     model = OmniMamba(config.model)
     model.compute = COMPUTE[config.trainer.precision]
@@ -109,7 +109,7 @@ def load_trained(path: Path, overrides: Sequence[str] = ()) -> Trained:
 
 
 def context_of(trained: Trained, ranks: Ranks | None = None) -> EvaluationContext:
-    """A loaded model as measures take it, in one process or several."""
+    """The evaluation context of a loaded model, in one process or several."""
     ranks = ranks or Ranks()
     return EvaluationContext(
         rank=ranks.rank,
@@ -128,7 +128,7 @@ def context_of(trained: Trained, ranks: Ranks | None = None) -> EvaluationContex
 
 
 def _fill(model: OmniMamba, path: Path, config: RunConfig) -> tuple[int, str]:
-    """Load the weights that ``path`` names; returns their step, and their file with its hash."""
+    """Load the weights that ``path`` names; return their step, and their file with its hash."""
     if path.is_file():
         initialise(model, config.model.init_seed)
         for line in load_pretrained(model, Path(config.pretrained)):
@@ -142,8 +142,8 @@ def _fill(model: OmniMamba, path: Path, config: RunConfig) -> tuple[int, str]:
         load_language(model, language, str(path))
         if facts.get("merged"):
             warn(
-                f"{path} has the {facts['merged']} adapters folded in and no others: what it does for another task is "
-                "not what the run learnt"
+                f"{path} has only the {facts['merged']} adapters folded in: what it does for another task is not what "
+                "the run learnt"
             )
         return int(facts["step"]), f"{SAFETENSORS} {facts['files'][SAFETENSORS]['sha256']}"
     checkpoint = find_checkpoint(path, warn)
@@ -155,5 +155,5 @@ def _fill(model: OmniMamba, path: Path, config: RunConfig) -> tuple[int, str]:
 
 
 def _run_of(path: Path) -> Path:
-    """The folder whose configuration ``path`` has: itself, or of a checkpoint the run's."""
+    """The folder with the configuration of ``path``: the run folder of a checkpoint, otherwise ``path`` itself."""
     return path.resolve().parents[1] if (path / MANIFEST).is_file() else path

@@ -1,4 +1,4 @@
-"""Lightning's Trainer for a run, and the callbacks that watch it."""
+"""Builds Lightning's Trainer for a run, and its callbacks."""
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -39,10 +39,10 @@ def build_callbacks(
     show: Show,
     facts: dict[str, Any],
 ) -> list[pl.Callback]:
-    """What watches the run, in the order that matters: guard, commit, log, save, stop, evaluate.
+    """The callbacks of a run. Their order matters: guard, commit, log, save, stop, evaluate.
 
-    Saved before it is evaluated, a step is never trained again because its evaluation was cut short. ``facts`` go into
-    every checkpoint.
+    A step is saved before it is evaluated, so an interrupted evaluation never costs a training step. ``facts`` are
+    written into every checkpoint.
     """
     log_every = config.trainer.log_every_n_steps
     finite = FiniteGuard(config.guards, tracker, config.folder)
@@ -81,12 +81,12 @@ def build_callbacks(
 def _evaluation_context(
     config: RunConfig, parts: Parts, saving: Checkpointing
 ) -> Callable[[pl.Trainer, pl.LightningModule], EvaluationContext]:
-    """What makes the context of an evaluation when one is due."""
+    """A function that makes the context of an evaluation when one is due."""
 
     def context(trainer: pl.Trainer, module: pl.LightningModule) -> EvaluationContext:
         assert isinstance(module, StageModule)
         strategy = trainer.strategy
-        saving.settle(trainer)  # records name the checkpoint that they were made from
+        saving.settle(trainer)  # records name the checkpoint they were made from, so it must be written
         model = strategy.gathered(module.model) if isinstance(strategy, ZeroStrategy) else module.model
         return EvaluationContext(
             model=model,
@@ -107,14 +107,14 @@ def _evaluation_context(
 
 
 def _peak(config: RunConfig) -> float | None:
-    """TFLOP/s that this run's GPU could do at best, where that is known: the data sheets' numbers are those of bf16."""
+    """Peak TFLOP/s of this run's GPU, if known; only for bf16, because the data sheets' numbers are for bf16."""
     if config.hardware.accelerator != "gpu" or config.trainer.precision != "bf16":
         return None
     return peak_tflops(torch.cuda.get_device_name())
 
 
 def build_trainer(config: RunConfig, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
-    """Lightning's Trainer, told to leave data order, logging and saving to this project."""
+    """Lightning's Trainer, with data order, logging and saving left to this project."""
     hardware = config.hardware
     environment = cluster()
     return pl.Trainer(
@@ -123,7 +123,7 @@ def build_trainer(config: RunConfig, callbacks: Sequence[pl.Callback]) -> pl.Tra
         num_nodes=hardware.nodes,
         strategy=build_strategy(hardware),
         plugins=[environment] if environment else None,
-        default_root_dir=config.folder,  # under Slurm it resumes whatever hpc_ckpt_* lies there
+        default_root_dir=config.folder,  # under Slurm, Lightning resumes from any hpc_ckpt_* in it
         deterministic=config.trainer.deterministic or None,
         max_steps=config.trainer.max_steps,
         max_epochs=-1,

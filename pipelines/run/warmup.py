@@ -1,9 +1,8 @@
 """Compiles and tunes a GPU's kernels before ranks wait for each other.
 
-The first Mamba-2 step on a machine spends minutes in Triton. In the middle of training the ranks that are ready would
-wait in a collective for those that are not, and its timeout would end the run; and eight ranks would do the same work
-eight times over. So one process of a node does it first, outside of training, into a cache on disk that the others and
-later runs read.
+The first Mamba-2 step on a machine spends minutes in Triton. During training, the ranks that are ready would wait for
+the others in a collective, whose timeout would end the run. And eight ranks would do the same work eight times. So one
+process per node does it first, outside of training, into a cache on disk. The others and later runs read from it.
 """
 
 import time
@@ -25,16 +24,16 @@ LOCK = "omnimamba.lock"
 def warm_up(
     model: ModelConfig, positions: int, compute: torch.dtype, cache: Path, report: Callable[[str], None]
 ) -> None:
-    """Run a few blocks of ``model`` forwards and backwards over a row of ``positions`` on this process's GPU."""
+    """Run two blocks of ``model`` forward and backward over a row of ``positions`` on this process's GPU."""
     start = time.perf_counter()
     device = take_gpu()
     one_first(cache / LOCK, lambda: run_blocks(model, positions, compute, device))
     torch.cuda.empty_cache()
-    report(f"kernels are ready after {time.perf_counter() - start:.0f} s; compiled ones are kept in {cache}")
+    report(f"kernels are ready after {time.perf_counter() - start:.0f} s; they are cached in {cache}")
 
 
 def one_first(lock: Path, work: Callable[[], None]) -> None:
-    """Have one of several processes do ``work`` while the others wait; then they do it, all at once."""
+    """Let one of several processes do ``work`` while the others wait; then the others do it, all at once."""
     with ExitStack() as held:
         try:
             held.enter_context(locked(lock, wait=False))
@@ -45,9 +44,9 @@ def one_first(lock: Path, work: Callable[[], None]) -> None:
 
 
 def run_blocks(model: ModelConfig, positions: int, compute: torch.dtype, device: torch.device) -> None:
-    """A forward and backward pass of blocks and final norm over one row of random numbers, both tasks in it.
+    """Run blocks and final norm forward and backward over one row of random numbers that holds both tasks.
 
-    Two blocks: the first one has no residual stream before it, the others do, and Triton tunes for each.
+    Two blocks are enough. The first has no residual input and the others do, and Triton tunes both cases.
     """
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.device(device):
         backbone = Backbone(replace(model, n_layer=2))

@@ -68,7 +68,7 @@ def test_the_command_for_gpus_says_that_there_are_none(folder: Path) -> None:
     (command,) = [command for command in VERBS if "accelerator=gpu" in command]
     done = run(command, folder)
     assert done.returncode == 2
-    assert "but this machine shows 0 GPUs; use hardware.accelerator=cpu" in done.stderr
+    assert "but this machine has 0 GPUs; use hardware.accelerator=cpu" in done.stderr
 
 
 def test_scripts_and_files_that_commands_name_are_there() -> None:

@@ -26,7 +26,7 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ConfigError) as error:
         check_hardware(HardwareConfig(accelerator="gpu", devices=8))
     assert str(error.value) == (
-        "hardware.accelerator=gpu with hardware.devices=8, but this machine shows 1 GPUs; "
+        "hardware.accelerator=gpu with hardware.devices=8, but this machine has 1 GPUs; "
         "use hardware.accelerator=cpu or a machine that has them"
     )
 
@@ -36,7 +36,7 @@ def test_a_gpu_configuration_on_a_cpu_machine_leaves_nothing_behind(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     config = load(run_folder / "config.yaml", ["hardware.accelerator=gpu", f"run.dir={tmp_path / 'new'}"])
-    with pytest.raises(ConfigError, match="this machine shows 0 GPUs"):
+    with pytest.raises(ConfigError, match="this machine has 0 GPUs"):
         fit(config)
     assert not (tmp_path / "new").exists()
 
@@ -55,7 +55,7 @@ def test_codes_must_be_those_of_the_model(finished_run: Path) -> None:
     model = load(finished_run / "config.yaml").model
     assert isinstance(build_vq(model), PatchKMeans)
     assert build_vq(replace(model, vq="")) is None
-    with pytest.raises(ConfigError, match=r"model\.vq=gone\.safetensors does not exist; .* or set model\.vq='' where"):
+    with pytest.raises(ConfigError, match=r"model\.vq=gone\.safetensors does not exist; .* or set model\.vq='' if"):
         build_vq(replace(model, vq="gone.safetensors"))
     with pytest.raises(ConfigError) as error:
         build_vq(replace(model, image_vocab=17))

@@ -84,7 +84,7 @@ def test_defaults_stand_and_later_words_win() -> None:
         (["name=x", "on=perhaps"], "on (given: 'perhaps'): Value 'perhaps' is not a valid bool"),
         (["name=x", "kind=huge"], "kind (given: 'huge'): Invalid value 'huge', expected one of ['small', 'large']"),
         (["name=null"], "name: Incompatible value 'None' for field of type 'str'"),
-        (["name=x", "paths=a"], "paths (given: 'a') takes a list: paths=[a]"),
+        (["name=x", "paths=a"], "paths (given: 'a') must be a list: paths=[a]"),
         (["name=x", "inner=3"], "inner (given: 3): Merge error"),
         (["name=x", "inner=[1, 2]"], "inner (given: [1, 2]): Merge error"),
         (["name=x", "inner={}", "inner=[1]"], "override 'inner=[1]' cannot be read: Cannot merge incompatible"),
@@ -113,7 +113,7 @@ def test_a_word_without_key_and_value_is_refused(word: str) -> None:
 def test_a_value_that_is_no_yaml_is_refused() -> None:
     message = refused("name=x", "paths=[a")
     assert message.startswith("override 'paths=[a' cannot be read: ")
-    assert message.endswith("Quote values with special signs.")
+    assert message.endswith("Quote values with special characters.")
 
 
 def test_dotlist_nests() -> None:
@@ -206,7 +206,7 @@ def test_a_circle_of_includes_is_refused(tmp_path: Path) -> None:
     write(other, "include: own.yaml\n")
     with pytest.raises(ConfigError) as error:
         read_yaml(own)
-    assert str(error.value) == f"{own} includes itself by way of {other}; break the circle of include entries"
+    assert str(error.value) == f"{own} includes itself through {other}; break the circle of include entries"
 
 
 def test_a_list_over_keys_is_refused_in_files_too(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_list_over_keys_is_refused_in_files_too(tmp_path: Path) -> None:
     own = write(tmp_path / "own.yaml", "include: base.yaml\na: {b: [1]}\n")
     with pytest.raises(ConfigError) as error:
         read_yaml(own)
-    assert str(error.value) == f"{own}: a: a list cannot take the place of keys"
+    assert str(error.value) == f"{own}: a: a list cannot replace keys"
 
 
 SECRET = "7Hq2planted9Zx"
@@ -237,7 +237,7 @@ def test_secrets_are_refused_and_not_told(word: str, told: str, monkeypatch: pyt
     with pytest.raises(ConfigError) as error:
         parse_overrides(Outer, ["name=x", word])
     assert f"the command line: {told}. A configuration is written" in str(error.value)
-    assert "by the environment (WANDB_API_KEY" in str(error.value)
+    assert "in the environment (WANDB_API_KEY" in str(error.value)
     assert SECRET not in str(error.value)
     assert "12345678" not in str(error.value)
 
