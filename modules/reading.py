@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 _MOST_SHOWN = 60
@@ -47,7 +47,7 @@ def checked(value: Any, kind: type[T], where: str) -> T:
         ValueError: it is not; the message begins with ``where``.
     """
     try:
-        _adapter(cast(Any, kind)).validate_python(value, strict=True)
+        _adapter(cast(Any, kind)).validate_python((value,), strict=True)
     except ValidationError as error:
         raise ValueError(f"{where}: {_problem(error)}") from None
     return cast(T, value)
@@ -147,12 +147,13 @@ def shown(value: Any) -> str:
 
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+    # pydantic looks at a text's Unicode only if it has a bound; a TypedDict alone would not take the setting
+    return TypeAdapter(tuple[kind], config=ConfigDict(str_min_length=0))
 
 
 def _problem(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    place = _place(first["loc"])
+    place = _place(first["loc"][1:])
     if first["type"] == "missing":
         return f"{place} is missing"
     expected = _EXPECTED.get(first["type"], first["msg"]).format(**first.get("ctx", {}))

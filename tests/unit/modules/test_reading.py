@@ -46,6 +46,7 @@ GOOD: dict[str, Any] = {"number": 1, "text": "a", "label": "yes", "beyond": None
         ({"label": "maybe"}, "label is 'maybe', expected 'yes' or 'no'"),
         ({"answers": "x"}, "answers is 'x', expected a list"),
         ({"answers": ["x", 2]}, "answers[1] is 2, expected a text"),
+        ({"answers": ["x", "\udc00"]}, r"answers[1] is '\udc00', expected valid Unicode"),
     ],
 )
 def test_a_value_of_another_kind_is_named_with_its_place(change: dict[str, Any], message: str) -> None:
@@ -60,6 +61,9 @@ def test_what_is_missing_is_named_and_what_is_good_comes_back_as_it_was() -> Non
         checked({"number": 1, "label": "no"}, Line, "x")
     with pytest.raises(ValueError, match=r"^x: is \[1\], expected an object$"):
         checked([1], Line, "x")
+    for value, kind in (("\ud800", str), ({"\ud800": 1}, dict[str, int])):
+        with pytest.raises(ValueError, match=r"is '.ud800', expected valid Unicode$"):
+            checked(value, kind, "x")
     with pytest.raises(ValueError, match=r"^x: is inf, expected a finite number$"):
         checked(json.loads("1e999"), FiniteFloat, "x")
 
