@@ -8,26 +8,62 @@ import csv
 import io
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from typing_extensions import TypedDict
 
 from datamodules.benchmarks.questions import (
+    BENCHMARK,
     OFFICIAL_ELSE,
-    read_json,
-    read_json_lines,
-    read_text,
+    Text,
+    require_columns,
     require_images,
-    require_keys,
+    require_unique,
 )
 from modules.files import write_file
+from modules.folders import files_below
+from modules.reading import checked, read_json, read_json_lines, read_text, shown
 
 OFFICIAL_IMAGES = 40_504
 """Pictures of val2014."""
 OFFICIAL_PROMPTS = 30_000
 """Prompts in a published table."""
+DIGITS = 12
+"""Of the number in the name of one of its pictures."""
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+class Listed(TypedDict):
+    """A picture in a captions file."""
+
+    id: int
+    file_name: Text
+
+
+class Annotation(TypedDict):
+    """A caption in a captions file."""
+
+    id: int
+    image_id: int
+    caption: str
+
+
+class Captions(TypedDict):
+    """A captions file."""
+
+    images: list[Listed]
+    annotations: list[Annotation]
+
+
+class Line(TypedDict):
+    """A line of a table of prompts."""
+
+    caption: Text
+    image_id: int | None
+    caption_id: int | None
+    image: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +103,14 @@ class CaptionSet:
 
         Raises:
             FileNotFoundError: the captions file is missing.
-            ValueError: it does not have COCO's layout, or has a caption of an unlisted picture.
+            ValueError: it does not have COCO's layout, repeats an id, or has a caption of an unlisted picture.
         """
-        document = read_json(path)
-        require_keys(document, ("images", "annotations"), str(path))
-        files: dict[int, Path] = {}
-        for number, entry in enumerate(document["images"]):
-            require_keys(entry, ("id", "file_name"), f"image {number} of {path}")
-            files[entry["id"]] = images / entry["file_name"]
+        file = read_json(path, Captions, BENCHMARK)
+        require_unique([entry["id"] for entry in file["images"]], "the image id", path)
+        require_unique([entry["id"] for entry in file["annotations"]], "the annotation id", path)
+        files = {entry["id"]: images / entry["file_name"] for entry in file["images"]}
         captions: dict[int, list[tuple[int, str]]] = {}
-        for number, entry in enumerate(document["annotations"]):
-            require_keys(entry, ("id", "image_id", "caption"), f"annotation {number} of {path}")
+        for entry in file["annotations"]:
             if entry["image_id"] not in files:
                 raise ValueError(f"annotation {entry['id']} of {path} is of the unlisted image {entry['image_id']}")
             captions.setdefault(entry["image_id"], []).append((entry["id"], " ".join(entry["caption"].split())))
@@ -132,12 +165,12 @@ def read_prompts(path: Path, n: int, images: Path | None, *, official: bool) -> 
         FileNotFoundError: the table or a picture is missing.
         ValueError: the table has another layout, fewer than ``n`` prompts, or not the ``official`` number.
     """
-    rows = _jsonl(path) if path.suffix == ".jsonl" else _csv(path)
-    if official and path.suffix != ".jsonl" and len(rows) != OFFICIAL_PROMPTS:
-        raise ValueError(f"{path} holds {len(rows)} prompts, expected {OFFICIAL_PROMPTS}. {OFFICIAL_ELSE}")
-    if n > len(rows):
-        raise ValueError(f"{n} prompts asked for, but {path} holds {len(rows)}; lower n")
-    prompts = [_prompt(row, images) for row in rows[:n]]
+    lines = [line for _, line in read_json_lines(path, Line, BENCHMARK)] if path.suffix == ".jsonl" else _csv(path)
+    if official and path.suffix != ".jsonl" and len(lines) != OFFICIAL_PROMPTS:
+        raise ValueError(f"{path} holds {len(lines)} prompts, expected {OFFICIAL_PROMPTS}. {OFFICIAL_ELSE}")
+    if n > len(lines):
+        raise ValueError(f"{n} prompts asked for, but {path} holds {len(lines)}; lower n")
+    prompts = [_prompt(line, images) for line in lines[:n]]
     require_images((prompt.image for prompt in prompts if prompt.image), path)
     return prompts
 
@@ -158,7 +191,7 @@ def write_prompts(path: Path, prompts: Sequence[Prompt | CaptionPair]) -> None:
 
 
 def pictures_in(folder: Path, *, official: bool) -> list[Path]:
-    """All pictures in and below ``folder``, sorted by path.
+    """All pictures in and below ``folder``, sorted by path; see `files_below`.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -166,51 +199,49 @@ def pictures_in(folder: Path, *, official: bool) -> list[Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"folder of reference pictures {folder} does not exist; check the configuration")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    found = [path for path in files_below(folder) if path.suffix.lower() in PICTURES]
     if not found or (official and len(found) != OFFICIAL_IMAGES):
         expected = f"expected {OFFICIAL_IMAGES}. {OFFICIAL_ELSE}" if official else f"expected {', '.join(PICTURES)}"
         raise ValueError(f"{folder} holds {len(found)} pictures, {expected}")
     return found
 
 
-def _jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for where, row in read_json_lines(path):
-        require_keys(row, ("caption", "image_id", "caption_id", "image"), where)
-        rows.append(row)
-    return rows
-
-
-def _csv(path: Path) -> list[dict[str, Any]]:
-    """Rows with the keys that `write_prompts` uses."""
-    text = read_text(path)
+def _csv(path: Path) -> list[Line]:
+    """The lines of a table with columns."""
+    text = read_text(path, BENCHMARK)
     first = text.partition("\n")[0]
     table = csv.DictReader(io.StringIO(text), delimiter="\t" if "\t" in first or "," not in first else ",")
-    columns = table.fieldnames or []
-    if "Prompt" in columns:
-        rows = [{"caption": row["Prompt"]} for row in table]
-    elif {"image_id", "text"} <= set(columns):
-        rows = [_with_coco_name(row, path, table.line_num) for row in table]
-    else:
-        raise ValueError(f"{path} has the columns {', '.join(columns)}; expected image_id,text or Prompt")
-    empty = [number for number, row in enumerate(rows, start=1) if not row["caption"]]
-    if empty:
-        raise ValueError(f"row {empty[0]} of {path} holds no prompt; fetch the file again")
-    return rows
+    try:
+        columns = table.fieldnames or []
+        if "Prompt" not in columns and not {"image_id", "text"} <= set(columns):
+            raise ValueError(f"{path} has the columns {', '.join(columns)}; expected image_id,text or Prompt")
+        wanted = ("Prompt",) if "Prompt" in columns else ("image_id", "text")
+        require_columns(columns, wanted, path)
+        return list(_lines(table, wanted, path))
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be read after line {table.line_num} ({error}); fetch it again") from error
 
 
-def _with_coco_name(row: dict[str, Any], path: Path, line: int) -> dict[str, Any]:
-    if not (row["image_id"] or "").isdecimal():
-        raise ValueError(f"line {line} of {path} has the image_id {row['image_id']!r}; expected a number")
-    number = int(row["image_id"])
-    return {"caption": row["text"], "image_id": number, "image": f"COCO_val2014_{number:012d}.jpg"}
+def _lines(table: "csv.DictReader[str]", columns: Sequence[str], path: Path) -> Iterator[Line]:
+    for row in table:
+        where = f"line {table.line_num} of {BENCHMARK} {path}"
+        if None in row:
+            raise ValueError(f"{where} has more cells than there are columns; quote a prompt that holds the separator")
+        checked({name: row[name] for name in columns}, dict[str, Text], where)
+        if "image_id" not in columns:
+            yield Line(caption=row["Prompt"], image_id=None, caption_id=None, image=None)
+            continue
+        number = row["image_id"]
+        if not (number.isdecimal() and len(number) <= DIGITS):
+            raise ValueError(f"{where} has the image_id {shown(number)}; expected a number of at most {DIGITS} digits")
+        image = f"COCO_val2014_{int(number):0{DIGITS}d}.jpg"
+        yield Line(caption=row["text"], image_id=int(number), caption_id=None, image=image)
 
 
-def _prompt(row: dict[str, Any], images: Path | None) -> Prompt:
-    name = row.get("image")
+def _prompt(line: Line, images: Path | None) -> Prompt:
     return Prompt(
-        caption=" ".join(row["caption"].split()),
-        image_id=row.get("image_id"),
-        caption_id=row.get("caption_id"),
-        image=images / name if images and name else None,
+        caption=" ".join(line["caption"].split()),
+        image_id=line["image_id"],
+        caption_id=line["caption_id"],
+        image=images / line["image"] if images and line["image"] else None,
     )

@@ -3,13 +3,54 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
-from datamodules.benchmarks.questions import OFFICIAL_ELSE, Question, read_json, require_images, require_keys
+from typing_extensions import TypedDict
+
+from datamodules.benchmarks.questions import BENCHMARK, OFFICIAL_ELSE, Question, Text, require_images
+from modules.reading import checked, read_json
 
 OFFICIAL_COUNT = 12_578
 """Questions of ``testdev_balanced_questions.json``."""
-KEYS = ("question", "imageId", "answer", "isBalanced", "types", "groups", "semantic")
+SHOWN = 3
+"""How many missing ids an error names."""
+
+Groups = TypedDict("Groups", {"global": str | None})  # written as a call because the key is a keyword
+
+
+class Types(TypedDict):
+    """Kinds of a question."""
+
+    structural: Text
+    semantic: Text
+    detailed: str
+
+
+class Step(TypedDict):
+    """A step of the reasoning."""
+
+    operation: str
+    argument: str
+
+
+class Entry(TypedDict):
+    """What the file says about a question."""
+
+    question: Text
+    imageId: Text
+    answer: str
+    isBalanced: bool
+    types: Types
+    groups: Groups
+    semantic: list[Step]
+    entailed: NotRequired[list[str]]
+
+
+class Allowed(TypedDict):
+    """The answers that make sense for a question."""
+
+    valid: list[str]
+    plausible: list[str]
 
 
 def read_gqa(
@@ -21,8 +62,8 @@ def read_gqa(
 
     Raises:
         FileNotFoundError: a question file or an image is missing.
-        ValueError: an entry is missing a key, no question is balanced, an entailed question is missing, or
-            ``official`` data has another number of questions.
+        ValueError: an entry is broken, no question is balanced, an entailed question is missing, or ``official`` data
+            has another number of questions.
     """
     found = [question for question in _read(questions, images) if question.meta["isBalanced"]]
     if official and len(found) != OFFICIAL_COUNT:
@@ -38,19 +79,22 @@ def read_gqa(
     return found
 
 
-def read_choices(path: Path, questions: Sequence[Question]) -> dict[str, Any]:
+def read_choices(path: Path, questions: Sequence[Question]) -> dict[str, Allowed]:
     """Map each question id to its ``valid`` and ``plausible`` answers, from an official ``*_choices.json``.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it has another layout, or is missing one of ``questions``.
     """
-    choices = read_json(path)
+    choices = read_json(path, dict[str, Any], BENCHMARK)
     ids = [question_id(question.sample_id) for question in questions if question.meta["isBalanced"]]
-    require_keys(choices, ids, str(path))
-    for key in ids:
-        require_keys(choices[key], ("valid", "plausible"), f"question {key} of {path}")
-    return {key: choices[key] for key in ids}
+    missing = [key for key in ids if key not in choices]
+    if missing:
+        raise ValueError(
+            f"{path} has no choices for {len(missing)} of {len(ids)} questions, first {', '.join(missing[:SHOWN])}; "
+            "use both from the same release"
+        )
+    return checked({key: choices[key] for key in ids}, dict[str, Allowed], f"{BENCHMARK} {path}")
 
 
 def question_id(sample_id: str) -> str:
@@ -59,14 +103,9 @@ def question_id(sample_id: str) -> str:
 
 
 def _read(path: Path, images: Path) -> Iterator[Question]:
-    entries = read_json(path)
-    if not isinstance(entries, dict):
-        raise ValueError(f"{path} must map question ids to entries, found {type(entries).__name__}")
+    entries = read_json(path, dict[str, Entry], BENCHMARK)
     split = path.stem.removesuffix("_questions")
     for key, entry in entries.items():
-        require_keys(entry, KEYS, f"question {key} of {path}")
-        require_keys(entry["types"], ("structural", "semantic", "detailed"), f"types of question {key} of {path}")
-        require_keys(entry["groups"], ("global",), f"groups of question {key} of {path}")
         yield Question(
             benchmark="gqa",
             split=split,
@@ -86,8 +125,8 @@ def _entailed(found: Sequence[Question], source: Path, others: Iterable[Question
     missing = sorted(wanted - {question_id(question.sample_id) for question in more})
     if missing:
         raise ValueError(
-            f"{len(missing)} questions that those of {source} entail are not in {path}, first {missing[0]}; use both "
-            "from the same release"
+            f"{len(missing)} questions that those of {source} entail are not in {path}, first "
+            f"{', '.join(missing[:SHOWN])}; use both from the same release"
         )
     # used for consistency only, even if they are balanced
     return [replace(question, meta={**question.meta, "isBalanced": False}) for question in more]

@@ -2,15 +2,24 @@
 
 import base64
 import binascii
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import csv
+from typing_extensions import TypedDict
 
-from datamodules.benchmarks.questions import OFFICIAL_ELSE, Question, read_lines, require_file
+from datamodules.benchmarks.questions import (
+    BENCHMARK,
+    OFFICIAL_ELSE,
+    Question,
+    Text,
+    require_columns,
+    require_unique,
+)
 from datamodules.images import ImageSource, StoredImage
+from modules.folders import is_macos
+from modules.reading import checked, read_lines, require_file
 
 OFFICIAL_IMAGES = {
     "existence": 30,
@@ -30,11 +39,24 @@ OFFICIAL_IMAGES = {
 }
 """Category to its number of pictures, with two questions each."""
 ENDINGS = (".jpg", ".jpeg", ".png")
-COLUMNS = ("index", "image", "question", "answer", "category", "image_path")
 BLOCK = 2**26
 """Bytes of the table that are parsed at a time; a row must fit into it."""
 LONGEST_INDEX = 64
 """A picture cell of at most this length holds the index of the row that has the picture."""
+
+
+class Row(TypedDict):
+    """A row of the table."""
+
+    index: Text
+    image: Text
+    question: Text
+    answer: Text
+    category: Text
+    image_path: Text
+
+
+COLUMNS = tuple(Row.__annotations__)
 
 
 def read_mme(source: Path, *, official: bool, limit: int | None = None) -> list[Question]:
@@ -76,7 +98,7 @@ def _folder(source: Path) -> Iterator[Question]:
         image = next((image for image in images if image.is_file()), None)
         if image is None:
             raise FileNotFoundError(f"{path} asks about a missing picture: {images[0]}, also not as .jpeg or .png")
-        for number, (where, line) in enumerate(read_lines(path), start=1):
+        for number, (where, line) in enumerate(read_lines(path, BENCHMARK), start=1):
             question, tab, label = line.strip().partition("\t")
             if not tab:
                 raise ValueError(f"{where} must be a question, a tab and Yes or No, found {line!r}")
@@ -91,7 +113,7 @@ def _texts(source: Path) -> Iterator[tuple[str, Path, Path]]:
         folder = root / category
         apart = (folder / "questions_answers_YN").is_dir()
         texts, pictures = (folder / "questions_answers_YN", folder / "images") if apart else (folder, folder)
-        yield from ((category, path, pictures) for path in sorted(texts.glob("*.txt")))
+        yield from ((category, path, pictures) for path in sorted(texts.glob("*.txt")) if not is_macos(path))
 
 
 def _table(path: Path) -> Iterator[Question]:
@@ -110,9 +132,9 @@ def _table(path: Path) -> Iterator[Question]:
         yield _question(row["category"], first[key], seen[key], row["question"], row["answer"], where)
 
 
-def _rows(path: Path) -> dict[str, dict[str, str]]:
+def _rows(path: Path) -> dict[str, Row]:
     """Index to row."""
-    require_file(path)
+    require_file(path, BENCHMARK)
     try:
         table = csv.read_csv(
             path,
@@ -122,17 +144,15 @@ def _rows(path: Path) -> dict[str, dict[str, str]]:
         )
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a table of tab-separated values ({error}); fetch it again") from error
-    missing = [name for name in COLUMNS if name not in table.column_names]
-    if missing:
-        raise ValueError(f"{path} is missing the columns {', '.join(missing)}; expected {', '.join(COLUMNS)}")
-    rows = {row["index"]: row for row in table.select(COLUMNS).to_pylist()}
-    if len(rows) != table.num_rows:
-        [(repeated, times)] = Counter(table["index"].to_pylist()).most_common(1)
-        raise ValueError(f"{path} holds index {repeated} {times} times; indices must be unique")
-    return rows
+    require_columns(table.column_names, COLUMNS, path)
+    rows: list[Row] = [
+        checked(row, Row, f"row {row['index']} of {BENCHMARK} {path}") for row in table.select(COLUMNS).to_pylist()
+    ]
+    require_unique([row["index"] for row in rows], "index", path)
+    return {row["index"]: row for row in rows}
 
 
-def _payload(rows: Mapping[str, dict[str, str]], index: str, where: str) -> bytes:
+def _payload(rows: Mapping[str, Row], index: str, where: str) -> bytes:
     cell = rows[index]["image"]
     if len(cell) <= LONGEST_INDEX and cell in rows:
         cell = rows[cell]["image"]

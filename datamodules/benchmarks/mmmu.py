@@ -1,24 +1,53 @@
 """Reader of MMMU's parquet files: one per subject (as published), or one for all (as merged by lmms-lab)."""
 
 import ast
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 from pyarrow import parquet
+from typing_extensions import TypedDict
 
-from datamodules.benchmarks.questions import OFFICIAL_ELSE, Question, require_unique
+from datamodules.benchmarks.questions import (
+    BENCHMARK,
+    OFFICIAL_ELSE,
+    Question,
+    Text,
+    require_columns,
+    require_unique,
+)
 from datamodules.images import StoredImage
+from modules.folders import files_below
 from modules.metrics.mmmu import SUBJECTS
 from modules.metrics.mmmu_answers import LETTERS
+from modules.reading import checked, require_file, shown
 
 Split = Literal["validation", "dev"]
 OFFICIAL_COUNTS: dict[Split, int] = {"validation": 30, "dev": 5}
 """Questions of each subject."""
-COLUMNS = ("id", "question", "options", "answer", "question_type", "image_1")
-MULTIPLE_CHOICE = "multiple-choice"
+
+
+class Picture(TypedDict):
+    """A cell that holds a picture."""
+
+    bytes: bytes | None
+    path: str | None
+
+
+class Row(TypedDict):
+    """A row, without its pictures."""
+
+    id: Text
+    question: Text
+    options: str
+    answer: Text
+    question_type: Literal["multiple-choice", "open"]
+
+
+COLUMNS = (*Row.__annotations__, "image_1")
 
 
 def mmmu_files(folder: Path, split: Split) -> list[Path]:
@@ -27,7 +56,7 @@ def mmmu_files(folder: Path, split: Split) -> list[Path]:
     Raises:
         FileNotFoundError: there is none.
     """
-    files = sorted(folder.rglob(f"{split}-*.parquet"))
+    files = [path for path in files_below(folder) if path.match(f"{split}-*.parquet")]
     if not files:
         raise FileNotFoundError(
             f"no {split}-*.parquet in or below {folder}; expected one in the folder of each subject, or one for all"
@@ -53,7 +82,7 @@ def read_mmmu(folder: Path, *, split: Split, official: bool, limit: int | None =
                 f"the {split} files below {folder} hold {counts[subject]} questions of {subject}, expected "
                 f"{OFFICIAL_COUNTS[split]} of each of {len(SUBJECTS)} subjects. {OFFICIAL_ELSE}"
             )
-    require_unique(found, folder)
+    require_unique([question.sample_id for question in found], "question", folder)
     taken: Counter[str] = Counter()
     kept = []
     for question in found:
@@ -66,41 +95,45 @@ def read_mmmu(folder: Path, *, split: Split, official: bool, limit: int | None =
 
 
 def _read(path: Path) -> Iterator[Question]:
+    require_file(path, BENCHMARK)
+    number = 0
     try:
         file = parquet.ParquetFile(path)
-        missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
-        if missing:
-            raise ValueError(f"{path} is missing the columns {', '.join(missing)}; expected {', '.join(COLUMNS)}")
+        require_columns(file.schema_arrow.names, COLUMNS, path)
         for batch in file.iter_batches(batch_size=16):
-            yield from (_question(row, path) for row in batch.to_pylist())
-    except (pa.ArrowInvalid, OSError) as error:
+            for row in batch.to_pylist():
+                yield _question(checked(row, Row, f"row {number} of {BENCHMARK} {path}"), row, path)
+                number += 1
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a complete parquet file ({error}); fetch it again") from error
 
 
-def _question(row: Mapping[str, Any], path: Path) -> Question:
-    name = str(row["id"])
-    where = f"question {name} of {path}"
-    subject = "_".join(name.split("_")[1:-1])
+def _question(row: Row, cells: dict[str, Any], path: Path) -> Question:
+    where = f"question {row['id']} of {path}"
+    subject = "_".join(row["id"].split("_")[1:-1])
     if subject not in SUBJECTS:
         raise ValueError(f"{where} has no known subject; an id looks like validation_Accounting_1")
-    images = [row[key] for key in row if key.startswith("image_") and row[key] and row[key]["bytes"]]
-    first = row["image_1"]
-    if not first or not first["bytes"]:
+    images = {key: cell for key, cell in cells.items() if re.fullmatch(r"image_\d+", key)}
+    images = {key: image for key, image in checked(images, dict[str, Picture | None], where).items() if image}
+    if not (payload := images.get("image_1", {}).get("bytes")):
         raise ValueError(f"{where} has no image_1; the model looks at one picture")
-    options: tuple[str, ...] = ()
-    if row["question_type"] == MULTIPLE_CHOICE:
-        options = _texts(row["options"], f"the options of {where}")
-        if len(options) > len(LETTERS):
-            raise ValueError(f"{where} has {len(options)} options, expected at most {len(LETTERS)}: {LETTERS}")
-    golds = _golds(row["answer"], options, where)
+    options = _texts(row["options"], f"the options of {where}") if row["question_type"] == "multiple-choice" else ()
+    if len(options) > len(LETTERS):
+        raise ValueError(f"{where} has {len(options)} options, expected at most {len(LETTERS)}: {LETTERS}")
+    name = images["image_1"]["path"] or f"{row['id']}_1"
     return Question(
         benchmark="mmmu",
         split=subject,
-        sample_id=f"{subject}/{name}",
-        image=StoredImage(name=first.get("path") or f"{name}_1", payload=first["bytes"], where=f"image_1 of {where}"),
+        sample_id=f"{subject}/{row['id']}",
+        image=StoredImage(name=name, payload=payload, where=f"image_1 of {where}"),
         question=row["question"],
         answer=row["answer"],
-        meta={"id": name, "options": options, "golds": golds, "images": len(images)},
+        meta={
+            "id": row["id"],
+            "options": options,
+            "golds": _golds(row["answer"], options, where),
+            "images": sum(bool(image["bytes"]) for image in images.values()),
+        },
     )
 
 
@@ -114,12 +147,12 @@ def _golds(answer: str, options: tuple[str, ...], where: str) -> tuple[str, ...]
     return _texts(answer, f"the answer of {where}") if answer.startswith("[") else (answer,)
 
 
-def _texts(cell: str, what: str) -> tuple[str, ...]:
+def _texts(cell: str, where: str) -> tuple[str, ...]:
     """The strings of a list in Python's notation."""
     try:
         values = ast.literal_eval(cell)
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"{what} must be a list in Python's notation ({error}), found {cell!r}") from error
-    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"{what} must be a list of texts, found {cell!r}")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two if it is nested deeply
+        raise ValueError(f"{where} must be a list in Python's notation ({error}), found {shown(cell)}") from error
+    if not checked(values, list[str], where):
+        raise ValueError(f"{where} must be a list of texts, found {shown(cell)}")
     return tuple(values)

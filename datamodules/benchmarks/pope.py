@@ -1,15 +1,27 @@
 """Reader of POPE's official files: ``coco_pope_{random,popular,adversarial}.json``, JSON lines despite their name."""
 
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from datamodules.benchmarks.questions import OFFICIAL_ELSE, Question, read_json_lines, require_images, require_keys
+from typing_extensions import TypedDict
+
+from datamodules.benchmarks.questions import BENCHMARK, OFFICIAL_ELSE, Question, Text, require_images
+from modules.reading import read_json_lines
 
 SPLITS = ("random", "popular", "adversarial")
 OFFICIAL_COUNTS = {"random": (3000, 2910), "popular": (3000,), "adversarial": (3000,)}
 """Questions per file; ``random`` was released twice, and published results use either."""
 OFFICIAL_YES = 1500
 """Questions per file with the answer yes, also in the shorter ``random``."""
+
+
+class Entry(TypedDict):
+    """A line of a file."""
+
+    question_id: int
+    image: Text
+    text: Text
+    label: Literal["yes", "no"]
 
 
 def pope_files(folder: Path) -> dict[str, Path]:
@@ -47,18 +59,15 @@ def read_pope(folder: Path, images: Path, *, official: bool, limit: int | None =
 
 def _read_split(split: str, path: Path, images: Path) -> list[Question]:
     questions: dict[str, Question] = {}
-    for where, entry in read_json_lines(path):
-        question = _question(split, entry, images, where)
+    for where, entry in read_json_lines(path, Entry, BENCHMARK):
+        question = _question(split, entry, images)
         if question.sample_id in questions:
             raise ValueError(f"{where} repeats question {question.sample_id}; ids must be unique")
         questions[question.sample_id] = question
     return list(questions.values())
 
 
-def _question(split: str, entry: Any, images: Path, where: str) -> Question:
-    require_keys(entry, ("question_id", "image", "text", "label"), where)
-    if entry["label"] not in ("yes", "no"):
-        raise ValueError(f"{where} has the label {entry['label']!r}; POPE has only yes and no")
+def _question(split: str, entry: Entry, images: Path) -> Question:
     return Question(
         benchmark="pope",
         split=split,

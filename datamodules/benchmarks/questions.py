@@ -1,15 +1,19 @@
-"""What all question benchmarks share: the form of a question, and checked reading of their files."""
+"""What all question benchmarks share: the form of a question, and checks of their files."""
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import MinLen
 
 from datamodules.images import ImageSource
 
+BENCHMARK = "benchmark file"
+"""What these files are called in errors."""
 OFFICIAL_ELSE = "If this is not the official file, set its data to 'scenes'"
+Text = Annotated[str, MinLen(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,77 +31,19 @@ class Question:
     """What scoring needs beyond the answer."""
 
 
-def read_json(path: Path) -> Any:
-    """The JSON document in ``path``.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not valid JSON.
-    """
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from error
+def require_unique(ids: Sequence[Hashable], what: str, where: str | Path) -> None:
+    """Raise ValueError if ``where`` gives one of ``ids`` several times; ``what`` they are ids of."""
+    if len(set(ids)) != len(ids):
+        [(repeated, times)] = Counter(ids).most_common(1)
+        raise ValueError(f"{where} holds {what} {repeated} {times} times; each must be there once")
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """The values of a file with one JSON value per line, each with the name of its line for errors.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is not valid JSON.
-    """
-    for where, line in read_lines(path):
-        try:
-            yield where, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not valid JSON ({error}); the file must hold one object per line") from error
-
-
-def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """The non-empty lines of a file, each with its name for errors; raises like `read_text`."""
-    # only at "\n": splitlines would also split at characters that occur in questions, such as U+2028
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            yield f"line {number} of {path}", line
-
-
-def read_text(path: Path) -> str:
-    """The text in ``path``, without its byte order mark.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not UTF-8.
-    """
-    require_file(path)
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}); fetch it again") from error
-
-
-def require_file(path: Path) -> None:
-    """Raise FileNotFoundError unless ``path`` is a file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"benchmark file {path} does not exist; check the path in the configuration")
-
-
-def require_unique(questions: Sequence[Question], source: Path) -> None:
-    """Raise ValueError if ``source`` gave one sample id to several questions."""
-    ids = {question.sample_id for question in questions}
-    if len(ids) != len(questions):
-        [(repeated, times)] = Counter(question.sample_id for question in questions).most_common(1)
-        raise ValueError(f"{source} holds question {repeated} {times} times; ids must be unique")
-
-
-def require_keys(entry: Any, keys: Sequence[str], where: str) -> None:
-    """Raise ValueError unless ``entry`` is an object with ``keys``; ``where`` names it."""
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} must be a JSON object, found {type(entry).__name__}")
-    missing = [key for key in keys if key not in entry]
+def require_columns(found: Sequence[str], wanted: Sequence[str], path: Path) -> None:
+    """Raise ValueError unless a table has each of the columns ``wanted`` once."""
+    missing = [name for name in wanted if name not in found]
     if missing:
-        raise ValueError(f"{where} is missing {', '.join(missing)}; expected the keys {', '.join(keys)}")
+        raise ValueError(f"{path} is missing the columns {', '.join(missing)}; expected {', '.join(wanted)}")
+    require_unique([name for name in found if name in wanted], "the column", path)
 
 
 def require_images(images: Iterable[ImageSource], source: Path) -> None:

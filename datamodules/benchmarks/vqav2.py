@@ -3,22 +3,66 @@
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Len, MinLen
+from typing_extensions import TypedDict
 
 from datamodules.benchmarks.questions import (
+    BENCHMARK,
     OFFICIAL_ELSE,
     Question,
-    read_json,
+    Text,
     require_images,
-    require_keys,
+    require_unique,
 )
-from modules.metrics.vqav2 import ANSWER_TYPES
+from modules.metrics.vqav2 import AnswerType
+from modules.reading import read_json
 
 Split = Literal["val2014", "test-dev2015", "test2015"]
 OFFICIAL_COUNTS: dict[Split, int] = {"val2014": 214_354, "test-dev2015": 107_394, "test2015": 447_793}
 PEOPLE = 10
 SUBSET_SEED = 21
 """Seed of the shuffle that ``limit`` cuts off, so a smaller subset is part of every larger one."""
+
+
+class Asked(TypedDict):
+    """An entry of a question file."""
+
+    question_id: int
+    image_id: Annotated[int, Ge(0)]
+    question: Text
+
+
+class Given(TypedDict):
+    """A person's answer."""
+
+    answer: str
+
+
+class Annotation(TypedDict):
+    """An entry of an annotation file."""
+
+    question_id: int
+    image_id: int
+    answers: Annotated[list[Given], Len(PEOPLE, PEOPLE)]
+    answer_type: AnswerType
+    question_type: str
+    multiple_choice_answer: str
+
+
+class QuestionFile(TypedDict):
+    """A file of questions."""
+
+    data_subtype: str
+    questions: Annotated[list[Asked], MinLen(1)]
+
+
+class AnnotationFile(TypedDict):
+    """A file of people's answers."""
+
+    data_subtype: str
+    annotations: Annotated[list[Annotation], MinLen(1)]
 
 
 def read_vqav2(
@@ -31,8 +75,8 @@ def read_vqav2(
 
     Raises:
         FileNotFoundError: a file or an image is missing.
-        ValueError: the file is of another split, questions and annotations do not match, or ``official`` data has
-            another number of questions.
+        ValueError: an entry is broken, the file is of another split, questions and annotations do not match, or
+            ``official`` data has another number of questions.
     """
     entries = _asked(questions, split, official=official)
     answers = {} if annotations is None else _annotations(annotations, questions, entries, split)
@@ -50,40 +94,27 @@ def question_ids(questions: Path, *, split: Split, official: bool) -> list[int]:
     return list(_asked(questions, split, official=official))
 
 
-def _asked(path: Path, split: Split, *, official: bool) -> dict[int, dict[str, Any]]:
-    entries = _entries(path, "questions", ("question_id", "image_id", "question"), split)
+def _asked(path: Path, split: Split, *, official: bool) -> dict[int, Asked]:
+    file = read_json(path, QuestionFile, BENCHMARK)
+    _require_split(file["data_subtype"], split, path)
+    require_unique([entry["question_id"] for entry in file["questions"]], "question_id", path)
+    entries = {entry["question_id"]: entry for entry in file["questions"]}
     if official and len(entries) != OFFICIAL_COUNTS[split]:
         raise ValueError(f"{path} holds {len(entries)} questions, expected {OFFICIAL_COUNTS[split]}. {OFFICIAL_ELSE}")
     return entries
 
 
-def _entries(path: Path, name: str, keys: tuple[str, ...], split: Split) -> dict[int, dict[str, Any]]:
-    """The entries of the list ``name``, by question id."""
-    document = read_json(path)
-    require_keys(document, ("data_subtype", name), str(path))
-    if document["data_subtype"] != split:
-        raise ValueError(f"{path} is of {document['data_subtype']!r}, expected {split!r}; name the file of that split")
-    entries: dict[int, dict[str, Any]] = {}
-    for number, entry in enumerate(document[name]):
-        where = f"entry {number} of {name} in {path}"
-        require_keys(entry, keys, where)
-        key = entry["question_id"]
-        if not isinstance(key, int) or key in entries:
-            raise ValueError(f"{where} has the question_id {key!r}; ids must be whole numbers and unique")
-        if not isinstance(entry["image_id"], int):
-            raise ValueError(f"{where} has the image_id {entry['image_id']!r}; ids must be whole numbers")
-        entries[key] = entry
-    if not entries:
-        raise ValueError(f"{path} holds no {name}")
-    return entries
+def _require_split(found: str, split: Split, path: Path) -> None:
+    if found != split:
+        raise ValueError(f"{path} is of {found!r}, expected {split!r}; name the file of that split")
 
 
-def _annotations(
-    path: Path, questions: Path, asked: Mapping[int, dict[str, Any]], split: Split
-) -> dict[int, dict[str, Any]]:
+def _annotations(path: Path, questions: Path, asked: Mapping[int, Asked], split: Split) -> dict[int, Annotation]:
     """The annotations by question id, checked to have the questions and pictures of ``asked``."""
-    keys = ("question_id", "image_id", "answers", "answer_type", "question_type", "multiple_choice_answer")
-    annotations = _entries(path, "annotations", keys, split)
+    file = read_json(path, AnnotationFile, BENCHMARK)
+    _require_split(file["data_subtype"], split, path)
+    require_unique([entry["question_id"] for entry in file["annotations"]], "question_id", path)
+    annotations = {entry["question_id"]: entry for entry in file["annotations"]}
     different = sorted(asked.keys() ^ annotations.keys())
     if different:
         raise ValueError(
@@ -96,24 +127,15 @@ def _annotations(
                 f"question {key} is on image {asked[key]['image_id']} in {questions}, on {annotation['image_id']} in "
                 f"{path}; use both from the same release"
             )
-        if len(annotation["answers"]) != PEOPLE:
-            raise ValueError(f"question {key} has {len(annotation['answers'])} answers in {path}, expected {PEOPLE}")
-        for answer in annotation["answers"]:
-            require_keys(answer, ("answer",), f"an answer to question {key} in {path}")
-        if annotation["answer_type"] not in ANSWER_TYPES:
-            raise ValueError(
-                f"question {key} has the answer_type {annotation['answer_type']!r} in {path}, expected one of "
-                f"{', '.join(ANSWER_TYPES)}"
-            )
     return annotations
 
 
-def _question(entry: Mapping[str, Any], annotation: Mapping[str, Any] | None, images: Path, split: Split) -> Question:
+def _question(entry: Asked, annotation: Annotation | None, images: Path, split: Split) -> Question:
     pictures = split.replace("test-dev", "test")
     meta: dict[str, Any] = {"question_id": entry["question_id"]}
     if annotation is not None:
         meta["answers"] = tuple(one["answer"] for one in annotation["answers"])
-        meta |= {key: annotation[key] for key in ("answer_type", "question_type")}
+        meta |= {"answer_type": annotation["answer_type"], "question_type": annotation["question_type"]}
     return Question(
         benchmark="vqav2",
         split=split,

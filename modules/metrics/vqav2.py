@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
+from typing import Any, Literal, get_args
 
 from modules.metrics.vqa_answers import official_form, without_breaks
 
-ANSWER_TYPES = ("yes/no", "number", "other")
+AnswerType = Literal["yes/no", "number", "other"]
+ANSWER_TYPES: tuple[AnswerType, ...] = get_args(AnswerType)
 
 
 @dataclass(frozen=True, kw_only=True)

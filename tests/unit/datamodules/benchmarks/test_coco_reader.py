@@ -6,6 +6,8 @@ import pytest
 
 from datamodules.benchmarks.coco import CaptionSet, Prompt, pictures_in, read_prompts, write_prompts
 
+PROMPT = '{"caption": "a cat", "image_id": 7, "caption_id": null, "image": null}\n'
+
 
 def write(folder: Path, images: Any = None, annotations: Any = None) -> Path:
     # in no order, as in the official file
@@ -57,8 +59,14 @@ def test_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "annotations", "message"),
     [
-        ([{"id": 1}], None, "image 0 of .* is missing file_name"),
-        (None, [{"id": 1, "caption": "x"}], "annotation 0 of .* is missing image_id"),
+        ([{"id": 1}], None, r"captions\.json: images\[0\]\.file_name is missing"),
+        ([{"id": 1, "file_name": 7}], None, r"images\[0\]\.file_name is 7, expected a text"),
+        ([{"id": "1", "file_name": "7.jpg"}], None, r"images\[0\]\.id is '1', expected a whole number"),
+        ([{"id": 7, "file_name": "7.jpg"}] * 2, None, r"captions\.json holds the image id 7 2 times"),
+        (None, [{"id": 1, "caption": "x"}], r"annotations\[0\]\.image_id is missing"),
+        (None, [{"id": 1, "image_id": 7, "caption": None}], r"annotations\[0\]\.caption is null, expected a text"),
+        (None, [{"id": 1, "image_id": 7, "caption": ["x"]}], r"annotations\[0\]\.caption is \['x'\], expected a text"),
+        (None, [{"id": 1, "image_id": 7, "caption": "x"}] * 2, r"captions\.json holds the annotation id 1 2 times"),
         (None, [{"id": 1, "image_id": 55, "caption": "x"}], "annotation 1 of .* is of the unlisted image 55"),
     ],
 )
@@ -69,7 +77,7 @@ def test_broken_files(tmp_path: Path, images: Any, annotations: Any, message: st
 
 def test_another_layout(tmp_path: Path) -> None:
     (tmp_path / "captions.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"captions.json must be a JSON object, found list"):
+    with pytest.raises(ValueError, match=r"captions\.json: is \[\], expected an object"):
         CaptionSet.read(tmp_path / "captions.json", tmp_path)
 
 
@@ -94,6 +102,15 @@ def test_published_tables_of_prompts(tmp_path: Path) -> None:
     assert read_prompts(without, 2, None, official=False) == expected
     without.write_text("index\tPrompt\n0\tA man, a dog\n1\tTwo birds\n")
     assert read_prompts(without, 2, None, official=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.csv", "image_id,text\n7,a cat\n"), ("a.tsv", "Prompt\tn\na cat\t1\n"), ("a.jsonl", PROMPT)],
+)
+def test_a_byte_order_mark_is_no_part_of_a_table(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    assert [prompt.caption for prompt in read_prompts(tmp_path / name, 1, None, official=False)] == ["a cat"]
 
 
 def test_official_tables_hold_30000_prompts(tmp_path: Path) -> None:
@@ -122,11 +139,21 @@ def test_a_choice_that_was_written_is_read_again(tmp_path: Path) -> None:
         ("a.csv", "id,caption\n1,x\n", "a.csv has the columns id, caption; expected image_id,text or Prompt"),
         ("a.csv", "", "a.csv has the columns ; expected"),
         ("a.csv", "image_id,text\nx1,a cat\n", "line 2 of .*a.csv has the image_id 'x1'; expected a number"),
-        ("a.csv", "text,image_id\na cat\n", "line 2 of .*a.csv has the image_id None; expected a number"),
-        ("a.csv", "image_id,text\n1,a cat\n2,\n", "row 2 of .*a.csv holds no prompt"),
+        ("a.csv", "text,image_id\na cat\n", "line 2 of .*a.csv: image_id is null, expected a text"),
+        ("a.csv", "image_id,text\n1,a cat\n2,\n", "line 3 of .*a.csv: text is '', expected a text that is not empty"),
         ("a.csv", "Prompt\na cat\n", "2 prompts asked for, .*a.csv holds 1; lower n"),
+        ("a.csv", f"image_id,text\n{'1' * 13},a cat\n", "line 2 of .*a.csv has the image_id '1{13}'; .* 12 digits"),
+        ("a.csv", "image_id,text\n1,a cat, a dog\n", "line 2 of .*a.csv has more cells than there are columns; quote"),
+        ("a.csv", "image_id,text,text\n1,a cat,a dog\n", "a.csv holds the column text 2 times"),
+        ("a.tsv", "n\tPrompt\n1\n", "line 2 of .*a.tsv: Prompt is null, expected a text"),
+        ("a.tsv", f'Prompt\n"{"a" * 200_000}\n', r"a.tsv cannot be read after line 1 \(field larger than .*; fetch"),
         ("a.jsonl", "{\n", "line 1 of .*a.jsonl is not valid JSON"),
-        ("a.jsonl", '{"caption": "x"}\n', "line 1 of .*a.jsonl is missing image_id, caption_id, image"),
+        ("a.jsonl", '{"caption": "x"}\n', "line 1 of .*a.jsonl: image_id is missing"),
+        ("a.jsonl", PROMPT.replace('"a cat"', "null"), "line 1 of .*a.jsonl: caption is null, expected a text"),
+        ("a.jsonl", PROMPT.replace('"a cat"', '"\\ud800"'), r"caption is '\\ud800', expected valid Unicode"),
+        ("a.jsonl", PROMPT.replace("7,", "true,"), "line 1 of .*a.jsonl: image_id is true, expected a whole number"),
+        ("a.jsonl", PROMPT.replace("null}", "3}"), "line 1 of .*a.jsonl: image is 3, expected a text"),
+        ("a.jsonl", PROMPT.replace("}", ', "caption": "b"}'), "the key 'caption' is there twice"),
     ],
 )
 def test_broken_tables(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -151,6 +178,14 @@ def test_pictures_of_a_folder(tmp_path: Path) -> None:
     assert [str(path.relative_to(tmp_path)) for path in found] == ["a.png", "b.JPG", "part/c.jpeg"]
     with pytest.raises(ValueError, match=r"holds 3 pictures, expected 40504. If this is not the official"):
         pictures_in(tmp_path, official=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "d.webp").write_bytes(b"")
+    (tmp_path / "part" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "part" / "back").symlink_to(tmp_path / "part")
+    (tmp_path / "part" / "._c.jpeg").write_bytes(b"")
+    names = ["a.png", "b.JPG", "elsewhere/d.webp", "part/c.jpeg"]
+    assert [path.relative_to(tmp_path).as_posix() for path in pictures_in(tmp_path, official=False)] == names
+    assert [path.name for path in pictures_in(tmp_path / "part", official=False)] == ["c.jpeg", "d.webp"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty holds 0 pictures, expected .jpg"):
         pictures_in(tmp_path / "empty", official=False)

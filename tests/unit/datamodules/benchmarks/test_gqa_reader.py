@@ -44,10 +44,20 @@ def test_official_data_must_be_complete(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([RECORD], "must map question ids to entries, found list"),
-        ({"7": {"question": "?"}}, "question 7 of .* is missing imageId, answer, isBalanced"),
-        ({"7": RECORD | {"types": {}}}, "types of question 7 of .* is missing structural, semantic, detailed"),
-        ({"7": RECORD | {"groups": {}}}, "groups of question 7 of .* is missing global"),
+        ([RECORD], r"questions\.json: is \[.*, expected an object"),
+        ({"7": {"question": "?"}}, r"questions\.json: 7\.imageId is missing"),
+        ({"7": RECORD | {"types": {}}}, r"7\.types\.structural is missing"),
+        ({"7": RECORD | {"types": None}}, r"7\.types is null, expected an object"),
+        ({"7": RECORD | {"groups": {}}}, r"7\.groups\.global is missing"),
+        ({"7": RECORD | {"groups": {"global": 3}}}, r"7\.groups\.global is 3, expected a text"),
+        ({"6": RECORD, "7": RECORD | {"answer": None}}, r"7\.answer is null, expected a text"),
+        ({"7": RECORD | {"question": ["?"]}}, r"7\.question is \['\?'\], expected a text"),
+        ({"7": RECORD | {"question": "a\ud800?"}}, r"7\.question is 'a\\ud800\?', expected valid Unicode"),
+        ({"7": RECORD | {"imageId": 7}}, r"7\.imageId is 7, expected a text"),
+        ({"7": RECORD | {"isBalanced": 1}}, r"7\.isBalanced is 1, expected true or false"),
+        ({"7": RECORD | {"semantic": None}}, r"7\.semantic is null, expected a list"),
+        ({"7": RECORD | {"semantic": [{"operation": "select"}]}}, r"7\.semantic\[0\]\.argument is missing"),
+        ({"7": RECORD | {"entailed": "8"}}, r"7\.entailed is '8', expected a list"),
         ({"7": RECORD | {"isBalanced": False}}, "holds no balanced question"),
     ],
 )
@@ -83,11 +93,33 @@ def test_choices(tmp_path: Path) -> None:
     path.write_text(json.dumps({"201": allowed, "202": {}}))
     assert read_choices(path, questions) == {"201": allowed}
     path.write_text(json.dumps({"202": allowed}))
-    with pytest.raises(ValueError, match=r"testdev_choices.json is missing 201"):
+    with pytest.raises(
+        ValueError, match=r"testdev_choices.json has no choices for 1 of 1 questions, first 201; use both"
+    ):
         read_choices(path, questions)
     path.write_text(json.dumps({"201": {"valid": []}}))
-    with pytest.raises(ValueError, match=r"question 201 of .* is missing plausible"):
+    with pytest.raises(ValueError, match=r"testdev_choices\.json: 201\.plausible is missing"):
         read_choices(path, questions)
+    path.write_text(json.dumps({"201": {"valid": [None], "plausible": []}}))
+    with pytest.raises(ValueError, match=r"201\.valid\[0\] is null, expected a text"):
+        read_choices(path, questions)
+
+
+def test_many_missing_choices_are_counted_and_the_first_named(tmp_path: Path) -> None:
+    questions = read_gqa(write(tmp_path, {str(i): RECORD for i in range(1000)}), tmp_path, official=False)
+    (tmp_path / "choices.json").write_text(json.dumps({"5": {"valid": [], "plausible": []}}))
+    with pytest.raises(ValueError, match=r"has no choices for 999 of 1000 questions, first 0, 1, 2; use both from the"):
+        read_choices(tmp_path / "choices.json", questions)
+
+
+def test_a_question_that_is_there_twice_is_refused_and_a_byte_order_mark_is_not(tmp_path: Path) -> None:
+    path = write(tmp_path, {})
+    entry = json.dumps(RECORD)
+    path.write_text(f'{{"201": {entry}, "202": {entry}, "201": {entry}}}')
+    with pytest.raises(ValueError, match=r"is not valid JSON \(the key '201' is there twice\)"):
+        read_gqa(path, tmp_path, official=False)
+    path.write_text(f'{{"201": {entry}}}', encoding="utf-8-sig")
+    assert len(read_gqa(path, tmp_path, official=False)) == 1
 
 
 def test_files_that_are_missing_or_no_json(tmp_path: Path) -> None:

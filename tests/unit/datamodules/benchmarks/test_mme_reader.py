@@ -158,7 +158,10 @@ def test_a_cell_may_name_the_row_that_holds_the_picture(tmp_path: Path) -> None:
         (["0\t*\t?\tYes\tOCR\t1.jpg"], r"the image in row 0 of .*MME.tsv is not base64"),
         ([f"0\t{CELL}\t?\tYes\tcolour\t1.jpg"], r"row 0 of .* has the category 'colour'; known are existence"),
         ([f"0\t{CELL}\t?\tMaybe\tOCR\t1.jpg"], r"row 0 of .* has the answer 'Maybe'"),
-        ([f"0\t{CELL}\t?\tYes\tOCR\t1.jpg"] * 2, r"MME.tsv holds index 0 2 times; indices must be unique"),
+        ([f"0\t{CELL}\t?\tYes\tOCR\t1.jpg"] * 2, r"MME.tsv holds index 0 2 times; each must be there once"),
+        ([f"0\t{CELL}\t\tYes\tOCR\t1.jpg"], r"row 0 of .*MME.tsv: question is '', expected a text that is not empty"),
+        ([f"0\t{CELL}\t?\tYes\tOCR\t"], r"row 0 of .*MME.tsv: image_path is '', expected a text that is not empty"),
+        (["0\t\t?\tYes\tOCR\t1.jpg"], r"row 0 of .*MME.tsv: image is '', expected a text that is not empty"),
         (["0\t1"], r"MME.tsv is not a table of tab-separated values"),
     ],
 )
@@ -167,6 +170,30 @@ def test_broken_tables(tmp_path: Path, rows: list[str], message: str) -> None:
         read_mme(table(tmp_path, *rows), official=False)
 
 
+def test_byte_order_marks_and_files_of_macos_change_nothing(tmp_path: Path) -> None:
+    rows = [f"{i}\t{CELL}\tIs it?\t{label}\tOCR\t1.jpg" for i, label in enumerate(("Yes", "No"))]
+    path = table(tmp_path, *rows)
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert len(read_mme(path, official=False)) == 2
+    write(tmp_path, "OCR", "1", f"\ufeff{PAIR}")
+    (tmp_path / "OCR" / "._1.txt").write_bytes(b"\x00\x05\x16\x07\xff")
+    assert [question.question[:5] for question in read_mme(tmp_path, official=False)] == ["Is th"] * 2
+    assert [path.name for path in mme_files(tmp_path)] == ["1.txt"]
+
+
+def test_pointers_of_git_lfs_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "MME.tsv"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match=r"MME.tsv is a git-lfs pointer, .*git lfs pull"):
+        read_mme(path, official=False)
+
+
 def test_a_table_without_a_column(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"MME.tsv is missing the columns image_path; expected index, image"):
         read_mme(table(tmp_path, "0\t1\t2\t3\t4", head=HEAD.replace("\timage_path", "")), official=False)
+    head, row = HEAD.replace("answer", "question"), f"0\t{CELL}\t?\tYes\tOCR\t1.jpg"
+    with pytest.raises(ValueError, match=r"MME.tsv is missing the columns answer; expected"):
+        read_mme(table(tmp_path, row, head=head), official=False)
+    head = HEAD.replace("\n", "\tquestion\n")
+    with pytest.raises(ValueError, match=r"MME.tsv holds the column question 2 times"):
+        read_mme(table(tmp_path, f"{row}\t?", head=head), official=False)

@@ -80,15 +80,31 @@ def test_missing_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (LINE | {"label": "Yes"}, r"line 2 of .*random.json has the label 'Yes'"),
-        ({"question_id": 2, "text": "?"}, r"line 2 of .*random.json is missing image, label"),
-        ([1], r"line 2 of .*random.json must be a JSON object, found list"),
+        (LINE | {"label": "Yes"}, r"line 2 of .*random.json: label is 'Yes', expected 'yes' or 'no'"),
+        (LINE | {"label": None}, r"line 2 of .*random.json: label is null, expected 'yes' or 'no'"),
+        (LINE | {"label": ["yes"]}, r"line 2 of .*random.json: label is \['yes'\], expected 'yes' or 'no'"),
+        (LINE | {"text": None}, r"line 2 of .*random.json: text is null, expected a text"),
+        (LINE | {"text": ""}, r"line 2 of .*random.json: text is '', expected a text that is not empty"),
+        (LINE | {"text": "Is \ud83d?"}, r"line 2 of .*random.json: text is 'Is .ud83d\?', expected valid Unicode"),
+        (LINE | {"image": 310196}, r"line 2 of .*random.json: image is 310196, expected a text"),
+        (LINE | {"question_id": [2]}, r"line 2 of .*random.json: question_id is \[2\], expected a whole number"),
+        (LINE | {"question_id": True}, r"line 2 of .*random.json: question_id is true, expected a whole number"),
+        ({"question_id": 2, "text": "?"}, r"line 2 of .*random.json: image is missing"),
+        ([1], r"line 2 of .*random.json: is \[1\], expected an object"),
         (LINE, r"line 2 of .*random.json repeats question random/1"),
     ],
 )
 def test_broken_lines(tmp_path: Path, line: Any, message: str) -> None:
     write(tmp_path, random=[LINE, line])
     with pytest.raises(ValueError, match=message):
+        read_pope(tmp_path, tmp_path, official=False)
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    text = json.dumps(LINE).replace("}", ', "label": "no"}')
+    (tmp_path / "coco_pope_random.json").write_text(text)
+    with pytest.raises(ValueError, match=r"line 1 of .*random.json is not valid JSON \(the key 'label' is there twice"):
         read_pope(tmp_path, tmp_path, official=False)
 
 

@@ -114,20 +114,50 @@ def test_whole_official_data_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
             [ANNOTATION | {"image_id": 7}],
             r"262148000 is on image 262148 in .*questions.json, on 7 in .*ann",
         ),
-        ([QUESTION], [ANNOTATION | {"answers": ANNOTATION["answers"][:9]}], r"has 9 answers in .*, expected 10"),  # type: ignore[index]
-        ([QUESTION, QUESTION], [ANNOTATION], r"entry 1 of questions in .* question_id 262148000; .* unique"),
-        ([QUESTION | {"question_id": "7"}], [ANNOTATION], r"has the question_id '7'; ids must be whole numbers"),
-        ([{"question_id": 1}], [ANNOTATION], r"entry 0 of questions in .* is missing image_id, question"),
-        ([QUESTION | {"image_id": "7"}], [ANNOTATION], r"entry 0 of questions in .* has the image_id '7'; .* whole"),
-        ([QUESTION], [ANNOTATION | {"answers": [{}] * 10}], r"an answer to question 262148000 in .* is missing answer"),
-        ([QUESTION], [ANNOTATION | {"answer_type": "x"}], r"answer_type 'x' in .*, expected one of yes/no, number"),
-        ([QUESTION], [QUESTION], r"entry 0 of annotations in .* is missing answers, answer_type"),
-        ([], [], r"questions.json holds no questions"),
+        (
+            [QUESTION],
+            [ANNOTATION | {"answers": ANNOTATION["answers"][:9]}],
+            r"annotations\[0\]\.answers is .*, expected at least 10 of them, not 9",
+        ),  # type: ignore[index]
+        ([QUESTION, QUESTION], [ANNOTATION], r"questions.json holds question_id 262148000 2 times; each must be"),
+        ([QUESTION | {"question_id": "7"}], [ANNOTATION], r"questions\[0\]\.question_id is '7', expected a whole"),
+        ([{"question_id": 1}], [ANNOTATION], r"questions\.json: questions\[0\]\.image_id is missing"),
+        ([QUESTION | {"image_id": "7"}], [ANNOTATION], r"questions\[0\]\.image_id is '7', expected a whole number"),
+        ([QUESTION | {"image_id": -7}], [ANNOTATION], r"questions\[0\]\.image_id is -7, expected at least 0"),
+        ([QUESTION | {"question": None}], [ANNOTATION], r"questions\[0\]\.question is null, expected a text"),
+        ([QUESTION | {"question": ["?"]}], [ANNOTATION], r"questions\[0\]\.question is \['\?'\], expected a text"),
+        ([QUESTION | {"question": "\udc00"}], [ANNOTATION], r"question is '.udc00', expected valid Unicode"),
+        (
+            [QUESTION],
+            [ANNOTATION | {"multiple_choice_answer": None}],
+            r"multiple_choice_answer is null, expected a text",
+        ),
+        ([QUESTION], [ANNOTATION | {"question_type": 1}], r"annotations\[0\]\.question_type is 1, expected a text"),
+        ([QUESTION], [ANNOTATION | {"answers": None}], r"annotations\[0\]\.answers is null, expected a list"),
+        (
+            [QUESTION],
+            [ANNOTATION | {"answers": [*ANNOTATION["answers"][:9], {"answer": 2}]}],  # type: ignore[index]
+            r"annotations.json: annotations\[0\]\.answers\[9\]\.answer is 2, expected a text",
+        ),
+        ([QUESTION], [ANNOTATION | {"answers": [{}] * 10}], r"annotations\[0\]\.answers\[0\]\.answer is missing"),
+        ([QUESTION], [ANNOTATION | {"answer_type": "x"}], r"answer_type is 'x', expected 'yes/no', 'number' or"),
+        ([QUESTION], [QUESTION], r"annotations\.json: annotations\[0\]\.answers is missing"),
+        ([], [], r"questions.json: questions is \[\], expected at least 1 of them, not 0"),
     ],
 )
 def test_broken_files(tmp_path: Path, questions: list[Any], annotations: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_val(tmp_path, questions, annotations)
+
+
+def test_a_key_that_is_there_twice_is_refused_and_a_byte_order_mark_is_not(tmp_path: Path) -> None:
+    path = write(tmp_path, "questions", "test2015", [QUESTION])
+    text = path.read_text()
+    path.write_text(text, encoding="utf-8-sig")
+    assert question_ids(path, split="test2015", official=False) == [262148000]
+    path.write_text(text.replace('"image_id"', '"question": "Who?", "image_id"'))
+    with pytest.raises(ValueError, match=r"is not valid JSON \(the key 'question' is there twice\)"):
+        question_ids(path, split="test2015", official=False)
 
 
 def test_files_that_are_missing_or_of_another_split(tmp_path: Path) -> None:
