@@ -15,7 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modules.folders import files_below
+from modules.reading import checked, parse_json, read_json, read_lines
+
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+_FILE = "evaluation file"
 _COCO = re.compile(r"COCO_[a-z]+\d{4}_(\d{12})")
 _KEYS = ("file_name", "image", "imageId", "image_id")
 """Keys of a picture's name or number in the known benchmarks."""
@@ -34,7 +38,7 @@ def read_evaluation(places: list[Path]) -> EvaluationImages:
 
     Raises:
         FileNotFoundError: a place does not exist.
-        ValueError: a place names no pictures.
+        ValueError: a place names no pictures, or an entry of a file names none.
     """
     names: set[int] = set()
     contents: set[int] = set()
@@ -68,35 +72,42 @@ def _array(values: set[int]) -> NDArray[np.uint64]:
 
 
 def _folder(folder: Path, contents: set[int]) -> Iterator[str]:
-    for path in sorted(folder.rglob("*")):
+    for path in files_below(folder):
         if path.suffix.lower() in ENDINGS:
             contents.add(digest(path.read_bytes()))
             yield picture_name(path.name)
 
 
 def _named_in(path: Path) -> Iterator[str | int]:
-    for entry in _entries(path):
-        if isinstance(entry, dict):
-            value = next((entry[key] for key in _KEYS if key in entry), None)
-            if isinstance(value, (str, int)):
-                yield value
+    for where, entry in _entries(path):
+        key = next((key for key in _KEYS if key in checked(entry, dict, where)), None)
+        if key is None:
+            raise ValueError(f"{where} names no picture; expected one of the keys {', '.join(_KEYS)}")
+        value = entry[key]
+        if isinstance(value, int):
+            checked({key: value}, dict[str, int], where)
+        else:
+            checked({key: value}, dict[str, str], where)
+        yield value
 
 
-def _entries(path: Path) -> list[Any]:
-    """The entries of a file: a list, an object's values, COCO's ``images``, VQA's ``questions``, or JSON lines."""
-    if not path.is_file():
-        raise FileNotFoundError(f"evaluation file {path} does not exist")
-    try:
-        text = path.read_text(encoding="utf-8")
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError:
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"evaluation file {path} is neither JSON nor JSON lines ({error})") from error
+def _entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """The entries of a file: JSON lines, a list, an object's values, COCO's ``images``, or VQA's ``questions``."""
+    lines = list(read_lines(path, _FILE))
+    if len(lines) > 1 and _is_json(lines[0][1]):
+        yield from ((where, parse_json(line, where)) for where, line in lines)
+        return
+    content = read_json(path, object, _FILE)
     if isinstance(content, dict):
-        for key in ("images", "questions"):
-            if isinstance(content.get(key), list):
-                return list(content[key])
-        return [content, *content.values()]
-    return content if isinstance(content, list) else []
+        lists = [content[key] for key in ("images", "questions") if isinstance(content.get(key), list)]
+        content = next(iter(lists), [content] if content.keys() & set(_KEYS) else content)
+    named = content.items() if isinstance(content, dict) else enumerate(checked(content, list, f"{_FILE} {path}"))
+    yield from ((f"entry {key} of {_FILE} {path}", entry) for key, entry in named)
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True

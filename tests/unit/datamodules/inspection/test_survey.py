@@ -172,17 +172,52 @@ def test_places_without_pictures_are_refused(tmp_path: Path) -> None:
         read_evaluation([tmp_path / "none.json"])
     with pytest.raises(ValueError, match="names no picture; give a folder of pictures"):
         read_evaluation([tmp_path])
-    for text, message in (
-        ("[1, 2]", "names no picture"),
-        ("3", "names no picture"),
-        ("{", "neither JSON nor JSON lines"),
-    ):
-        (tmp_path / "questions.json").write_text(text)
-        with pytest.raises(ValueError, match=rf"questions\.json .*{message}"):
-            read_evaluation([tmp_path / "questions.json"])
     (tmp_path / "questions.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="neither JSON nor JSON lines"):
+    with pytest.raises(ValueError, match=r"evaluation file .*questions\.json is not UTF-8"):
         read_evaluation([tmp_path / "questions.json"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", r"questions\.json names no picture; give a folder"),
+        ("[1, 2]", r"entry 0 of evaluation file .*questions\.json: is 1, expected an object"),
+        ("3", r"evaluation file .*questions\.json: is 3, expected a list"),
+        ("{", r"evaluation file .*questions\.json is not valid JSON"),
+        ('{"image": "a.jpg"}\n{"image": }\n', r"line 2 of evaluation file .* is not valid JSON"),
+        ('{"image": "a.jpg"}\n\n{"image": null}\n', r"line 3 of evaluation file .*: image is null, expected a text"),
+        ('{"image": "a.jpg", "image": "b.jpg"}\n', r"the key 'image' is there twice"),
+        ('[{"image": ["a.jpg"]}]', r"entry 0 of evaluation file .*: image is \['a.jpg'\], expected a text"),
+        ('[{"image": "a.jpg"}, {"text": "?"}]', r"entry 1 of evaluation file .* names no picture; .* file_name, image"),
+        ('{"201": {"imageId": "8"}, "202": {"imageId": 8.5}}', r"entry 202 of .*: imageId is 8\.5, expected a text"),
+        ('{"questions": [{"image_id": true}]}', r"entry 0 of .*: image_id is true, expected a whole number"),
+        (
+            '{"images": [{"file_name": "\\ud800.jpg"}]}',
+            r"entry 0 of .*: file_name is '.ud800\.jpg', expected valid Uni",
+        ),
+    ],
+)
+def test_an_entry_that_names_no_picture_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "questions.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_evaluation([tmp_path / "questions.json"])
+
+
+@pytest.mark.parametrize("text", ['{"image": "a.jpg"}\n{"image": "a.png"}\n', '[\n{"image": "a.jpg"}\n]\n'])
+def test_a_byte_order_mark_is_no_part_of_a_question_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "questions.json").write_text(text, encoding="utf-8-sig")
+    assert read_evaluation([tmp_path / "questions.json"]).names.tolist() == [digest(b"a")]
+
+
+def test_linked_folders_are_searched_and_files_of_macos_are_not(tmp_path: Path) -> None:
+    for name in ("disk/a.jpg", "disk/._a.jpg", "folder/__MACOSX/._b.jpg", "folder/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "folder" / "part").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "back").symlink_to(tmp_path / "folder")
+    found = read_evaluation([tmp_path / "folder"])
+    assert set(found.names.tolist()) == {digest(b"a"), digest(b"b")}
+    assert set(found.contents.tolist()) == {digest(b"disk/a.jpg"), digest(b"folder/b.png")}
 
 
 def test_names_of_coco_are_one_and_of_others_their_own() -> None:
