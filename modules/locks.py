@@ -2,27 +2,55 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from modules import signals
+
+_POLL_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2)
+"""Between two tries; the last one repeats. The system's own wait would not hear a signal."""
+
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
+def locked(path: Path, *, wait: bool | float = True) -> Iterator[int]:
     """Hold the lock file ``path``. It is created if needed and never deleted, or two processes could hold the lock.
 
     Yields its file descriptor. A process that inherits it also holds the lock, until both processes have ended.
+    ``wait`` may be a number of seconds. A signal to stop ends a process that waits (`modules.signals.waiting`).
 
     Raises:
-        BlockingIOError: another process holds the lock, and ``wait`` is False.
+        BlockingIOError: another process still holds the lock after ``wait``.
         OSError: the file cannot be created, or is a link.
     """
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        _take(lock, path, float("inf") if wait is True else float(wait))
         yield lock
     finally:
         os.close(lock)
+
+
+def _take(lock: int, path: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    if _tried(lock):
+        return
+    with signals.waiting(f"another process that holds {path}"):
+        tries = 0
+        while not _tried(lock):
+            if time.monotonic() > deadline:
+                raise BlockingIOError(f"another process holds {path}")
+            time.sleep(_POLL_SECONDS[min(tries, len(_POLL_SECONDS) - 1)])
+            tries += 1
+
+
+def _tried(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def lock_of(path: Path) -> Path:

@@ -2,15 +2,41 @@
 
 Saving inside a handler would interrupt whatever the process was doing, for example a collective, and hang. This module
 imports nothing heavy, so a process can listen before it loads anything.
+
+A handler runs between two steps of Python. A process that waits in C++ for another one never gets there, so a thread
+watches too: during a wait in which nothing can be lost (`waiting`), it ends the process.
 """
 
+import os
+import select
 import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from types import FrameType
 
 STOP = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 """What batch systems send before they end a job."""
+PREEMPTED, INTERRUPTED = 75, 130
+"""Exit codes: told to stop, to be started again (EX_TEMPFAIL of sysexits.h); stopped by Ctrl-C, as shells count it."""
+_POLL_SECONDS = 0.2
 
 _received: str | None = None
+_waits: "list[_Wait]" = []
+
+
+@dataclass
+class _Wait:
+    """A wait in which nothing can be lost."""
+
+    what: str
+    patience: float
+    tell_after: float
+    since: float = field(default_factory=time.monotonic)
+    told: bool = False
 
 
 def listen() -> None:
@@ -20,6 +46,7 @@ def listen() -> None:
     """
     for number in STOP:
         signal.signal(number, _note)
+    _Watcher.ensure()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
 
 
@@ -32,8 +59,84 @@ def ignore() -> None:
     """Ignore the signals in a worker process; its parent handles them. Some clusters signal every process of a job."""
     for number in STOP:
         signal.signal(number, signal.SIG_IGN)
+    if threading.current_thread() is threading.main_thread():
+        signal.set_wakeup_fd(-1)
 
 
-def _note(number: int, _frame: FrameType | None) -> None:
+@contextmanager
+def waiting(what: str, *, patience: float = 0.0, tell_after: float = 5.0) -> Iterator[None]:
+    """Around a wait in which nothing can be lost; ``what`` says what for, after ``tell_after`` seconds.
+
+    A signal of `STOP`, or Ctrl-C, ends the process if the wait is not over ``patience`` seconds later.
+    """
+    begin_wait(what, patience=patience, tell_after=tell_after)
+    try:
+        yield
+    finally:
+        end_wait()
+
+
+def begin_wait(what: str, *, patience: float = 0.0, tell_after: float = 5.0) -> None:
+    """`waiting`, for a wait whose end is elsewhere in the code."""
+    _Watcher.ensure()
+    _waits.append(_Wait(what, patience, tell_after))
+
+
+def end_wait() -> None:
+    """The wait is over."""
+    if _waits:
+        _waits.pop()
+
+
+def _note(number: int, _frame: FrameType | None = None) -> None:
     global _received
     _received = _received or signal.Signals(number).name
+
+
+class _Watcher(threading.Thread):
+    """Sees signals even if the main thread does not run: Python's C handler writes their numbers to a pipe."""
+
+    _running: "_Watcher | None" = None
+
+    def __init__(self) -> None:
+        super().__init__(name="signals", daemon=True)
+        self._read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        self._signal: tuple[int, float] | None = None
+
+    @classmethod
+    def ensure(cls) -> None:
+        """Start the one watcher of this process; only the main thread can."""
+        if cls._running is None or not cls._running.is_alive():
+            if threading.current_thread() is not threading.main_thread():
+                return
+            cls._running = cls()
+            cls._running.start()
+
+    def run(self) -> None:
+        """Look at the pipe and at the current wait."""
+        while True:
+            if select.select([self._read], [], [], _POLL_SECONDS)[0]:
+                for number in os.read(self._read, 64):
+                    if number in (*STOP, signal.SIGINT):
+                        self._signal = self._signal or (number, time.monotonic())
+            wait = _waits[-1] if _waits else None
+            if wait is not None:
+                self._look_at(wait, time.monotonic())
+
+    def _look_at(self, wait: _Wait, now: float) -> None:
+        if not wait.told and now - wait.since > wait.tell_after:
+            wait.told = True
+            _say(f"waiting for {wait.what}")
+        # a little longer than asked for: if Python gets there, the process ends as usual
+        if self._signal is not None and now - max(wait.since, self._signal[1]) > wait.patience + 2 * _POLL_SECONDS:
+            number, _ = self._signal
+            _say(f"told to stop by {signal.Signals(number).name} while waiting for {wait.what}; start again to go on")
+            os._exit(INTERRUPTED if number == signal.SIGINT else PREEMPTED)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError, ValueError):  # no terminal, or no room
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()

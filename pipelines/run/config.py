@@ -36,6 +36,8 @@ class RunFolderConfig:
 
     dir: str = ""
     """The run folder; empty: runs/<name>."""
+    wait_seconds: float = 60.0
+    """How long to wait for a run folder that another process holds, before the run ends with exit code 75."""
     allow_changed: tuple[str, ...] = ()
     """Keys that may differ from the run folder's config.yaml on a resume, in addition to those that always may."""
 

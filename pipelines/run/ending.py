@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-DONE, FAILED, UNUSABLE, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
-"""Exit codes: all is well; a fault of the program; what the user can mend; a training that was told to stop, saved its
-step and will go on from there (EX_TEMPFAIL of sysexits.h); stopped by Ctrl-C, as shells count it."""
+from modules.signals import INTERRUPTED, PREEMPTED
+
+__all__ = ["DONE", "FAILED", "INTERRUPTED", "PREEMPTED", "UNUSABLE", "USER_ERRORS", "ended_in_order", "leave"]
+
+DONE, FAILED, UNUSABLE = 0, 1, 2
+"""Exit codes: all is well; a fault of the program; something the user can fix. The others are in `modules.signals`."""
 
 USER_ERRORS = (
     ValueError,

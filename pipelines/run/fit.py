@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from modules.stages import STAGES
 from pipelines.run.compose import Parts, build_parts, make_embedded_data
 from pipelines.run.config import RunConfig
 from pipelines.run.console import say, warn
+from pipelines.run.ending import PREEMPTED
 from pipelines.run.hardware import COMPUTE, check_hardware, use_kernel_cache
 from pipelines.run.memory import estimate_memory
-from pipelines.run.ranks import find_ranks
-from pipelines.run.runfolder import RunFolder, open_run
+from pipelines.run.ranks import find_ranks, refuse_other_launch
+from pipelines.run.runfolder import HeldError, RunFolder, claim, open_run
 from pipelines.run.training import Training
 from pipelines.run.warmup import warm_up
 
@@ -32,23 +33,37 @@ def fit(config: RunConfig) -> Path:
     """
     leads = getattr(rank_zero_only, "rank", 0) == 0
     report = say if leads else _silent
+    refuse_other_launch(config.hardware.devices, config.hardware.nodes)
     ranks = find_ranks(timedelta(minutes=config.hardware.timeout_minutes))
     check_hardware(config.hardware, deterministic=config.trainer.deterministic)
-    run = ranks.from_rank_0(lambda: _open(config))
-    if run.complete:
-        report(f"{run.path} is complete ({COMPLETE}); nothing to do")
-        return run.path
-    _set_up(run.config)
-    parts = build_parts(run.config, report, resumed=run.checkpoint is not None)
-    _introduce(run, parts, report)
-    if run.config.hardware.accelerator == "gpu":
-        _prepare_gpu(run.config, report)
-    with run.claimed() if leads else nullcontext():
+    with ExitStack() as held:
+        run = RunFolder.from_json(ranks.from_rank_0(lambda: _open(config, held if leads else None).as_json()))
+        if run.complete:
+            report(f"{run.path} is complete ({COMPLETE}); nothing to do")
+            return run.path
+        _set_up(run.config)
+        parts = build_parts(run.config, report, resumed=run.checkpoint is not None)
+        _introduce(run, parts, report)
+        if run.config.hardware.accelerator == "gpu":
+            _prepare_gpu(run.config, report)
         Training.begin(run, parts, leads=leads).to_its_end()
     return run.path
 
 
-def _open(config: RunConfig) -> RunFolder:
+def _open(config: RunConfig, held: ExitStack | None) -> RunFolder:
+    """Open the run folder, and hold it until ``held`` is closed. What is decided about it is decided while it is held.
+
+    Raises:
+        SystemExit: another process holds it: `PREEMPTED`, which says that it is worth trying again later.
+    """
+    run = open_run(config)
+    if run.complete or held is None:
+        return run
+    try:
+        held.enter_context(claim(run.path, config.run.wait_seconds))
+    except HeldError as error:
+        warn(str(error))
+        raise SystemExit(PREEMPTED) from error
     run = open_run(config)
     if not run.complete:
         make_embedded_data(run.config)

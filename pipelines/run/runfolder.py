@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from typing_extensions import TypedDict
 
 from callbacks.tracking import read_metrics
 from datamodules.mixed import Counts
@@ -20,6 +21,7 @@ from modules.checkpoints import latest_valid, read_facts
 from modules.files import code_version, step_name, write_file
 from modules.locks import locked
 from modules.omnimamba.config import TASKS
+from modules.reading import checked
 from modules.redaction import redacted
 from modules.run_files import CHECKPOINTS, COMPLETE, CONFIG, LOCK, METRICS, PREEMPTED, PROVENANCE
 from pipelines.run.config import FREE_ON_RESUME, RunConfig, as_dict, differences
@@ -28,6 +30,12 @@ from pipelines.run.overrides import ConfigError, build, read_yaml
 
 PACKAGES = ("torch", "lightning", "mamba-ssm", "causal-conv1d", "deepspeed", "wandb", "webdataset", "datasets", "peft",
             "omegaconf", "numpy", "pillow", "tokenizers", "safetensors")  # fmt: skip
+
+
+class _Opened(TypedDict):
+    config: dict[str, Any]
+    checkpoint: str | None
+    complete: bool
 
 
 @dataclass(frozen=True)
@@ -39,16 +47,22 @@ class RunFolder:
     checkpoint: Path | None
     complete: bool
 
-    @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Hold the folder for this process, so that two trainings never write into one. Rank 0 alone calls this.
+    def as_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` reads."""
+        checkpoint = self.checkpoint and str(self.checkpoint)
+        return {"config": as_dict(self.config), "checkpoint": checkpoint, "complete": self.complete}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "RunFolder":
+        """What `as_json` of another rank gave.
 
         Raises:
-            ConfigError: another process holds it.
+            ConfigError: the values are not those of a run folder.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with claim(self.path):
-            yield
+        wanted = checked(values, _Opened, "the run folder that rank 0 has opened")
+        config = build(RunConfig, OmegaConf.create(wanted["config"]), source="rank 0")
+        checkpoint = wanted["checkpoint"]
+        return cls(config.folder, config, None if checkpoint is None else Path(checkpoint), wanted["complete"])
 
     def begin(self, data: dict[str, str], weights: dict[str, str] | None = None) -> tuple[str, int]:
         """Write config.yaml and provenance.json. Rank 0 alone calls this.
@@ -100,19 +114,24 @@ class RunFolder:
         write_file(self.path / PREEMPTED, f"{step}\n")
 
 
+class HeldError(ConfigError):
+    """Another process holds the run folder; it is worth trying again later."""
+
+
 @contextmanager
-def claim(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process.
+def claim(folder: Path, seconds: float = 0.0) -> Iterator[None]:
+    """Hold a run folder for this process, so that two never write into one; wait up to ``seconds`` for it.
 
     Raises:
-        ConfigError: another process holds it.
+        HeldError: another process still holds it.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         try:
-            held.enter_context(locked(folder / LOCK, wait=False))
+            held.enter_context(locked(folder / LOCK, wait=seconds))
         except BlockingIOError as error:
-            raise ConfigError(
-                f"another process is training in run folder {folder}; wait for it, or choose another run.dir"
+            raise HeldError(
+                f"another process holds run folder {folder}; wait for it, or choose another run.dir"
             ) from error
         yield
 
