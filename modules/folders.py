@@ -2,17 +2,18 @@
 
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 from typing import NoReturn
 
 log = logging.getLogger(__name__)
 
 
-def files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path, left_out: Counter[str] | None = None) -> list[Path]:
     """All files in and below ``folder``, sorted by path.
 
     Links to folders are followed. Each real folder is entered once, so circles end. Files that macOS adds to archives
-    (``._name``, ``__MACOSX``) are left out; a warning says how many.
+    (``._name``, ``__MACOSX``) are left out; a warning says how many, and ``left_out`` counts them.
 
     Raises:
         OSError: a folder cannot be read.
@@ -32,6 +33,8 @@ def files_below(folder: Path) -> list[Path]:
             found += [Path(place, name) for name in names]
     kept = [path for path in found if not is_macos(path.relative_to(folder))]
     if len(kept) < len(found):
+        if left_out is not None:
+            left_out["macos_files_left_out"] += len(found) - len(kept)
         log.warning("%s: %d files that macOS added (._*, __MACOSX) are left out", folder, len(found) - len(kept))
     return sorted(kept)
 

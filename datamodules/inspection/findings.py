@@ -1,12 +1,10 @@
 """What a survey of a data set collects, sample by sample."""
 
-import io
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
-
 from datamodules.encode import PromptTemplate, encode_conversation
+from datamodules.images import opened
 from datamodules.inspection.evaluation_images import digest, picture_name
 from datamodules.inspection.verify import PICTURES
 from datamodules.stored import content_of, turns_of
@@ -67,7 +65,7 @@ def add_sample(
     name = None
     try:
         if picture is not None:
-            with Image.open(io.BytesIO(picture)) as image:
+            with opened(picture) as image:
                 found.widths.append(image.width)
                 found.heights.append(image.height)
         content = content_of(sample.get("json", b"{}"))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datamodules.scenes.config import ScenesConfig
 from datamodules.shards.folders import holds, locked_folder, write_origin
@@ -151,15 +151,16 @@ def _texts(scenes: Path) -> Iterator[str]:
     """Training texts of the text tokenizer: captions, and questions and answers as the model will see them."""
     from datamodules.encode import PromptTemplate
     from datamodules.scenes.questions import ANSWERS
-    from datamodules.sources.common import read_json
+    from modules.reading import read_json
 
-    for each in read_json(scenes / "annotations" / "captions_train2014.json", "captions file")["annotations"]:
+    captions = read_json(scenes / "annotations" / "captions_train2014.json", dict[str, Any], "captions file")
+    for each in captions["annotations"]:
         yield each["caption"]
     # so that every answer becomes one token, even if a few images do not cover all of them
     for answer in ANSWERS:
         yield from (answer, answer.capitalize(), f" {answer}")
     template = PromptTemplate()
-    for entry in read_json(scenes / "llava" / "instruct.json", "conversations file"):
+    for entry in read_json(scenes / "llava" / "instruct.json", list[Any], "conversations file"):
         for turn in entry["conversations"]:
             text = turn["value"].removeprefix("<image>\n")
             yield template.question.format(question=text) if turn["from"] == "human" else text

@@ -35,7 +35,7 @@ from modules.files import remove_partials, write_file
 
 REJECTED = "rejected.jsonl"
 BUILD = ".build"
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 """Raise this whenever the same plan gives other bytes."""
 _PLAN = "plan.json"
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -75,15 +75,16 @@ def build_shards(
     *,
     per_shard: int,
     meta: Mapping[str, Any],
+    counts: Mapping[str, int] | None = None,
     processes: int = 1,
     progress: Progress | None = None,
 ) -> Path:
     """Build the shards ``name-000000``, ``name-000001``, ... of ``rows`` in ``folder`` and return their manifest.
 
     ``meta`` must name everything else that the bytes depend on, besides the rows' keys: files with their hashes, and
-    settings. The manifest holds it, with the counts, the builder's version and the plan's hash. Rejected rows go to
-    ``rejected.jsonl``. Returns at once if the same plan has been built before. Several builders of one folder work
-    one after the other. ``make`` must be picklable if ``processes`` is above 1.
+    settings. The manifest holds it, with the counts, the builder's version and the plan's hash. ``counts`` says what
+    the plan leaves out. Rejected rows go to ``rejected.jsonl``. Returns at once if the same plan has been built before.
+    Several builders of one folder work one after the other. ``make`` must be picklable if ``processes`` is above 1.
 
     Raises:
         FileExistsError: the folder already holds another data set.
@@ -113,7 +114,8 @@ def build_shards(
 
         report(0)
         run_jobs(_Builder(folder, make), missing, processes=processes, report=report)
-        return _finish(folder, name, [shard.name for shard in shards], {**meta, **_identity(plan)})
+        identified = {**meta, **_identity(plan)}
+        return _finish(folder, name, [shard.name for shard in shards], identified, Counter(counts))
 
 
 def _check(name: str, keys: Sequence[str], per_shard: int, processes: int) -> None:
@@ -219,12 +221,11 @@ def _is_committed(folder: Path, shard: str) -> bool:
     return all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
 
 
-def _finish(folder: Path, name: str, shards: Sequence[str], meta: Mapping[str, Any]) -> Path:
+def _finish(folder: Path, name: str, shards: Sequence[str], meta: Mapping[str, Any], counts: Counter[str]) -> Path:
     """Write the list of rejects and the manifest from all notes."""
     commits = [_read_commit(folder, shard) for shard in shards]
     entries = [ShardEntry(**commit["record"]) for commit in commits if commit["record"]]
     rejected = [Rejected(**each) for commit in commits for each in commit["rejected"]]
-    counts: Counter[str] = Counter()
     for commit in commits:
         counts.update(commit["counts"])
     build = folder / BUILD

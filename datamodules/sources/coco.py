@@ -3,10 +3,13 @@
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, MinLen
+from typing_extensions import TypedDict
 
 from datamodules.shards.builder import Progress, build_shards
-from datamodules.sources.common import need_folder, read_json
+from datamodules.sources.common import need_folder
 from datamodules.sources.t2i import (
     CaptionedFile,
     FileReader,
@@ -17,9 +20,28 @@ from datamodules.sources.t2i import (
     processes_for_pictures,
 )
 from modules.files import sha256
+from modules.reading import read_json
 
 CAPTIONS_PER_IMAGE = 5
 """A few COCO images have more; the published training data keep five."""
+_Id = Annotated[int, Ge(0)]
+
+
+class _Image(TypedDict):
+    id: _Id
+    file_name: Annotated[str, MinLen(1)]
+
+
+class _Caption(TypedDict):
+    id: _Id
+    image_id: _Id
+    caption: Any
+    """A text; if it is not, its image is rejected."""
+
+
+class _Captions(TypedDict):
+    images: list[_Image]
+    annotations: list[_Caption]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,34 +96,16 @@ def build_coco(config: CocoConfig, progress: Progress | None = None) -> Path:
 
 def _read_captions(path: Path) -> tuple[dict[int, str], dict[int, list[Any]]]:
     """File name and captions by image id."""
-    content = read_json(path, "captions file")
-    try:
-        images = {_whole(image["id"]): _name(image["file_name"]) for image in content["images"]}
-        by_image: dict[int, list[Any]] = defaultdict(list)
-        for each in sorted(content["annotations"], key=lambda each: _whole(each["id"])):
-            by_image[_whole(each["image_id"])].append(each["caption"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"captions file {path} does not have COCO's layout ({type(error).__name__}: {error}); it needs images "
-            "with id and file_name, and annotations with id, image_id and caption; ids are whole numbers"
-        ) from error
+    content = read_json(path, _Captions, "captions file")
+    images = {image["id"]: image["file_name"] for image in content["images"]}
+    by_image: dict[int, list[Any]] = defaultdict(list)
+    for each in sorted(content["annotations"], key=lambda each: each["id"]):
+        by_image[each["image_id"]].append(each["caption"])
     if len(images) != len(content["images"]):
         raise ValueError(
             f"captions file {path} lists {len(content['images'])} images but only {len(images)} different ids"
         )
     return images, by_image
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise TypeError(f"file_name {value!r} is not a name")
-    return value
-
-
-def _whole(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise TypeError(f"id {value!r} is not a whole number")
-    return value
 
 
 def _rows(name: str, images: dict[int, str], by_image: dict[int, list[Any]]) -> list[CaptionedFile]:

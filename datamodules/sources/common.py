@@ -1,4 +1,4 @@
-"""What the sources share: settings, and checked reading of files, pictures and texts."""
+"""What the sources share: settings, and checked pictures and texts."""
 
 import errno
 import json
@@ -8,12 +8,14 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from datamodules.images import Picture
 
 _MACHINE_FAULTS = frozenset(
     (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENOTCONN)
 )
 """Errors of the machine, not of a file: the build must stop and resume later, not leave samples out."""
+ON_WHITE = "transparency_on_white"
+"""Counts the pictures that were transparent somewhere."""
 _SHOWN = 120
 """Characters of a name or text that a reason shows."""
 
@@ -77,19 +79,19 @@ def read_file(folder: Path, name: str) -> bytes:
         raise BadEntryError(f"image cannot be read: {shown(name)} ({reason})") from error
 
 
-def decoded(content: bytes, name: str) -> "Image.Image":
-    """The picture in ``content``, fully decoded, upright, in RGB.
+def decoded(content: bytes, name: str) -> "Picture":
+    """The picture in ``content``, fully decoded, upright, on white, in RGB.
 
     Raises:
         BadEntryError: it is empty, truncated, too large or not a picture at all.
     """
     # imported here because it imports torch
-    from datamodules.images import decode
+    from datamodules.images import read_picture
 
     if not content:
         raise BadEntryError(f"image is empty: {shown(name)}")
     try:
-        return decode(content)
+        return read_picture(content)
     except ValueError as error:
         raise BadEntryError(f"image does not decode: {shown(name)} ({shown(str(error))})") from error
 
@@ -128,45 +130,17 @@ def shown(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Content of a JSON file; ``what`` names it in errors.
+def as_json(content: dict[str, Any]) -> bytes:
+    """The ``.json`` payload of a sample.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON.
+        BadEntryError: a text in it is no valid Unicode, so readers would refuse it.
     """
-    return _parsed(_text(path, what), f"{what} {path}")
-
-
-def read_json_lines(path: Path, what: str) -> list[Any]:
-    """Values of a file with one JSON value per line, without empty lines; ``what`` names it in errors.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is not JSON.
-    """
-    # only at "\n": splitlines would also split at separators that JSON strings may hold
-    lines = enumerate(_text(path, what).split("\n"), 1)
-    return [_parsed(line, f"{what} {path}, line {number}") for number, line in lines if line.strip()]
-
-
-def _text(path: Path, what: str) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"{what} {path} {'is not a file' if path.exists() else 'does not exist'}")
     try:
-        # -sig: some editors put a byte order mark in front
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{what} {path} is not JSON: {error}") from error
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:  # not JSON, or a number with thousands of digits
-        raise ValueError(f"{where} is not JSON: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"{where} is nested too deeply to be read; these files have a few levels") from error
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BadEntryError(f"text is no valid Unicode: {error.reason}") from error
+    return json.dumps(content).encode()
 
 
 def need_folder(path: Path, what: str) -> Path:

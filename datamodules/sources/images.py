@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from datamodules.shards.builder import Progress, build_shards
-from datamodules.sources.common import need_folder, read_json_lines
+from datamodules.sources.common import need_folder
 from datamodules.sources.t2i import (
     CaptionedFile,
     FileReader,
@@ -18,9 +21,17 @@ from datamodules.sources.t2i import (
     describe_vq,
     processes_for_pictures,
 )
+from modules.folders import files_below
+from modules.reading import read_entries, refuse_lfs_pointer, shown
 
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
-_CAPTION_KEYS = {"caption", "captions"}
+
+
+class _Line(TypedDict):
+    file: str
+    caption: NotRequired[Any]
+    captions: NotRequired[Any]
+    """Texts; if they are not, the file is rejected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +55,8 @@ def build_images(config: ImagesConfig, progress: Progress | None = None) -> Path
         FileExistsError: ``config.out`` already holds another data set.
     """
     folder = need_folder(Path(config.images), "image folder")
-    found = _listed(Path(config.captions)) if config.captions else _beside(folder)
+    left_out: Counter[str] = Counter()
+    found = _listed(Path(config.captions)) if config.captions else _beside(folder, left_out)
     rows = [
         captioned_file(f"{config.name}-{number:08d}", file, captions, about={"image": file})
         for number, (file, captions) in enumerate(sorted(found.items()))
@@ -64,6 +76,7 @@ def build_images(config: ImagesConfig, progress: Progress | None = None) -> Path
         T2IMaker(read=FileReader(folder), vq=config.vq, vq_fingerprint=vq["fingerprint"], batch=config.batch),
         per_shard=config.per_shard,
         meta=meta,
+        counts=left_out,
         processes=processes_for_pictures(config),
         progress=progress,
     )
@@ -72,31 +85,33 @@ def build_images(config: ImagesConfig, progress: Progress | None = None) -> Path
 def _listed(path: Path) -> dict[str, list[Any]]:
     """Captions by file, collected from all lines that name it."""
     found: dict[str, list[Any]] = {}
-    for entry in read_json_lines(path, "captions file"):
-        if (
-            not isinstance(entry, dict)
-            or not isinstance(entry.get("file"), str)
-            or len(entry.keys() & _CAPTION_KEYS) != 1
-        ):
+    for entry in read_entries(path, _Line, "captions file"):
+        if ("caption" in entry) == ("captions" in entry):
             raise ValueError(
                 f'captions file {path}: an entry must hold "file" and one of "caption" and "captions", not '
-                f"{str(entry)[:100]}"
+                f"{shown(entry)}"
             )
         captions = entry.get("captions", entry.get("caption"))
         found.setdefault(entry["file"], []).extend(captions if isinstance(captions, list) else [captions])
     return found
 
 
-def _beside(folder: Path) -> dict[str, list[Any]]:
+def _beside(folder: Path, left_out: Counter[str]) -> dict[str, list[Any]]:
     """Captions by file, from the text file next to each; none if there is no text file."""
     found: dict[str, list[Any]] = {}
-    for path in folder.rglob("*"):
+    for path in files_below(folder, left_out):
         if path.suffix.lower() in _SUFFIXES:
-            text = path.with_suffix(".txt")
-            # a byte that is not UTF-8 becomes half a surrogate pair, which is rejected later with its reason
-            lines = text.read_text(encoding="utf-8-sig", errors="surrogateescape") if text.is_file() else ""
-            found[path.relative_to(folder).as_posix()] = list(lines.split("\n"))
+            found[path.relative_to(folder).as_posix()] = _lines(path.with_suffix(".txt"))
     return found
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    content = path.read_bytes()
+    refuse_lfs_pointer(content, f"captions {path}")
+    # a byte that is not UTF-8 becomes half a surrogate pair, which is rejected later with its reason
+    return content.decode("utf-8-sig", errors="surrogateescape").replace("\r\n", "\n").split("\n")
 
 
 def _digest(rows: Iterable[CaptionedFile]) -> str:

@@ -12,11 +12,10 @@ from datamodules.sources.common import (
     need_folder,
     processes_of,
     read_file,
-    read_json,
-    read_json_lines,
 )
 from datamodules.sources.mmu import Conversation, MMUMaker, checked_turns, question_and_answer
 from modules.files import sha256
+from modules.reading import read_entries
 
 _LRV_KEYS = {"image_id", "question", "answer"}
 
@@ -26,7 +25,7 @@ class LlavaConfig(SourceConfig):
     """Where the official files are and where the shards go."""
 
     annotations: str
-    """Conversations, such as llava_v1_5_mix665k.json; a .jsonl file has one entry per line."""
+    """Conversations, such as llava_v1_5_mix665k.json: a JSON list, or one entry per line."""
     images: str
     """Folder that the image paths in the annotations are relative to."""
     name: str = "llava"
@@ -48,14 +47,11 @@ def build_llava(config: LlavaConfig, progress: Progress | None = None) -> Path:
 
     Raises:
         FileNotFoundError: a file or folder of ``config`` is missing.
-        ValueError: the annotations file is not a list, or nothing in it can be used; see also `build_shards`.
+        ValueError: the annotations file cannot be read, or nothing in it can be used; see also `build_shards`.
         FileExistsError: ``config.out`` already holds another data set.
     """
     annotations = Path(config.annotations)
-    lines = annotations.suffix == ".jsonl"
-    content = (read_json_lines if lines else read_json)(annotations, "conversations file")
-    if not isinstance(content, list):
-        raise ValueError(f"conversations file {annotations} must hold a list of entries, not {type(content).__name__}")
+    content: list[Any] = read_entries(annotations, object, "conversations file")
     folder = need_folder(Path(config.images), "image folder")
     return build_shards(
         Path(config.out),
@@ -96,7 +92,12 @@ class EntryReader:
         else:
             file, turns = clean_text(entry["image"], "image"), checked_turns(entry.get("conversations"))
         content = read_file(self.folder, file)
-        return Conversation(id=str(entry.get("id", row.row)), turns=turns, file=file, content=content)
+        return Conversation(id=_id(entry.get("id"), row.row), turns=turns, file=file, content=content)
+
+
+def _id(value: Any, row: int) -> str:
+    """The entry's own id, or the number of its row."""
+    return str(row if value is None else value) if value is None or type(value) is int else clean_text(value, "id")
 
 
 def _lrv_file(entry: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """MMU shards: a conversation and its picture's original bytes per sample."""
 
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 from datamodules.shards.builder import Rejected, Row
 from datamodules.shards.reader import Sample
-from datamodules.sources.common import BadEntryError, clean_text, decoded
+from datamodules.sources.common import ON_WHITE, BadEntryError, as_json, clean_text, decoded
 
 IMAGE_MARK = "<image>"
 _SPEAKERS = ("human", "gpt")
@@ -32,7 +31,7 @@ class MMUMaker:
     """Turns rows into MMU samples: ``.json`` with the conversation, ``.jpg`` with the picture.
 
     JPEG files are copied byte for byte, including those in CMYK or rotated by EXIF. Other formats are converted to
-    JPEG of quality 95, and counted.
+    JPEG of quality 95, with white where they are transparent, and counted.
     """
 
     read: Callable[[Any], Conversation]
@@ -44,17 +43,17 @@ class MMUMaker:
         for row in rows:
             try:
                 entry = self.read(row)
-                picture = _as_jpeg(entry, counts)
+                content = {
+                    "id": entry.id,
+                    "conversations": entry.turns,
+                    "image": entry.file,
+                    "source": self.source,
+                }
+                sample = {"json": as_json(content), "jpg": _as_jpeg(entry, counts)}
             except BadEntryError as error:
                 yield Rejected(key=row.key, reason=str(error))
                 continue
-            content = {
-                "id": entry.id,
-                "conversations": entry.turns,
-                "image": entry.file,
-                "source": self.source,
-            }
-            yield row.key, {"json": json.dumps(content).encode(), "jpg": picture}
+            yield row.key, sample
 
 
 def checked_turns(conversation: Any) -> list[dict[str, str]]:
@@ -95,14 +94,13 @@ def question_and_answer(question: Any, answer: Any) -> list[dict[str, str]]:
 
 
 def _as_jpeg(entry: Conversation, counts: Counter[str]) -> bytes:
-    from PIL import Image
-
     picture = decoded(entry.content, entry.file)
-    kind = str(Image.open(io.BytesIO(entry.content)).format)
     # MPO is a JPEG followed by further pictures
-    if kind in ("JPEG", "MPO"):
+    if picture.kind in ("JPEG", "MPO"):
         return entry.content
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=95)
-    counts[f"converted_from_{kind.lower()}"] += 1
+    picture.image.save(buffer, "JPEG", quality=95)
+    counts[f"converted_from_{picture.kind.lower()}"] += 1
+    if picture.on_white:
+        counts[ON_WHITE] += 1
     return buffer.getvalue()

@@ -1,6 +1,5 @@
 """T2I shards: captions and the VQ codes of a picture per sample."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 from datamodules.shards.builder import Rejected, Row
 from datamodules.shards.reader import Sample
 from datamodules.shards.workers import worker_number
-from datamodules.sources.common import BadEntryError, SourceConfig, clean_captions, decoded, processes_of, read_file
+from datamodules.sources.common import (
+    ON_WHITE,
+    BadEntryError,
+    SourceConfig,
+    as_json,
+    clean_captions,
+    clean_text,
+    decoded,
+    processes_of,
+    read_file,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -66,7 +75,7 @@ def captioned_file(key: str, file: str | None, captions: Sequence[Any], about: M
     try:
         if file is None:
             raise BadEntryError("captions for an image that the file does not list")
-        cleaned = tuple(clean_captions(captions))
+        file, cleaned = clean_text(file, "image name"), tuple(clean_captions(captions))
     except BadEntryError as error:
         return CaptionedFile(key=key, fault=str(error))
     return CaptionedFile(key=key, file=file, captions=cleaned, about=about)
@@ -94,7 +103,8 @@ class FileReader:
 class T2IMaker:
     """Turns rows into T2I samples: ``.json`` with the captions, ``.vq`` with the codes as little-endian uint16.
 
-    Pictures are rotated upright, cropped to the central square and resized (Lanczos) to the tokenizer's size.
+    Pictures are rotated upright, laid onto white where they are transparent, cropped to the central square and resized
+    (Lanczos) to the tokenizer's size.
     """
 
     read: Callable[[Any], CaptionedPicture]
@@ -109,39 +119,41 @@ class T2IMaker:
         from datamodules.images import centre_crop
 
         tokenizer = _load(self.vq, self.vq_fingerprint, device_of(worker_number()))
-        ready: list[tuple[str, CaptionedPicture, Image.Image]] = []
+        ready: list[tuple[str, bytes, Image.Image]] = []
         for row in rows:
             try:
                 entry = self.read(row)
+                captions = entry.captions[: self.captions_per_image]
+                content = as_json({"captions": captions, **entry.about})
                 picture = decoded(entry.content, entry.file)
             except BadEntryError as error:
                 yield Rejected(key=row.key, reason=str(error))
                 continue
-            ready.append((row.key, entry, centre_crop(picture, tokenizer.image_size)))
+            self._count(counts, entry.captions, on_white=picture.on_white)
+            ready.append((row.key, content, centre_crop(picture.image, tokenizer.image_size)))
             if len(ready) == self.batch:
-                yield from self._samples(ready, tokenizer, counts)
+                yield from _samples(ready, tokenizer)
                 ready = []
         if ready:
-            yield from self._samples(ready, tokenizer, counts)
+            yield from _samples(ready, tokenizer)
 
-    def _samples(
-        self,
-        ready: "Sequence[tuple[str, CaptionedPicture, Image.Image]]",
-        tokenizer: "ImageTokenizer",
-        counts: Counter[str],
-    ) -> Iterator[Sample]:
-        import torch
+    def _count(self, counts: Counter[str], captions: Sequence[str], *, on_white: bool) -> None:
+        if on_white:
+            counts[ON_WHITE] += 1
+        if self.captions_per_image:
+            counts["captions_left_out"] += max(0, len(captions) - self.captions_per_image)
+            counts["images_with_fewer_captions"] += len(captions) < self.captions_per_image
 
-        from datamodules.images import to_tensor
 
-        codes = tokenizer.encode(torch.stack([to_tensor(picture) for _, _, picture in ready]))
-        for (key, entry, _), row in zip(ready, codes.cpu().numpy().astype("<u2"), strict=True):
-            captions = entry.captions[: self.captions_per_image]
-            if self.captions_per_image:
-                counts["captions_left_out"] += len(entry.captions) - len(captions)
-                counts["images_with_fewer_captions"] += len(captions) < self.captions_per_image
-            content = {"captions": captions, **entry.about}
-            yield key, {"json": json.dumps(content).encode(), "vq": row.tobytes()}
+def _samples(ready: "Sequence[tuple[str, bytes, Image.Image]]", tokenizer: "ImageTokenizer") -> Iterator[Sample]:
+    """Samples of keys, their JSON and their pictures."""
+    import torch
+
+    from datamodules.images import to_tensor
+
+    codes = tokenizer.encode(torch.stack([to_tensor(picture) for _, _, picture in ready]))
+    for (key, content, _), row in zip(ready, codes.cpu().numpy().astype("<u2"), strict=True):
+        yield key, {"json": content, "vq": row.tobytes()}
 
 
 def describe_vq(path: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.encode import PromptTemplate, encode_caption, encode_conversation
-from datamodules.images import mmu_pixels, to_tensor
+from datamodules.images import mmu_pixels, opened, to_tensor
 from datamodules.mixed import Counts, DataConfig, MixedDataModule
 from datamodules.scenes.vocabulary import train_tokenizer
 from datamodules.shards.builder import build_shards
@@ -267,7 +267,7 @@ def _memory_of_workers() -> dict[int | None, float]:
 
 def _pillow(payload: bytes) -> torch.Tensor:
     """The tensor of `mmu_pixels`, made with Pillow only."""
-    with Image.open(io.BytesIO(payload)) as image:
+    with opened(payload) as image:
         return to_tensor(image.convert("RGB").resize((384, 384), Image.Resampling.BICUBIC))
 
 

@@ -1,5 +1,6 @@
 import io
-import struct
+import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from datamodules.images import (
     mmu_pixels,
     read_image,
     read_mmu_pixels,
+    read_picture,
     to_image,
     to_tensor,
 )
@@ -196,7 +198,120 @@ def test_whatever_a_plugin_raises_on_a_damaged_file_is_told(
         decode(buffer.getvalue())
 
 
-def test_a_kind_of_dds_that_pillow_does_not_know_is_told() -> None:
-    header = struct.pack("<7I44x2I4s5I16x", 124, 0x1007, 8, 8, 0, 0, 0, 32, 0x4, b"ABCD", 0, 0, 0, 0, 0)
-    with pytest.raises(ValueError, match="Unimplemented pixel format"):
-        decode(b"DDS " + header + bytes(64))
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2) + content
+
+
+def rotated(*before: bytes) -> bytes:
+    """Stored red over blue, to be seen red left of blue; with ``before`` in front of the EXIF segment."""
+    image = Image.new("RGB", (32, 32), "red")
+    image.paste("blue", (0, 16, 32, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    payload = file_of(image, quality=95, exif=exif)
+    return payload[:2] + b"".join(before) + payload[2:]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        segment(0xED, b"Photoshop 3.0\0" + file_of(Image.new("RGB", (4, 4)))),  # a preview, with a scan of its own
+        segment(0xE2, b"ICC_PROFILE\0" + b"\xff\xda\xff\xe1" * 9),
+        b"\xff\xff" + segment(0xFE, b"after fill bytes"),
+    ],
+)
+def test_the_orientation_is_found_after_other_segments_by_both_decoders(before: bytes) -> None:
+    payload = rotated(before)
+    for pixels in (mmu_pixels(payload, 32), to_tensor(decode(payload))):
+        assert pixels[:, 16, 4].tolist() == pytest.approx([254, 0, 0], abs=3)
+        assert pixels[:, 16, 28].tolist() == pytest.approx([0, 0, 254], abs=3)
+
+
+def test_words_in_other_segments_are_no_orientation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.images.decode", never)
+    payload = file_of(photo(32, 32))
+    comment = segment(0xFE, b'Exif\0\0 tiff:Orientation="6"')
+    assert torch.equal(mmu_pixels(payload[:2] + comment + payload[2:], 16), mmu_pixels(payload, 16))
+
+
+def transparent(kind: str, mode: str) -> bytes:
+    """Black; the left half is transparent."""
+    image = Image.new("LA" if mode == "LA" else "RGBA", (32, 32), (0, 255) if mode == "LA" else (0, 0, 0, 255))
+    image.paste((40, 0) if mode == "LA" else (0, 90, 0, 0), (0, 0, 16, 32))
+    if mode in ("RGBA", "LA"):
+        return file_of(image, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    levels = np.zeros((32, 32), np.uint16 if mode == "I;16" else np.uint8)
+    levels[:, :16] = 1
+    grey = Image.fromarray(levels)
+    if mode == "P":
+        grey.putpalette([0, 0, 0, 0, 90, 0])
+    if mode == "RGB":
+        return file_of(Image.merge("RGB", [grey] * 3), kind, transparency=(1, 1, 1))
+    return file_of(grey, kind, transparency=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [(kind, mode) for kind, modes in {
+        "PNG": ("RGBA", "LA", "P", "L", "RGB", "I;16"), "WEBP": ("RGBA",), "GIF": ("P",), "TIFF": ("RGBA",)
+    }.items() for mode in modes],
+)  # fmt: skip
+def test_transparency_shows_white(kind: str, mode: str) -> None:
+    payload = transparent(kind, mode)
+    picture = read_picture(payload)
+    assert (picture.kind, picture.on_white, picture.image.mode) == (kind, True, "RGB")
+    for pixels in (mmu_pixels(payload, 32), to_tensor(picture.image)):
+        assert pixels[:, :, :15].unique().tolist() == [255]
+        assert pixels[:, :, 17:].unique().tolist() == [0]
+
+
+def test_half_transparency_is_half_white_and_opaque_pictures_are_not_counted() -> None:
+    half = read_picture(file_of(Image.new("RGBA", (4, 4), (0, 0, 0, 128)), "PNG"))
+    assert half.on_white
+    assert to_tensor(half.image).unique().tolist() == [127]
+    opaque = read_picture(file_of(Image.new("RGBA", (4, 4), (9, 9, 9, 255)), "PNG"))
+    assert not opaque.on_white
+    assert to_tensor(opaque.image).unique().tolist() == [9]
+
+
+@pytest.mark.parametrize(("kind", "type_"), [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2")])
+def test_grey_of_16_bits_is_scaled(kind: str, type_: str) -> None:
+    levels = (np.arange(256).reshape(16, 16) * 257).astype(np.uint16)
+    image = Image.frombytes("I;16B" if type_ == ">u2" else "I;16", (16, 16), levels.astype(type_).tobytes())
+    assert np.array_equal(to_tensor(decode(file_of(image, kind)))[0], np.arange(256).reshape(16, 16))
+
+
+@pytest.mark.parametrize(("type_", "what"), [(np.int32, "whole numbers of 32 bits"), (np.float32, "floating point")])
+def test_numbers_without_a_fixed_white_are_refused(type_: type, what: str) -> None:
+    ramp = Image.fromarray(np.linspace(0, 1000, 64).reshape(8, 8).astype(type_))
+    for read in (decode, lambda payload: mmu_pixels(payload, 8)):
+        with pytest.raises(ValueError, match=f"its pixels are {what}.*, which have no fixed white; save it with 8 or"):
+            read(file_of(ramp, "TIFF"))
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "no picture of a known kind"),
+        (b"P6 1 1 255\n\0\0\0", r"no picture of a known kind \(JPEG, PNG, WEBP, GIF, BMP, TIFF"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git-lfs pointer, .*; run `git lfs pull`"),
+        (b"\0\5\x16\7" + bytes(60), "what macOS stores about another file, not a picture; delete it"),
+    ],
+)
+def test_files_of_other_kinds_are_refused_and_no_program_is_started(
+    monkeypatch: pytest.MonkeyPatch, payload: bytes, message: str
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *words, **_: started.append(words))
+    for read in (decode, lambda given: mmu_pixels(given, 8)):
+        with pytest.raises(ValueError, match=message):
+            read(payload)
+    assert started == []
+
+
+def test_pillow_opens_files_in_one_place_only() -> None:
+    root = Path(__file__).parents[3]
+    folders = ("callbacks", "datamodules", "modules", "pipelines")
+    files = [path for folder in folders for path in (root / folder).rglob("*.py")]
+    opening = {path.relative_to(root).as_posix() for path in files if re.search(r"Image\.open\b", path.read_text())}
+    assert opening == {"datamodules/images.py"}

@@ -1,6 +1,7 @@
 """Folders with links, circles and what macOS leaves in archives."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,9 @@ def test_a_link_to_nothing_is_listed_so_that_its_reader_fails(tmp_path: Path) ->
 def test_files_of_macos_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = fill(tmp_path / "__MACOSX", "a.jpg", "._a.jpg", "__MACOSX/part/._b.jpg", "__MACOSX/odd.jpg", "part/b.jpg")
     assert listed(folder) == ["a.jpg", "part/b.jpg"]  # the name of the folder itself does not count
+    left_out: Counter[str] = Counter()
+    assert len(files_below(folder, left_out)) == 2
+    assert left_out == {"macos_files_left_out": 3}
     assert f"{folder}: 3 files that macOS added (._*, __MACOSX) are left out" in caplog.text
     caplog.clear()
     assert listed(folder / "part") == ["b.jpg"]

@@ -84,7 +84,7 @@ def test_the_manifest_says_what_was_built_from_what(tmp_path: Path) -> None:
         assert shard["fields"] == ["json", "vq"]
     meta = content["meta"]
     assert meta["counts"] == {"samples": 8, "rejected": 2, "threes": 4}
-    assert (meta["source"], meta["licence"], meta["builder_version"], len(meta["plan"])) == ("test", "mine", 1, 64)
+    assert (meta["source"], meta["licence"], meta["builder_version"], len(meta["plan"])) == ("test", "mine", 2, 64)
     lines = (manifest.parent / "rejected.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {"key": f"key-000{n}", "reason": f"number: {n} ünwanted"} for n in (1, 5)

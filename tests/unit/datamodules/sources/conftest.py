@@ -35,6 +35,8 @@ def usable() -> dict[str, bytes]:
     colour = grey.convert("RGB")
     rgba = grey.convert("RGBA")
     rgba.putalpha(255)
+    clear = Image.new("RGBA", (WIDTH, HEIGHT))
+    clear.paste((0, 0, 0, 255), (0, 0, WIDTH // 2, HEIGHT))
     sixteen = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -51,6 +53,7 @@ def usable() -> dict[str, bytes]:
         "rgba.png": encoded(rgba, "PNG"),
         "sixteen.png": encoded(sixteen, "PNG"),
         "black_and_white.png": encoded(halves(0, 255).convert("1"), "PNG"),
+        "black_and_clear.png": encoded(clear, "PNG"),
         "named_wrongly.jpg": encoded(colour, "PNG"),
         "photo.webp": encoded(colour, "WEBP", lossless=True),
         "old.bmp": encoded(colour, "BMP"),

@@ -159,20 +159,32 @@ def test_a_missing_image_folder_is_named(official: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not JSON"),
-        ("[]", "does not have COCO's layout"),
-        ('{"images": [{"id": 1}], "annotations": []}', r"does not have COCO's layout \(KeyError: 'file_name'\)"),
+        ("{", r"captions file .*captions\.json is not valid JSON"),
+        ("[]", r"captions file .*captions\.json: is \[\], expected an object"),
+        ('{"images": [{"id": 1}], "annotations": []}', r"captions\.json: images\[0\]\.file_name is missing"),
+        ('{"images": [{"id": 1, "file_name": null}], "annotations": []}', r"file_name is null, expected a text"),
+        (
+            '{"images": [{"id": 1, "file_name": ""}], "annotations": []}',
+            r"file_name is '', expected a text that is not",
+        ),
+        (
+            '{"images": [{"id": -1, "file_name": "a"}], "annotations": []}',
+            r"images\[0\]\.id is -1, expected at least 0",
+        ),
+        ('{"images": {}, "annotations": []}', r"images is {}, expected a list"),
+        ('{"images": []}\n{"annotations": []}', r"captions\.json is not valid JSON \(Extra data"),
+        ("version https://git-lfs.github.com/spec/v1", r"captions\.json is a git-lfs pointer"),
         (
             '{"images": [{"id": "x", "file_name": "a"}], "annotations": []}',
-            r"captions\.json .*id 'x' is not a whole number",
+            r"captions\.json: images\[0\]\.id is 'x', expected a whole number",
         ),
         (
             '{"images": [], "annotations": [{"id": 1.5, "image_id": 1, "caption": "a"}]}',
-            r"captions\.json does not have COCO's layout \(TypeError: id 1\.5 is not a whole number\).*ids are whole numbers",
+            r"captions\.json: annotations\[0\]\.id is 1\.5, expected a whole number",
         ),
         (
             '{"images": [], "annotations": [{"id": 1, "image_id": "one", "caption": "a"}]}',
-            r"captions\.json does not have COCO's layout .*id 'one' is not a whole number",
+            r"captions\.json: annotations\[0\]\.image_id is 'one', expected a whole number",
         ),
         ("[" * 100_000, r"captions\.json is nested too deeply to be read"),
         (

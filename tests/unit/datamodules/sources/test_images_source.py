@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,34 @@ def test_captions_beside_the_images(folder: Path, vq: Path) -> None:
     assert reasons(folder) == ["caption is no valid Unicode: surrogates not allowed", "no captions"]
 
 
+def test_linked_folders_are_entered_once_and_what_macos_left_is_counted(folder: Path, vq: Path) -> None:
+    images, disk = folder / "images", folder / "disk"
+    (disk / "deep").mkdir(parents=True)
+    for place in (images / "b.jpg", disk / "d.jpg", disk / "deep" / "e.jpg"):
+        place.write_bytes(encoded(halves(), "JPEG"))
+        place.with_suffix(".txt").write_text(place.stem)
+        (place.parent / f"._{place.name}").write_bytes(b"\0\5\x16\7")
+    (images / "linked").symlink_to(disk)
+    (images / "linked_again").symlink_to(disk)
+    (disk / "deep" / "back").symlink_to(images)
+    (images / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    (images / "gone.txt").write_text("gone")
+    shards = ShardSet.open(build_images(config(folder, vq)))
+    assert captions(shards) == {"b.jpg": ["b"], "linked/d.jpg": ["d"], "linked/deep/e.jpg": ["e"]}
+    assert sorted(reasons(folder)) == ["image does not exist: gone.jpg", "no captions", "no captions"]
+    assert shards.meta["counts"] == {"samples": 3, "rejected": 3, "macos_files_left_out": 3}
+
+
+def test_names_that_are_not_unicode_are_rejected_with_the_reason(folder: Path, vq: Path) -> None:
+    for name in (b"caf\xe9", b"b"):
+        path = os.fsencode(folder / "images") + b"/" + name
+        Path(os.fsdecode(path + b".jpg")).write_bytes(encoded(halves(), "JPEG"))
+        Path(os.fsdecode(path + b".txt")).write_text("a cup")
+    shards = ShardSet.open(build_images(config(folder, vq)))
+    assert captions(shards) == {"b.jpg": ["a cup"]}
+    assert "image name is no valid Unicode: surrogates not allowed" in reasons(folder)
+
+
 def test_other_captions_make_another_plan(folder: Path, vq: Path) -> None:
     (folder / "images" / "b.txt").write_text("one")
     build_images(config(folder, vq))
@@ -79,13 +108,16 @@ def test_other_captions_make_another_plan(folder: Path, vq: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("[]", r"captions\.jsonl: an entry must hold \"file\" and one of \"caption\" and \"captions\", not \[\]"),
-        ('{"caption": "x"}', 'an entry must hold "file"'),
-        ('{"file": 3, "caption": "x"}', 'an entry must hold "file"'),
-        ('{"file": "x"}', 'an entry must hold "file"'),
+        ("[]", r"none of the 0 entries for .* can be used"),
+        ('"x"', r"line 1 of captions file .*captions\.jsonl: is 'x', expected an object"),
+        ('{"caption": "x"}', "line 1 of .*: file is missing"),
+        ('{"file": 3, "caption": "x"}', "file is 3, expected a text"),
+        ('{"file": "\\ud83d", "caption": "x"}', r"file is '.ud83d', expected valid Unicode"),
+        ('{"file": "x"}', r"captions\.jsonl: an entry must hold \"file\" and one of \"caption\" and \"captions\", not"),
         ('{"file": "x", "caption": "a", "captions": ["b"]}', 'one of "caption" and "captions"'),
-        ('{"file": "x", "n": 1' + "0" * 5000 + "}", r"captions\.jsonl, line 1 is not JSON"),
-        ("{", r"captions file .*captions\.jsonl, line 1 is not JSON"),
+        ('{"file": "x", "n": 1' + "0" * 5000 + "}", r"line 1 of captions file .*captions\.jsonl, .*is not valid"),
+        ("{", r"line 1 of captions file .*captions\.jsonl, .*is not valid JSON"),
+        ("version https://git-lfs.github.com/spec/v1", r"captions\.jsonl is a git-lfs pointer"),
     ],
 )
 def test_lines_of_another_layout_are_refused(folder: Path, vq: Path, line: str, message: str) -> None:

@@ -164,22 +164,25 @@ def test_lrv_instruct_has_one_question_and_answer_an_entry(official: Path) -> No
     ]
 
 
-def test_entries_may_come_a_line_each(official: Path) -> None:
+@pytest.mark.parametrize("name", ["mix.jsonl", "mix.json"])
+def test_entries_may_come_a_line_each(official: Path, name: str) -> None:
     lines = [json.dumps(entry("coco/a.jpg", "<image>", "Grün\u2028"), ensure_ascii=False), "", json.dumps(entry())]
-    (official / "mix.jsonl").write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
-    shards = ShardSet.open(build_llava(config(official, annotations=str(official / "mix.jsonl"))))
+    (official / name).write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    shards = ShardSet.open(build_llava(config(official, annotations=str(official / name))))
     assert len(shards) == 2
     assert json.loads(shards.get(0)["json"])["conversations"][1]["value"] == "Grün\u2028"
-    (official / "mix.jsonl").write_text("{}\n{'a'}")
-    with pytest.raises(ValueError, match=r"conversations file .*mix\.jsonl, line 2 is not JSON"):
-        build_llava(config(official, annotations=str(official / "mix.jsonl")))
+    (official / name).write_text("{}\n{'a'}")
+    with pytest.raises(ValueError, match=r"line 2 of conversations file .*mix\.jsonl?, .*, is not valid JSON"):
+        build_llava(config(official, annotations=str(official / name)))
 
 
 def test_missing_files_and_other_layouts_are_named(official: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"conversations file .*mix\.json does not exist"):
         build_llava(config(official))
     for content, message in (
-        ('{"a": 1}', r"mix\.json must hold a list of entries, not dict"),
+        ('{"a": 1}', r"none of the 1 entries for .*out can be used \(llava-00000000: no image\)"),
+        ('{\n"a": 1\n}', r"mix\.json, which does not begin with \[ and so must hold one JSON value per line, is not"),
+        ("version https://git-lfs.github.com/spec/v1", r"mix\.json is a git-lfs pointer, not the file itself"),
         ("[" * 100_000, r"conversations file .*mix\.json is nested too deeply to be read"),
         ("[]", r"none of the 0 entries .* can be used \(there were none\)"),
     ):
@@ -187,6 +190,31 @@ def test_missing_files_and_other_layouts_are_named(official: Path) -> None:
         with pytest.raises(ValueError, match=message):
             build_llava(config(official))
     (official / "mix.json").write_bytes(b'["\xff"]')
-    with pytest.raises(ValueError, match=r"mix\.json is not JSON: 'utf-8' codec"):
+    with pytest.raises(ValueError, match=r"mix\.json is not UTF-8 \('utf-8' codec"):
         build_llava(config(official))
     assert LlavaConfig(annotations="", images="", out="", per_shard=0).problems() == ["per_shard=0 must be at least 1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [(None, "0"), (17, "17"), ("a", "a"), ("\ud83d", None), (1.5, None), (True, None), (["a"], None)],
+)
+def test_ids_are_texts_or_whole_numbers(official: Path, given, kept: str | None) -> None:
+    if kept is not None:
+        assert json.loads(build(official, [{**entry(), "id": given}]).get(0)["json"])["id"] == kept
+        return
+    build(official, [{**entry(), "id": given}, entry()])
+    reason = json.loads((official / "out" / "rejected.jsonl").read_text())["reason"]
+    assert reason.startswith("id is no valid Unicode" if given == "\ud83d" else "id is no text: ")
+
+
+def test_pictures_that_git_lfs_or_macos_left_and_postscript_are_named(official: Path) -> None:
+    folder = official / "images" / "coco"
+    (folder / "pointer.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    (folder / "._a.jpg").write_bytes(b"\0\5\x16\7" + bytes(40))
+    (folder / "page.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    build(official, [entry(), *(entry(f"coco/{name}.jpg") for name in ("pointer", "._a", "page"))])
+    reasons = [json.loads(line)["reason"] for line in (official / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert "run `git lfs pull`" in reasons[0]
+    assert "what macOS stores about another file" in reasons[1]
+    assert "no picture of a known kind" in reasons[2]

@@ -75,11 +75,12 @@ def test_conversations_with_pictures_of_every_kind(mmu: Path) -> None:
     counts = shards.meta["counts"]
     assert counts["samples"] == len(usable())
     assert {key: value for key, value in counts.items() if key.startswith("converted")} == {
-        "converted_from_png": 7,
+        "converted_from_png": 8,
         "converted_from_webp": 1,
         "converted_from_bmp": 1,
         "converted_from_gif": 1,
     }
+    assert counts["transparency_on_white"] == 1
 
 
 def test_captions_with_pictures_of_every_kind(pictures: Path, vq: Path, tmp_path: Path) -> None:
@@ -100,6 +101,7 @@ def test_captions_with_pictures_of_every_kind(pictures: Path, vq: Path, tmp_path
     )
     shards = ShardSet.open(manifest)
     assert len(shards) == len(usable())
+    assert shards.meta["counts"]["transparency_on_white"] == 1
     for place in range(len(shards)):
         sample = shards.get(place)
         content = json.loads(sample["json"])
