@@ -44,7 +44,8 @@ class Row(TypedDict):
     question: Text
     options: str
     answer: Text
-    question_type: Literal["multiple-choice", "open"]
+    question_type: Text
+    """``multiple-choice``; any other word means an open question."""
 
 
 COLUMNS = (*Row.__annotations__, "image_1")
