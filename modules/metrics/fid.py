@@ -17,6 +17,8 @@ from torch.nn import functional as F
 Array = NDArray[np.float64]
 GRID = 4
 POOL_DIM = GRID * GRID * 5
+ROUNDING = 1e-3
+"""A value that cannot be negative may fall below 0 by this share of the size of what it is computed from."""
 
 
 def pool_features(images_BCHW: Tensor) -> Tensor:
@@ -106,18 +108,21 @@ def frechet(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> float:
     Raises:
         ValueError: an eigenvalue or the distance is negative beyond rounding errors; then an input is not a covariance.
     """
+    size1, size2 = float(np.linalg.norm(cov1)), float(np.linalg.norm(cov2))
     values, vectors = np.linalg.eigh((cov1 + cov1.T) / 2)
-    root = vectors * np.sqrt(_not_negative(values, "first covariance"))
+    root = vectors * np.sqrt(_not_negative(values, size1, "first covariance"))
     inner = root.T @ cov2 @ root
     eigenvalues = np.linalg.eigvalsh((inner + inner.T) / 2)
-    shared = np.sqrt(_not_negative(eigenvalues, "product of the covariances")).sum()
+    shared = np.sqrt(_not_negative(eigenvalues, size1 * size2, "product of the covariances")).sum()
     difference = mean1 - mean2
-    distance = difference @ difference + np.trace(cov1) + np.trace(cov2) - 2 * shared
-    return float(_not_negative(np.asarray(distance), "squared distance"))
+    parts = np.array([difference @ difference, np.trace(cov1), np.trace(cov2)])
+    distance = parts[0] + parts[1] + parts[2] - 2 * shared
+    return float(_not_negative(np.asarray(distance), float(np.abs(parts).sum()), "squared distance"))
 
 
-def _not_negative(values: Array, name: str) -> Array:
-    if values.min() < -1e-3:
+def _not_negative(values: Array, size: float, name: str) -> Array:
+    """``values`` with 0 for negative ones, which must be rounding errors of quantities of this ``size``."""
+    if values.min() < -ROUNDING * size:
         raise ValueError(
             f"the {name} has the negative value {values.min():.4g}, so an input is not a covariance. Check the inputs"
         )

@@ -84,6 +84,23 @@ def test_more_dimensions_than_pictures_agree_with_the_nuclear_norm() -> None:
     assert distance(of(x), of(x)) < 1e-3
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e3, 1e6])
+def test_scaled_features_have_scaled_distances(scale: float) -> None:
+    """Rounding errors grow with the features, also where few pictures leave most eigenvalues at 0."""
+    same = of(draws(7, 40, 300) * scale)
+    assert distance(same, same) < 1e-6 * scale**2 * 300
+    x, y = draws(8, 16, 100), draws(9, 24, 100) * 1.5 + 0.2
+    assert distance(of(x * scale), of(y * scale)) == pytest.approx(scale**2 * distance(of(x), of(y)), rel=1e-6)
+    mean, cov1, cov2 = np.zeros(2), np.diag([1.0, 4.0]), np.diag([9.0, 1.0])
+    known = scale**2 * ((1 - 3) ** 2 + (2 - 1) ** 2)
+    assert frechet(mean, cov1 * scale**2, mean, cov2 * scale**2) == pytest.approx(known)
+    for bad in (np.diag([1.0, -0.1]), np.array([[1.0, 2.0], [2.0, 1.0]])):  # -0.1 and -1 are no rounding errors
+        with pytest.raises(ValueError, match="so an input is not a covariance"):
+            frechet(mean, bad * scale**2, mean, cov2 * scale**2)
+        with pytest.raises(ValueError, match="so an input is not a covariance"):
+            frechet(mean, cov2 * scale**2, mean, bad * scale**2)
+
+
 @pytest.mark.parametrize(("n", "known"), [(400, 5.540), (1000, 2.226), (10_000, 0.2213)])
 def test_sampling_bias_is_the_known_one(n: int, known: float) -> None:
     """Of samples of n from N(0, I_64); the known values are the specification's."""
