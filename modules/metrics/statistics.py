@@ -2,17 +2,29 @@
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from modules.files import new_file
+from modules.reading import checked, parse_json, require_file
 
 Array = NDArray[np.float64]
+ROUNDING = 1e-6
+"""Of the largest covariance: how far a file's numbers, often float32, may be from symmetry and from 0."""
+_NPY = b"\x93NUMPY"
+_CONVERT = "s = np.load(npy, allow_pickle=True).item(); np.savez(npz, mu=s['mu'], sigma=s['sigma'])"
+
+
+class _Count(TypedDict):
+    n: Annotated[int, Ge(2)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,36 +59,58 @@ def read_statistics(path: Path, width: int, wanted: Mapping[str, str]) -> Statis
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not an npz, a key is missing, shapes are wrong, ``sigma`` is not a covariance, or it was made
-            in another way.
+        ValueError: it is not an npz, a key is missing, types or shapes are wrong, ``sigma`` is not a covariance, or it
+            was made in another way.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"reference statistics {path} do not exist; name an npz file with mu and sigma")
-    try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not an npz file of plain arrays ({error})") from error
+    arrays = _arrays(path)
     missing = [key for key in ("mu", "sigma") if key not in arrays]
     if missing:
         raise ValueError(f"{path} is missing {' and '.join(missing)}, found {', '.join(arrays)}; expected mu and sigma")
-    mean, covariance = (arrays[key].astype(np.float64) for key in ("mu", "sigma"))
+    mean, covariance = (_numbers(arrays[key], f"{key} of {path}").astype(np.float64) for key in ("mu", "sigma"))
     if mean.shape != (width,) or covariance.shape != (width, width):
         raise ValueError(
             f"{path} holds mu of shape {mean.shape} and sigma of shape {covariance.shape}; the network's features need "
             f"({width},) and ({width}, {width})"
         )
-    _require_covariance(path, mean, covariance)
-    about = json.loads(str(arrays["about"])) if "about" in arrays else {}
+    _require_covariance(path, covariance)
+    about = {}
+    if "about" in arrays:
+        about = checked(parse_json(str(arrays["about"]), f"about of {path}"), dict[str, str], f"about of {path}")
     for key, value in wanted.items():
         if about.get(key, value) != value:
             raise ValueError(f"{path} was made with {key}={about[key]}, expected {value}; they cannot be compared")
-    n = int(arrays["n"]) if "n" in arrays else None
-    return Statistics(mean=mean, covariance=covariance, n=n, kept=arrays.get("kept"), about=about)
+    n = checked({"n": arrays["n"].tolist()}, _Count, str(path))["n"] if "n" in arrays else None
+    kept = _numbers(arrays["kept"], f"kept of {path}").astype(np.float32) if "kept" in arrays else None
+    if kept is not None and (kept.ndim != 2 or kept.shape[1] != width or len(kept) < 2):
+        raise ValueError(f"{path} holds kept of shape {kept.shape}; the network's features need (k, {width}), k >= 2")
+    return Statistics(mean=mean, covariance=covariance, n=n, kept=kept, about=about)
 
 
-def _require_covariance(path: Path, mean: Array, covariance: Array) -> None:
-    if not np.isfinite(mean).all() or not np.isfinite(covariance).all():
-        raise ValueError(f"{path} holds NaN or infinity; make or fetch it again")
-    if np.diag(covariance).min() < 0 or not np.allclose(covariance, covariance.T, rtol=1e-4, atol=1e-6):
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """What an npz holds, by name."""
+    require_file(path, "reference statistics")
+    with path.open("rb") as file:
+        if file.read(len(_NPY)) == _NPY:
+            raise ValueError(
+                f"{path} is an npy file: one array, or a pickle, which is never loaded. Expected an npz with mu and "
+                f"sigma; convert statistics of your own: {_CONVERT}"
+            )
+    try:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except (ValueError, OSError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not an npz file of plain arrays ({error})") from error
+
+
+def _numbers(values: NDArray[Any], where: str) -> NDArray[Any]:
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"{where} holds {values.dtype}, expected numbers")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{where} holds NaN or infinity; make or fetch it again")
+    return values
+
+
+def _require_covariance(path: Path, covariance: Array) -> None:
+    rounding = ROUNDING * np.abs(covariance).max()
+    if np.diag(covariance).min() < -rounding or not np.allclose(covariance, covariance.T, rtol=1e-4, atol=rounding):
         raise ValueError(f"sigma of {path} is not symmetric with a diagonal of at least 0, so it is not a covariance")
