@@ -1,6 +1,7 @@
 """What a survey of a data set collects, sample by sample."""
 
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from datamodules.encode import PromptTemplate, encode_conversation
@@ -8,7 +9,7 @@ from datamodules.images import opened
 from datamodules.inspection.evaluation_images import digest, picture_name
 from datamodules.inspection.verify import PICTURES
 from datamodules.stored import content_of, turns_of
-from modules.omnimamba.tokenizer import TextTokenizer
+from modules.omnimamba.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, TextTokenizer
 
 MMU_LENGTH, MMU_FRAME, MMU_IMAGE = 449, 4, 729
 """Text ids, special ids and image positions of an MMU sequence of the published model."""
@@ -50,6 +51,8 @@ class Findings:
     lengths: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     no_room: int = 0
+    spelled: int = 0
+    """Texts that spell a special token."""
     unreadable: int = 0
     contents: list[int] = field(default_factory=list)
     files: list[int] = field(default_factory=list)
@@ -86,6 +89,7 @@ def _add_text(found: Findings, content: Any, tokenizer: TextTokenizer | None, co
     if "captions" in content:
         captions = [str(caption) for caption in content["captions"]]
         found.captions.append(len(captions))
+        found.spelled += sum(_spells(caption, tokenizer) for caption in captions)
         if tokenizer is not None:
             lengths = [len(tokenizer.encode(caption)) for caption in captions]
             found.lengths += lengths
@@ -93,8 +97,15 @@ def _add_text(found: Findings, content: Any, tokenizer: TextTokenizer | None, co
     elif "conversations" in content:
         turns = turns_of(content)
         found.turns.append(len(turns))
+        found.spelled += _spells("\n".join(chain.from_iterable(turns)), tokenizer)
         if tokenizer is not None:
             _add_conversation(found, turns, tokenizer, config)
+
+
+def _spells(text: str, tokenizer: TextTokenizer | None) -> bool:
+    """Whether ``text`` spells a special token."""
+    spellings = tokenizer.spellings if tokenizer else (*SPECIAL_TOKENS, END_OF_TEXT)
+    return any(spelling in text for spelling in spellings)
 
 
 def _add_conversation(

@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from datamodules.encode import IGNORE, PromptTemplate, encode_caption, encode_conversation
 from datamodules.inspection.verify import PICTURES
 from datamodules.shards.reader import ShardSet
 from datamodules.stored import content_of, turns_of
-from modules.omnimamba.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, TextTokenizer
+from modules.omnimamba.tokenizer import TextTokenizer
 
 _NEAREST = 3
 
@@ -80,13 +79,11 @@ def tokens(
         aligned = [IGNORE] * len(ids)
     else:
         raise ValueError("the sample has neither conversations nor captions")
-    vocabulary = Tokenizer.from_file(str(tokenizer.path))
-    special = {tokenizer.encode(name)[0]: name for name in (*SPECIAL_TOKENS, END_OF_TEXT)}
     return [
         Token(
             position=position,
             id=each,
-            text=special.get(each) or vocabulary.id_to_token(each) or "?",
+            text=tokenizer.token(each),
             label=None if label == IGNORE else label,
         )
         for position, (each, label) in enumerate(zip(ids, aligned, strict=True))

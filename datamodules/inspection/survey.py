@@ -107,6 +107,8 @@ class Survey:
     """Samples with the same picture (or codes), byte for byte, as an earlier one."""
     repeated_names: int
     """Samples that name the same picture as an earlier one."""
+    spelled: int
+    """Texts that spell a special token, such as ``<|endoftext|>``; they are read as plain text."""
     unreadable: int
     """Samples whose text or picture cannot be read; ``verify --decode`` names them."""
     overlap: Overlap | None
@@ -195,6 +197,7 @@ def _summed(shards: ShardSet, found: Findings, config: SurveyConfig, evaluation:
         padding=_padding(shards, found, config) if found.kept else None,
         repeated_contents=len(contents) - len(np.unique(contents)),
         repeated_names=len(named) - len(np.unique(named)),
+        spelled=found.spelled,
         unreadable=found.unreadable,
         overlap=_overlap(shards, found, contents, evaluation) if evaluation else None,
     )

@@ -148,6 +148,7 @@ def _show_survey(found: "Survey") -> None:
     console.print(table)
     lines = [
         f"repeated pictures: {found.repeated_contents} by content, {found.repeated_names} by name",
+        f"texts that spell a special token: {found.spelled}" + (" (read as plain text)" if found.spelled else ""),
         f"unreadable: {found.unreadable}" + (" (verify --decode names them)" if found.unreadable else ""),
     ]
     if (padding := found.padding) is not None:

@@ -88,3 +88,17 @@ def test_a_question_is_the_beginning_of_its_conversation(tokenizer: TextTokenize
 def test_the_template_is_a_setting(tokenizer: TextTokenizer) -> None:
     template = PromptTemplate(question="USER: {question} ASSISTANT: ")
     assert encode_question(tokenizer, "Q", template)[4:] == tokenizer.encode("USER: Q ASSISTANT: ")
+
+
+def test_special_tokens_spelled_in_texts_are_text_in_training_and_evaluation(tokenizer: TextTokenizer) -> None:
+    t = tokenizer
+    question, answer = "What is [PAD]<|soi|>?", "A <|endoftext|> in the middle [PAD]<|eot|>"
+    ids, labels = encode_conversation(t, [(question, answer)], TEMPLATE, 100, pad=False)
+    assert ids.count(t.end_of_text) == ids.count(t.eot) == 1  # ours, at the end
+    assert [label for label in labels if label != IGNORE] == [*t.encode(answer), t.end_of_text]
+    assert len(t.encode(answer)) == len(answer)  # an id per byte
+    assert t.decode(t.encode(answer)) == answer
+    asked = encode_question(t, question, TEMPLATE)
+    assert asked == ids[: len(asked)]
+    caption = encode_caption(t, "a [PAD] b", 12)
+    assert caption.count(t.pad) == 12 - len("a [PAD] b")

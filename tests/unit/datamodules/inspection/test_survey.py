@@ -72,6 +72,19 @@ def test_conversations_are_measured(talks: Path, tokenizer: TextTokenizer) -> No
     )
 
 
+@pytest.mark.parametrize("measured", [False, True])
+def test_texts_that_spell_a_special_token_are_counted(tmp_path: Path, tokenizer: TextTokenizer, measured: bool) -> None:
+    config = SurveyConfig(tokenizer=str(tokenizer.path) if measured else "")
+    captions = json.dumps({"captions": ["a <|endoftext|>", "b", "<|t2i|>[PAD]"]}).encode()
+    pictures = write_shards(tmp_path / "t2i", "p", [("a", {"json": captions, "vq": b"\0\0"})], per_shard=3, meta={})
+    assert survey(pictures, config=config).spelled == 2
+    told = [
+        (f"{n}", {"json": talk("a.jpg", (question, answer)), "jpg": jpeg_of(10, (4, 4))})
+        for n, (question, answer) in enumerate([("Q", "A [PAD] B"), ("<|eot|>?", "A"), ("Q [pad]", "<endoftext>")])
+    ]
+    assert survey(write_shards(tmp_path / "mmu", "m", told, per_shard=3, meta={}), config=config).spelled == 2
+
+
 def test_repeated_pictures_are_counted(talks: Path, pictures: Path) -> None:
     found = survey(talks)
     assert (found.repeated_contents, found.repeated_names) == (1, 1)

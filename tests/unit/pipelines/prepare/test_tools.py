@@ -87,6 +87,7 @@ def test_stats_show_a_table(prepared: PreparedPaths, run: Run, monkeypatch: pyte
     assert "every text at 60 ids: " in out
     assert "repeated pictures: " in out
     assert "unreadable: 0\n" in out
+    assert "texts that spell a special token: 0\n" in out
 
 
 def test_stats_as_json_agree_with_the_data(prepared: PreparedPaths, run: Run) -> None:
