@@ -4,20 +4,29 @@ Only the file format is from peft. At run time, our own layer computes both adap
 (docs/decisions/0003-own-lora-layer.md).
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from safetensors.torch import load_file, save_file
+from annotated_types import Ge
+from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from modules.omnimamba.config import TASKS, Task
 from modules.omnimamba.model import OmniMamba
+from modules.reading import read_json
+from modules.weight_files import read_weights
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TARGET = "in_proj"
 _PREFIX = "base_model.model."
+
+
+class _Stored(TypedDict):
+    r: Annotated[int, Ge(1)]
+    lora_alpha: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +83,7 @@ def load_adapter(model: OmniMamba, task: Task, folder: Path) -> None:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} does not exist; an adapter folder holds {CONFIG} and {WEIGHTS}")
-    stored = json.loads((folder / CONFIG).read_text())
+    stored = read_json(folder / CONFIG, _Stored, "adapter configuration")
     lora = model.config.adapters
     if (stored["r"], stored["lora_alpha"]) != (lora.rank, lora.alpha):
         raise ValueError(
@@ -82,7 +91,7 @@ def load_adapter(model: OmniMamba, task: Task, folder: Path) -> None:
             f"model.adapters.rank={lora.rank} and alpha={lora.alpha}; set the model's to the adapter's"
         )
     own = _own(model, task)
-    given = {name.removeprefix(_PREFIX): value for name, value in load_file(folder / WEIGHTS).items()}
+    given = {name.removeprefix(_PREFIX): value for name, value in read_weights(folder / WEIGHTS).items()}
     wanted = {name.replace(f".{task}.", "."): parameter for name, parameter in own.items()}
     if given.keys() != wanted.keys():
         odd = sorted(given.keys() ^ wanted.keys())

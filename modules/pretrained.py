@@ -16,9 +16,9 @@ STAGE_1_LACKS = ("projector.*",)
 def load_pretrained(model: nn.Module, path: Path) -> list[str]:
     """Copy the weights in ``path`` into ``model``; their names tell what they are. Returns a report of all keys.
 
-    ``state-spaces/mamba2-*`` has blocks, final norm and text embedding. A published OmniMamba has the whole language
-    model and the projector. Its ViTs and VQ tokenizer are not loaded here; ``model.vision.*.weights`` and ``model.vq``
-    name their files.
+    ``state-spaces/mamba2-*``, also as transformers names it, has blocks, final norm and text embedding. A published
+    OmniMamba has the whole language model and the projector. Its ViTs and VQ tokenizer are not loaded here;
+    ``model.vision.*.weights`` and ``model.vq`` name their files.
 
     Raises:
         FileNotFoundError: see `read_weights`.
@@ -31,6 +31,8 @@ def load_pretrained(model: nn.Module, path: Path) -> list[str]:
         report = load_language(model, parts.language, origin, optional=STAGE_1_LACKS)
         beside = [line for line in parts.lines() if not line.startswith("0 ")]
         return [*report.lines(), *(f"  of which {line}" for line in beside)]
+    if "embeddings.weight" in weights:  # transformers' model without its head
+        weights = {f"backbone.{name}": value for name, value in weights.items()}
     if any(name.startswith("backbone.") for name in weights):
         language = _with_image_rows(model, from_mamba2(weights).language)
         return load_language(model, language, origin, optional=MAMBA2_LACKS).lines()

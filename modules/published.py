@@ -42,6 +42,8 @@ TIED: tuple[tuple[str, str], ...] = (
     ("llm_backbone.mamba.img_head.weight", "image_table.weight"),
 )
 """(published head, our table that it is equal to)."""
+TRANSFORMERS = {"backbone.embeddings.weight": "backbone.embedding.weight"}
+"""The name that transformers gives to Mamba-2's weights, where it has another, and Mamba-2's own."""
 MAMBA2_LACKS = ("image_*", "caption_projection.*", "*_positions", "projector.*", "*.lora_?.*")
 """Patterns of our names for what OmniMamba adds to Mamba-2, for the ``optional`` of `load_language`."""
 POSITION_TABLES = ("t2i_positions", "mmu_positions")
@@ -137,7 +139,7 @@ def to_published(parts: PublishedWeights) -> dict[str, Tensor]:
 
 
 def from_mamba2(weights: Mapping[str, Tensor]) -> PublishedWeights:
-    """The language model of ``state-spaces/mamba2-*``, under our names.
+    """The language model of ``state-spaces/mamba2-*``, under our names; the file may have those of transformers.
 
     Its embedding has as many rows as OmniMamba's, because both round up to a multiple of 16. The special tokens use
     rows that Mamba-2 leaves unused.
@@ -145,7 +147,7 @@ def from_mamba2(weights: Mapping[str, Tensor]) -> PublishedWeights:
     Raises:
         ValueError: no rule covers some keys (all are named), or the head is not equal to the embedding.
     """
-    prefixed = {LANGUAGE + name: value for name, value in weights.items()}
+    prefixed = {LANGUAGE + TRANSFORMERS.get(name, name): value for name, value in weights.items()}
     known = [name for name in prefixed if name == TIED[0][0] or (_is_known(name) and _is_mamba2(ours(name)))]
     if len(known) < len(prefixed):
         raise ValueError(_unknown("Mamba-2", [name.removeprefix(LANGUAGE) for name in prefixed if name not in known]))

@@ -1,9 +1,8 @@
-"""Reads weight files of any origin: safetensors, alone or in pieces with an index, and torch's own format."""
+"""Reads weight files of any origin: safetensors and torch's own format, alone or in pieces with an index."""
 
-import json
-import pickle
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from modules.omnimamba.weight_names import shortened
+from modules.reading import read_json, require_file
 
-SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
-IN_A_FOLDER = (SAFETENSORS, INDEX, "pytorch_model.bin")
+SAFETENSORS, TORCH, INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
+IN_A_FOLDER = (SAFETENSORS, SAFETENSORS + INDEX, TORCH, TORCH + INDEX)
 """The file names looked for in a folder, in this order."""
 WRAPPERS = ("model", "state_dict", "module")
 """Keys under which a torch file may hold its weights, next to other data."""
+_QUANTISED = re.compile(r"^F[468]|float[48]_|u?int[48]$|^[IU][48]$")
+
+
+class _Index(TypedDict):
+    weight_map: dict[str, str]
+    """Tensor name to the piece that holds it."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -28,19 +35,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file, or no weight file in the folder.
-        ValueError: the file is damaged, is not a mapping from names to tensors, or holds non-finite numbers.
+        ValueError: the file is damaged, a pointer of git-lfs or not a mapping from names to tensors, or holds quantised
+            or non-finite numbers.
     """
     file = _file_of(path)
-    if file.name == INDEX:
-        weights = _pieces(file)
-    else:
-        weights = _safetensors(file) if file.suffix == ".safetensors" else _torch_file(file)
+    weights = _pieces(file) if file.name.endswith(INDEX) else _tensors(file)
+    refuse_quantised(file, {name: value.dtype for name, value in weights.items()})
     if odd := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise ValueError(
             f"{file} holds non-finite numbers in {shortened(odd)}: its training diverged or the file is "
             "damaged; fetch it again, or name other weights"
         )
     return weights
+
+
+def refuse_quantised(file: Path, kinds: Mapping[str, Any]) -> None:
+    """Raise ValueError if tensors of ``file`` have few bits; ``kinds`` are torch's or safetensors' types by name."""
+    if odd := [f"{name} ({kind})" for name, kind in kinds.items() if _QUANTISED.search(str(kind))]:
+        raise ValueError(
+            f"{file} holds quantised numbers in {shortened(odd)}: without their scales they mean nothing here; "
+            "name the weights in bfloat16 or float32"
+        )
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -51,7 +66,7 @@ def weight_files(path: Path) -> list[Path]:
         ValueError: an index cannot be read.
     """
     file = _file_of(path)
-    return [file, *_listed(file)] if file.name == INDEX else [file]
+    return [file, *_listed(file, _index(file).values())] if file.name.endswith(INDEX) else [file]
 
 
 def _file_of(path: Path) -> Path:
@@ -65,28 +80,30 @@ def _file_of(path: Path) -> Path:
     raise FileNotFoundError(f"folder {path} holds no weights; it needs one of {', '.join(IN_A_FOLDER)}")
 
 
+def _tensors(file: Path) -> dict[str, Tensor]:
+    require_file(file, "weight file")
+    return _safetensors(file) if file.suffix == ".safetensors" else _torch_file(file)
+
+
 def _safetensors(file: Path) -> dict[str, Tensor]:
     try:
         weights: dict[str, Tensor] = load_file(str(file))
-    except SafetensorError as error:
+    except (SafetensorError, LookupError, AttributeError) as error:  # the last two: a type that torch does not have
         raise ValueError(f"{file} is not a readable safetensors file: {error}; fetch it again") from error
     return weights
 
 
 def _index(file: Path) -> dict[str, str]:
     """Tensor name to the piece that holds it."""
-    try:
-        places = json.loads(file.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not a safetensors index: it has no readable weight_map") from error
-    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
-        raise ValueError(f"{file} is not a safetensors index: its weight_map must map each name to a file")
+    places = read_json(file, _Index, "index of weights")["weight_map"]
+    if odd := [place for place in places.values() if Path(place).name != place]:
+        raise ValueError(f"index of weights {file}: weight_map names {odd[0]!r}; pieces must be in the same folder")
     return places
 
 
-def _listed(index: Path) -> list[Path]:
+def _listed(index: Path, names: Iterable[str]) -> list[Path]:
     """The pieces, in order; all of them exist."""
-    pieces = [index.parent / name for name in sorted(set(_index(index).values()))]
+    pieces = [index.parent / name for name in sorted(set(names))]
     for piece in pieces:
         if not piece.is_file():
             raise FileNotFoundError(f"{piece} is missing, but {index.name} lists it; fetch it too")
@@ -95,9 +112,10 @@ def _listed(index: Path) -> list[Path]:
 
 def _pieces(index: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
-    for piece in _listed(index):
-        weights |= _safetensors(piece)
-    if odd := sorted(_index(index).keys() ^ weights.keys()):
+    places = _index(index)
+    for piece in _listed(index, places.values()):
+        weights |= _tensors(piece)
+    if odd := sorted(places.keys() ^ weights.keys()):
         raise ValueError(f"{index} and its pieces differ in {len(odd)} names, for example {odd[0]}; fetch them again")
     return weights
 
@@ -106,9 +124,9 @@ def _torch_file(file: Path) -> dict[str, Tensor]:
     try:
         # files in the format of old torch versions cannot be memory-mapped
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file makes the unpickler raise all kinds of errors
         raise ValueError(
-            f"{file} is not a torch file of plain tensors: {(str(error) or repr(error)).splitlines()[0]}. "
+            f"{file} is not a torch file of plain tensors: {_reason(error)}. "
             "Fetch it again, or convert it to safetensors"
         ) from error
     for found in (content, *(content.get(key) for key in WRAPPERS if isinstance(content, Mapping))):
@@ -117,6 +135,13 @@ def _torch_file(file: Path) -> dict[str, Tensor]:
     raise ValueError(
         f"{file} does not map names to tensors, at its top level or under {', '.join(WRAPPERS)}; save it that way"
     )
+
+
+def _reason(error: Exception) -> str:
+    """Why torch refuses a file; its own words advise to run whatever the file holds."""
+    if found := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it holds {found[1]}, and loading that could run any program"
+    return "it is TorchScript, a program" if "TorchScript" in str(error) else "it is damaged, or of another kind"
 
 
 def _is_weights(content: Any) -> bool:

@@ -9,17 +9,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import TypedDict
 
 from modules.files import write_file
 from modules.omnimamba.llamagen_layers import Decoder, Encoder, LlamaGenConfig
-from modules.omnimamba.vq_files import check_codes, check_images, read_metadata
+from modules.omnimamba.vq_files import check_codes, check_images, read_metadata, read_tensors
 from modules.omnimamba.weight_names import NamesReport, match_names, shapes_of
+from modules.reading import checked, parse_json
 from modules.weight_files import read_weights
 
 UNUSED = ("quantize.codebook_used",)
@@ -29,6 +33,19 @@ PUBLISHED_PREFIX = "llm_backbone.vqvae."
 """Prefix of the names in a published OmniMamba checkpoint."""
 GPU_BATCH = 8
 """How many pictures a GPU encodes at a time. A smaller last group is padded, because kernels differ by batch size."""
+
+
+_Size = Annotated[int, Ge(1), Le(2**20)]
+
+
+class _Sizes(TypedDict):
+    image_size: _Size
+    channels: _Size
+    channel_multipliers: list[_Size]
+    res_blocks: _Size
+    z_channels: _Size
+    codebook_size: _Size
+    code_dim: _Size
 
 
 class LlamaGenVQ(nn.Module):
@@ -156,9 +173,11 @@ class LlamaGenVQ(nn.Module):
         metadata = read_metadata(path)
         if metadata["kind"] != cls.name:
             raise ValueError(f"image tokenizer {path} is of kind {metadata['kind']!r}, not {cls.name!r}")
-        sizes = json.loads(metadata["sizes"])
-        config = LlamaGenConfig(**sizes | {"channel_multipliers": tuple(sizes["channel_multipliers"])})
-        return cls.from_weights(f"image tokenizer {path}", load_file(str(path)), config)[0]
+        where = f"image tokenizer {path}"
+        sizes = checked(parse_json(metadata.get("sizes", "null"), where), _Sizes, f"{where}, sizes of its metadata")
+        known: dict[str, Any] = {name: value for name, value in sizes.items() if name in _Sizes.__annotations__}
+        config = LlamaGenConfig(**known | {"channel_multipliers": tuple(sizes["channel_multipliers"])})
+        return cls.from_weights(where, read_tensors(path), config)[0]
 
     @property
     def _device(self) -> torch.device:

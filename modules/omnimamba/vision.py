@@ -16,6 +16,8 @@ from modules.files import sha256
 from modules.omnimamba.config import VisionConfig, VitConfig
 from modules.omnimamba.vits import VisionTransformer, fit_positions, unused_names
 from modules.omnimamba.weight_names import NamesReport, match_names, shapes_of
+from modules.reading import require_file
+from modules.weight_files import refuse_quantised
 
 PREFIXES = ("vision_backbone.{}_featurizer.", "{}_featurizer.", "")
 """Possible prefixes of timm's names in a file: the published checkpoint, only the ViTs, or only one ViT."""
@@ -161,11 +163,14 @@ class DinoSiglip(VisionEncoder):
         path, needed = self._file(name), shapes_of(self._on_meta(name).state_dict())
         try:
             with safe_open(str(path), framework="pt") as file:
-                shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+                shapes = {key: tuple(each.get_shape()) for key, each in slices.items()}
+                kinds = {key: each.get_dtype() for key, each in slices.items()}
         except SafetensorError as error:
             raise ValueError(
                 f"model.vision.{name}.weights={path} is not a readable safetensors file: {error}"
             ) from error
+        refuse_quantised(path, kinds)
         prefixes = [prefix.format(name) for prefix in PREFIXES]
         prefix = next((prefix for prefix in prefixes if prefix + "pos_embed" in shapes), "")
         given = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
@@ -181,6 +186,7 @@ class DinoSiglip(VisionEncoder):
                 f"model.vision.{name}.weights={path} is not a file; name a safetensors file with the encoder's weights "
                 "under timm's names"
             )
+        require_file(path, f"model.vision.{name}.weights")
         return path
 
     def _on_meta(self, name: str) -> VisionTransformer:

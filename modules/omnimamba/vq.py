@@ -8,16 +8,18 @@ Shapes: B images, H = W pixels, n codes per image, K codebook entries, D pixel v
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Any, Protocol, cast
 
 import torch
-from safetensors.torch import load_file, save
+from annotated_types import Ge, Le
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from modules.files import write_file
 from modules.omnimamba.kmeans import fit_centres, nearest
 from modules.omnimamba.llamagen import LlamaGenVQ, holds_llamagen, load_llamagen
-from modules.omnimamba.vq_files import check_codebook_size, check_codes, check_images, read_metadata
+from modules.omnimamba.vq_files import check_codebook_size, check_codes, check_images, read_metadata, read_tensors
+from modules.reading import checked, parse_json
 
 
 class ImageTokenizer(Protocol):
@@ -163,8 +165,13 @@ class PatchKMeans(nn.Module):
         metadata = read_metadata(path)
         if metadata["kind"] != cls.name:
             raise ValueError(f"image tokenizer {path} is of kind {metadata['kind']!r}, not {cls.name!r}")
-        sizes = {key: int(metadata[key]) for key in ("image_size", "patch_size")}
-        return cls(load_file(str(path))["codebook"], **sizes)
+        where, tensors = f"image tokenizer {path}", read_tensors(path)
+        if "codebook" not in tensors:
+            raise ValueError(f"{where} holds no codebook; was it made here?")
+        sizes = {
+            key: _size(metadata.get(key), f"{where}, {key} of its metadata") for key in ("image_size", "patch_size")
+        }
+        return cls(tensors["codebook"], **sizes)
 
 
 def load_image_tokenizer(path: str | Path) -> ImageTokenizer:
@@ -187,6 +194,11 @@ def load_image_tokenizer(path: str | Path) -> ImageTokenizer:
     if kind not in kinds:
         raise ValueError(f"image tokenizer {path} is of kind {kind!r}; known kinds: {', '.join(kinds)}")
     return kinds[kind](path)
+
+
+def _size(text: str | None, where: str) -> int:
+    size: int = checked(parse_json(text or "null", where), cast(Any, Annotated[int, Ge(1), Le(2**20)]), where)
+    return size
 
 
 def _check_sizes(codebook_size: int, image_size: int, patch_size: int) -> None:

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
+
+from modules.reading import require_file
 
 MAX_CODEBOOK = 2**16
 """Codes are stored as uint16."""
@@ -22,6 +25,7 @@ def read_metadata(path: Path) -> dict[str, str]:
             f"image tokenizer {path} does not exist. Name a tokenizer file "
             "(`python -m pipelines.prepare scenes` fits one for the embedded data)."
         )
+    require_file(path, "image tokenizer")
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
@@ -30,6 +34,19 @@ def read_metadata(path: Path) -> dict[str, str]:
     if "kind" not in metadata:
         raise ValueError(f"image tokenizer {path} has no kind in its safetensors metadata; was it made here?")
     return metadata
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a tokenizer's file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(str(path))
+    except (SafetensorError, LookupError, AttributeError) as error:  # the last two: a type that torch does not have
+        raise ValueError(f"image tokenizer {path} is not a readable safetensors file: {error}") from error
+    return tensors
 
 
 def check_codebook_size(codebook_size: int) -> None:

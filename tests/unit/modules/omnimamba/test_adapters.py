@@ -81,3 +81,26 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         load_adapter(build(replace(TINY, d_model=32)), "mmu", tmp_path)
     with pytest.raises(ValueError, match=r"model\.lora=none has no adapters"):
         save_adapter(build(replace(TINY, lora="none")), "mmu", tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("null", "is null, expected an object"),
+        ('{"r": 2}', "lora_alpha is missing"),
+        ('{"r": "2", "lora_alpha": 4}', "r is '2', expected a whole number"),
+        ("{", "is not valid JSON"),
+    ],
+)
+def test_an_odd_configuration_of_an_adapter_is_named(tmp_path: Path, content: str, message: str) -> None:
+    save_adapter(build(), "mmu", tmp_path)
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"^adapter configuration .*adapter_config\.json.* {message}"):
+        load_adapter(build(), "mmu", tmp_path)
+
+
+def test_damaged_weights_of_an_adapter_are_named(tmp_path: Path) -> None:
+    save_adapter(build(), "mmu", tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is a git-lfs pointer"):
+        load_adapter(build(), "mmu", tmp_path)

@@ -178,3 +178,20 @@ def test_the_full_tokenizer_has_the_published_names_and_shapes() -> None:
         vq = LlamaGenVQ(LlamaGenConfig())
     assert shapes_of(vq.state_dict()) == published
     assert (vq.codebook_size, vq.image_size, vq.tokens_per_image) == (16384, 256, 256)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (None, "sizes of its metadata: is null, expected an object"),
+        ("[]", r"sizes of its metadata: is \[\], expected an object"),
+        ("{", "is not valid JSON"),
+        ("[" * 100_000, "is nested too deeply"),
+        ('{"image_size": "64"}', "sizes of its metadata: image_size is '64', expected a whole number"),
+    ],
+)
+def test_odd_metadata_are_named(tmp_path: Path, sizes: str | None, message: str) -> None:
+    metadata = {"kind": "llamagen_vq16", **({} if sizes is None else {"sizes": sizes})}
+    save_file({"x": torch.zeros(1)}, tmp_path / "vq.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match=rf"^image tokenizer .*vq\.safetensors.*{message}"):
+        LlamaGenVQ.load(tmp_path / "vq.safetensors")

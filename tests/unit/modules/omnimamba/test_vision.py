@@ -249,3 +249,15 @@ def test_the_kind_names_the_encoder() -> None:
     assert isinstance(build_vision(VisionConfig()), PatchVision)
     with pytest.raises(ValueError, match="has no encoder for images"):
         build_vision(VisionConfig(kind="features"))(some_images())
+
+
+def test_pointers_of_git_lfs_and_quantised_encoders_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "vits.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(ValueError, match=r"model\.vision\.dino\.weights .*vits\.safetensors is a git-lfs pointer"):
+        DinoSiglip(small_vision(path)).weights_report()
+    weights = load_file(WEIGHTS)
+    name = next(name for name in weights if name.endswith("blocks.0.attn.qkv.weight"))
+    save_file(weights | {name: weights[name].to(torch.float8_e4m3fn)}, path)
+    with pytest.raises(ValueError, match=rf"holds quantised numbers in {name} \(F8_E4M3\)"):
+        DinoSiglip(small_vision(path)).weights_report()

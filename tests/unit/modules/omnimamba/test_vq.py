@@ -137,3 +137,31 @@ def test_wrong_images_codes_and_codebooks_are_refused(vq: PatchKMeans) -> None:
         vq.decode(torch.tensor([[0] * 15 + [32]]))
     with pytest.raises(ValueError, match=r"is uint8 of shape \(codes, 48\)"):
         PatchKMeans(torch.zeros(4, 12, dtype=torch.uint8), image_size=16, patch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "image_size of its metadata: is null, expected a whole number"),
+        ({"image_size": "x", "patch_size": "4"}, "image_size of its metadata is not valid JSON"),
+        ({"image_size": "8.0", "patch_size": "4"}, r"image_size of its metadata: is 8\.0, expected a whole number"),
+        ({"image_size": "8", "patch_size": "0"}, "patch_size of its metadata: is 0, expected at least 1"),
+        ({"image_size": f"1{'0' * 30}", "patch_size": "4"}, "image_size of its metadata: is 1000.*expected at most"),
+    ],
+)
+def test_odd_metadata_are_named(tmp_path: Path, metadata: dict[str, str], message: str) -> None:
+    path, codebook = tmp_path / "vq.safetensors", torch.zeros(4, 48, dtype=torch.uint8)
+    save_file({"codebook": codebook}, path, metadata={"kind": "patch_kmeans", **metadata})
+    with pytest.raises(ValueError, match=rf"^image tokenizer .*vq\.safetensors, {message}"):
+        load_image_tokenizer(path)
+
+
+def test_files_without_a_codebook_and_pointers_of_git_lfs_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "vq.safetensors"
+    save_file({"x": torch.zeros(1)}, path, metadata={"kind": "patch_kmeans", "image_size": "8", "patch_size": "4"})
+    with pytest.raises(ValueError, match="holds no codebook; was it made here"):
+        load_image_tokenizer(path)
+    for name in ("vq.safetensors", "vq_ds16_c2i.pt"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+        with pytest.raises(ValueError, match=f"{name} is a git-lfs pointer, not the file itself; run `git lfs pull`"):
+            load_image_tokenizer(tmp_path / name)
