@@ -80,6 +80,69 @@ def test_a_flipped_bit_is_found_on_reading(table: T2ITable, name: str) -> None:
         (damaged.codes if name == "codes.bin" else lambda at: damaged.captions(at, none))(last)
 
 
+def rows_of(table: T2ITable, name: str) -> np.ndarray:
+    meta = json.loads((table.folder / "meta.json").read_text())
+    shape = meta["codes" if name == "codes.bin" else "captions"]
+    return np.fromfile(table.folder / name, "<u2").reshape(shape)
+
+
+CHANGES = {
+    "two rows exchanged": lambda rows: rows[[1, 0, *range(2, len(rows))]],
+    "a row over another": lambda rows: rows[[0, 0, *range(2, len(rows))]],
+    "shifted by a row": lambda rows: np.roll(rows, 1, axis=0),
+    "shifted by a word": lambda rows: np.roll(rows, -1),
+    "shifted by the words that all captions begin with": lambda rows: np.roll(rows, -2),
+    "words of a row exchanged": lambda rows: rows[:, [1, 0, *range(2, rows.shape[1])]],
+    "ones": lambda rows: np.full_like(rows, 1),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["codes.bin", "captions.bin"])
+def test_rows_in_other_places_are_found_on_reading(table: T2ITable, name: str, change: str) -> None:
+    CHANGES[change](rows_of(table, name)).tofile(table.folder / name)
+    damaged, all_ = T2ITable(table.folder), np.arange(9)
+    choices = (np.arange(9) // 4).astype(np.uint64)
+    with pytest.raises(DamagedShardError, match=rf"{name}, row \d+: not what was written\. Delete the folder"):
+        (damaged.codes if name == "codes.bin" else lambda at: damaged.captions(at, choices))(all_)
+
+
+@pytest.mark.parametrize("name", ["codes.bin", "captions.bin"])
+@pytest.mark.parametrize("bit", [0, 7, 15])
+@pytest.mark.parametrize("word", [0, 1, 9, -2, -1])
+def test_a_single_bit_is_found_wherever_it_is(table: T2ITable, name: str, word: int, bit: int) -> None:
+    rows = rows_of(table, name)
+    rows[0, word] ^= np.uint16(1 << bit)
+    rows.tofile(table.folder / name)
+    damaged, at = T2ITable(table.folder), np.array([0])
+    with pytest.raises(DamagedShardError, match=f"{name}, row 0"):
+        damaged.codes(at) if name == "codes.bin" else damaged.captions(at, np.array([0], np.uint64))
+
+
+def test_a_table_of_other_samples_is_not_mistaken_for_this_one(table: T2ITable, tmp_path: Path) -> None:
+    table.folder.rename(tmp_path / "t2i-v3-other")
+    with pytest.raises(DamagedShardError, match=r"cannot be read \(it was made as t2i-v3-.*\); delete it"):
+        T2ITable(tmp_path / "t2i-v3-other")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codes": [9, 0]}, r"codes\[1\] is 0, expected at least 1"),
+        ({"codes": [9]}, "codes is .*expected at least 2"),
+        ({"caption_type": "<f2"}, "caption_type is '<f2', expected"),
+        ({"largest_code": "7"}, "largest_code is '7', expected a whole number"),
+        ({"captions": None}, "captions is null, expected a list"),
+        ({"codes": [10**30, 17]}, r"codes\.bin has \d+ bytes, not"),
+    ],
+)
+def test_an_odd_description_is_named(table: T2ITable, change: dict[str, object], message: str) -> None:
+    path = table.folder / "meta.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(DamagedShardError, match=f"cannot be read .*{message}"):
+        T2ITable(table.folder)
+
+
 def test_a_page_of_zeros_is_found_on_reading(table: T2ITable) -> None:
     path = table.folder / "codes.bin"
     path.write_bytes(bytes(path.stat().st_size))
