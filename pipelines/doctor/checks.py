@@ -210,7 +210,7 @@ def _disk(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
     probe.touch()
     skew = abs(probe.stat().st_mtime - time.time())
     probe.unlink()
-    text = f"the clocks of {folder}'s file system and of this machine differ by {skew:.1f} s"
+    text = f"the clocks of the file system of {folder} and of this machine differ by {skew:.1f} s"
     yield Verdict("clock", "ok" if skew <= CLOCK_SKEW else "warning", text)
 
 

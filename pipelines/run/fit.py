@@ -1,4 +1,4 @@
-"""Training as a few builds and a fit."""
+"""Trains a run from its configuration."""
 
 import logging
 from collections.abc import Callable
@@ -25,10 +25,10 @@ from pipelines.run.warmup import warm_up
 
 
 def fit(config: RunConfig) -> Path:
-    """Train what ``config`` describes, from its beginning or from its latest checkpoint; returns the run folder.
+    """Train what ``config`` describes, from the start or from its latest checkpoint, and return the run folder.
 
     Raises:
-        ConfigError, CheckpointError, FileNotFoundError: something is wrong that shows before training starts.
+        ConfigError, CheckpointError, FileNotFoundError: something was found to be wrong before training started.
         DataError: a sample cannot be used.
     """
     leads = getattr(rank_zero_only, "rank", 0) == 0
@@ -51,10 +51,10 @@ def fit(config: RunConfig) -> Path:
 
 
 def _open(config: RunConfig, held: ExitStack | None) -> RunFolder:
-    """Open the run folder, and hold it until ``held`` is closed. What is decided about it is decided while it is held.
+    """Open the run folder, and hold it until ``held`` is closed. It is read again after it is held.
 
     Raises:
-        SystemExit: another process holds it: `PREEMPTED`, which says that it is worth trying again later.
+        SystemExit: `PREEMPTED`, if another process holds it, so that a batch script tries again later.
     """
     run = open_run(config)
     if run.complete or held is None:
@@ -71,8 +71,8 @@ def _open(config: RunConfig, held: ExitStack | None) -> RunFolder:
 
 
 def _set_up(config: RunConfig) -> None:
-    """Settings of this process."""
-    for name in ("lightning.pytorch", "lightning.fabric"):  # the run speaks for itself
+    """Apply the settings of this process."""
+    for name in ("lightning.pytorch", "lightning.fabric"):  # the run prints its own messages
         logging.getLogger(name).setLevel(logging.WARNING)
     if config.hardware.threads:
         torch.set_num_threads(config.hardware.threads)
@@ -88,12 +88,12 @@ def _introduce(run: RunFolder, parts: Parts, report: Callable[[str], None]) -> N
 
 
 def _prepare_gpu(config: RunConfig, report: Callable[[str], None]) -> None:
-    """Foresee what will not fit, and have the kernels ready before ranks wait for each other."""
+    """Warn if the run will not fit, and compile the kernels before ranks wait for each other."""
     needed, has = estimate_memory(config).needed, torch.cuda.get_device_properties(0).total_memory
     if needed > has:
         warn(
             f"this run will need about {needed / GIB:.0f} GiB on each GPU, which has {has / GIB:.0f}: expect it to run "
-            "out of memory. `python -m pipelines.doctor memory` says what takes it, and what would need less"
+            "out of memory. `python -m pipelines.doctor memory` says what needs it, and what would need less"
         )
     positions = config.data.micro_batch.positions(config.model, STAGES[config.stage.name].tasks)
     warm_up(config.model, positions, COMPUTE[config.trainer.precision], use_kernel_cache(config.hardware), report)

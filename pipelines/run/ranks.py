@@ -1,4 +1,4 @@
-"""The processes that srun or torchrun started together: how they find each other, in training and outside of it."""
+"""The processes that srun or torchrun started together, and how they find each other, also outside of training."""
 
 import json
 import os
@@ -25,7 +25,7 @@ _NOT_OURS = "another program may use MASTER_PORT; choose another port"
 
 
 def cluster() -> ClusterEnvironment | None:
-    """What started this process together with others; None where Lightning starts them itself.
+    """The launcher that started this process together with others; None if Lightning starts them itself.
 
     Lightning's own requeue stays off: it saves inside a signal handler. The batch script requeues (slurm/lib.sh).
     """
@@ -36,7 +36,7 @@ def cluster() -> ClusterEnvironment | None:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those started with it. Without a store it is alone, or was started by rank 0's Lightning."""
+    """This process among those started with it. Without a store it is alone, or Lightning on rank 0 started it."""
 
     rank: int = 0
     world_size: int = 1
@@ -45,17 +45,17 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this process speaks for all."""
+        """Whether this process is rank 0, which alone prints and writes."""
         return self.rank == 0
 
     def from_rank_0(self, make: Callable[[], Any]) -> Any:
-        """What ``make`` returns on rank 0, plain data, on all ranks. They wait, and do not read a stale directory.
+        """Call ``make`` on rank 0 and return its result, plain data, on all ranks. So no rank reads a stale directory.
 
-        It travels as JSON through the store of MASTER_PORT, which others on the network may reach too.
+        The result is sent as JSON through the store at MASTER_PORT, which others on the network may reach too.
 
         Raises:
             SystemExit: on the other ranks, with rank 0's exit code, if ``make`` failed there; rank 0 says why.
-            ConfigError: what arrives is not what rank 0 sends.
+            ConfigError: the message is not one that rank 0 sends.
         """
         if self.store is None:
             return make()
@@ -74,8 +74,8 @@ class Ranks:
             raise
         finally:
             self.store.set("answer", json.dumps(answer))
-            # the store lives in this process, which may end as soon as it has its answer
-            with signals.waiting("the other ranks, which take over what rank 0 has opened", tell_after=60):
+            # the store lives in this process, which must not end before all ranks have read the answer
+            with signals.waiting("the other ranks, which read what rank 0 opened", tell_after=60):
                 self.store.wait([f"answer/{rank}" for rank in range(1, self.world_size)], self.timeout)
         return answer["value"]
 
@@ -83,7 +83,7 @@ class Ranks:
 def _answer(content: bytes) -> Any:
     """Rank 0's message, checked."""
     if len(content) > MOST_BYTES:
-        raise ConfigError(f"rank 0 sends {len(content)} bytes; {_NOT_OURS}")
+        raise ConfigError(f"rank 0 sent {len(content)} bytes, too many for its message; {_NOT_OURS}")
     try:
         answer = json.loads(content)
     except (ValueError, RecursionError):
@@ -93,12 +93,12 @@ def _answer(content: bytes) -> Any:
         or answer.keys() != {"code", "value"}
         or type(answer["code"]) not in (int, type(None))
     ):
-        raise ConfigError(f"what arrives from rank 0 is not its message; {_NOT_OURS}")
+        raise ConfigError(f"the message from rank 0 is not in its format; {_NOT_OURS}")
     return answer
 
 
 def refuse_other_launch(devices: int, nodes: int) -> None:
-    """Compare what srun or torchrun started with what the configuration says.
+    """Refuse a number of processes that differs from the configuration.
 
     Raises:
         ConfigError: they differ. Processes that do not know of each other would all be rank 0.
@@ -114,20 +114,20 @@ def refuse_other_launch(devices: int, nodes: int) -> None:
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         if (started, here) != (devices * nodes, devices):
             raise ConfigError(
-                f"torchrun started {started} processes, {here} on this node, but {asked}. Set the two keys to what "
-                "torchrun starts"
+                f"torchrun started {started} processes, {here} on this node, but {asked}. Set both keys to match "
+                "torchrun"
             )
     elif started != devices * nodes:
         raise ConfigError(
-            f"the Slurm job has {started} tasks, but {asked}. Set the two keys to the job's, and start all its tasks "
-            "by srun; to train in one process inside this job, unset SLURM_NTASKS"
+            f"the Slurm job has {started} tasks, but {asked}. Set both keys to match the job, and start all its tasks "
+            "with srun; to train in one process inside this job, unset SLURM_NTASKS"
         )
 
 
 def find_ranks(timeout: timedelta) -> Ranks:
-    """Find the others before there is a process group; ``timeout`` is the longest that one waits for another.
+    """Find the other ranks before there is a process group; each waits for the others for at most ``timeout``.
 
-    Keep what this returns: the process group finds its store in the same place.
+    Keep the result alive: the process group uses the same store.
     """
     environment = _environment_of_several()
     if environment is None:
@@ -145,9 +145,9 @@ def _others(environment: ClusterEnvironment) -> str:
 
 @contextmanager
 def process_group(timeout: timedelta) -> Iterator[Ranks]:
-    """Join the others for work outside of training, each with a GPU of its own; alone where there are none.
+    """Join the other ranks for work outside of training, each with its own GPU; alone if there are none.
 
-    They exchange plain objects only (gloo); ``timeout`` is the longest that one waits for another.
+    They exchange only plain objects (gloo). Each waits for the others for at most ``timeout``.
     """
     environment = _environment_of_several()
     if environment is None:
@@ -165,9 +165,9 @@ def process_group(timeout: timedelta) -> Iterator[Ranks]:
 
 
 def _environment_of_several() -> ClusterEnvironment | None:
-    """What started this process and others, once MASTER_ADDR and MASTER_PORT are set; None for a single one."""
+    """The launcher of several processes, after it has set MASTER_ADDR and MASTER_PORT; None for a single process."""
     environment = cluster()
     if environment is None or environment.world_size() == 1:
         return None
-    _ = environment.main_address, environment.main_port  # sets both where nobody has
+    _ = environment.main_address, environment.main_port  # sets both variables if they are not set
     return environment

@@ -1,4 +1,4 @@
-"""The run folder: whose it is, whether to start, resume or leave it alone, and what is written into it."""
+"""The run folder: which run it belongs to, whether to start, resume or leave it alone, and what is written to it."""
 
 import json
 import os
@@ -40,7 +40,7 @@ class _Opened(TypedDict):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """An opened run folder: its configuration as it will be run, and the checkpoint to resume from, if any."""
+    """An opened run folder: the final configuration, and the checkpoint to resume from, if any."""
 
     path: Path
     config: RunConfig
@@ -48,13 +48,13 @@ class RunFolder:
     complete: bool
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads."""
+        """Plain data for `from_json`."""
         checkpoint = self.checkpoint and str(self.checkpoint)
         return {"config": as_dict(self.config), "checkpoint": checkpoint, "complete": self.complete}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "RunFolder":
-        """What `as_json` of another rank gave.
+        """Restore the run folder from `as_json` of another rank.
 
         Raises:
             ConfigError: the values are not those of a run folder.
@@ -65,16 +65,16 @@ class RunFolder:
         return cls(config.folder, config, None if checkpoint is None else Path(checkpoint), wanted["complete"])
 
     def begin(self, data: dict[str, str], weights: dict[str, str] | None = None) -> tuple[str, int]:
-        """Write config.yaml and provenance.json. Rank 0 alone calls this.
+        """Write config.yaml and provenance.json. Only rank 0 calls this.
 
-        ``data`` and ``weights`` are fingerprints of the data and of the weights from elsewhere.
-        Returns the W&B run id, the same in every attempt, and the number of this attempt, from 1. WANDB_RUN_ID in the
-        environment names it for a new run; `wandb agent` sets it. Where provenance.json was lost both go on from the
-        checkpoint and from metrics.jsonl.
+        ``data`` and ``weights`` are fingerprints of the data and of the third-party weights. Returns the W&B run id,
+        which is the same in every attempt, and the number of this attempt, from 1. For a new run, WANDB_RUN_ID in the
+        environment is the run id; `wandb agent` sets it. If provenance.json was lost, the run id comes from the
+        checkpoint and the number from metrics.jsonl.
 
         Raises:
-            ConfigError: a resumed run would look at images with another encoder than before, or the folder is that of
-                another run than a sweep's agent has started.
+            ConfigError: a resumed run would see images through a different encoder, or the folder belongs to another
+                run than the one that a sweep's agent started.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / PREEMPTED).unlink(missing_ok=True)
@@ -84,7 +84,7 @@ class RunFolder:
             _refuse_other_encoder(attempts[-1].get("weights", {}), weights)
         run_id: str = known.get("wandb_run_id") or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(8)
         _refuse_other_trial(self.path, run_id)
-        (self.path / COMPLETE).unlink(missing_ok=True)  # there is one where a complete run is trained further
+        (self.path / COMPLETE).unlink(missing_ok=True)  # it exists if a complete run is trained further
         write_file(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(as_dict(self.config))))
         resumed = self.checkpoint.name if self.checkpoint else None
         before = [each["attempt"] for each in (*attempts, *read_metrics(self.path)) if "attempt" in each]
@@ -96,31 +96,31 @@ class RunFolder:
         return run_id, number
 
     def _known_elsewhere(self) -> dict[str, Any]:
-        """The W&B run, out of the checkpoint that is resumed."""
+        """The W&B run id from the resumed checkpoint, if provenance.json is missing."""
         if self.checkpoint is None:
             return {}
         if not (run_id := read_facts(self.checkpoint).get("wandb_run_id")):
             return {}
         if (self.path / METRICS).is_file():
-            warn(f"{self.path / PROVENANCE} is gone; the run goes on as W&B run {run_id}, as {self.checkpoint} says")
+            warn(f"{self.path / PROVENANCE} is missing; the run continues as W&B run {run_id}, from {self.checkpoint}")
         return {"wandb_run_id": run_id}
 
     def finish(self, step: int) -> None:
-        """Mark the run as done. Rank 0 alone calls this."""
+        """Mark the run as complete. Only rank 0 calls this."""
         write_file(self.path / COMPLETE, f"{step}\n")
 
     def pause(self, step: int) -> None:
-        """Mark the run as stopped in order at ``step``, to be started again. Rank 0 alone calls this."""
+        """Mark the run as stopped on request at ``step``, to be started again. Only rank 0 calls this."""
         write_file(self.path / PREEMPTED, f"{step}\n")
 
 
 class HeldError(ConfigError):
-    """Another process holds the run folder; it is worth trying again later."""
+    """Another process holds the run folder; trying again later may work."""
 
 
 @contextmanager
 def claim(folder: Path, seconds: float = 0.0) -> Iterator[None]:
-    """Hold a run folder for this process, so that two never write into one; wait up to ``seconds`` for it.
+    """Hold a run folder, so that no two processes ever write to it; wait up to ``seconds`` for it.
 
     Raises:
         HeldError: another process still holds it.
@@ -140,8 +140,8 @@ def open_run(config: RunConfig) -> RunFolder:
     """Decide what to do with the configuration's run folder; nothing is written yet.
 
     Raises:
-        ConfigError: the folder belongs to something else, or to another configuration.
-        CheckpointError: it has checkpoints, but none of them is whole.
+        ConfigError: the folder belongs to another configuration, or is not a run folder.
+        CheckpointError: it has checkpoints, but all of them are damaged.
     """
     path = config.folder
     if not path.exists() or not any(file for file in path.iterdir() if not file.name.startswith(".")):
@@ -155,7 +155,7 @@ def open_run(config: RunConfig) -> RunFolder:
     assert isinstance(stored, dict)
     if not stored:
         raise ConfigError(
-            f"{path / CONFIG} is empty; put its content back. Each checkpoint holds it too: torch.load(.../state.ckpt, "
+            f"{path / CONFIG} is empty; restore its content. Each checkpoint holds it, too: torch.load(.../state.ckpt, "
             'weights_only=True)["run"]["config"]'
         )
     config = _settled(config, stored)
@@ -171,10 +171,10 @@ def open_run(config: RunConfig) -> RunFolder:
 
 
 def _reached_its_end(config: RunConfig, checkpoint: Path | None) -> bool:
-    """Whether there is nothing left to train; a complete run that is asked for more steps goes on.
+    """Whether there is nothing left to train; a complete run that is asked for more steps is trained further.
 
     Raises:
-        ConfigError: COMPLETE is damaged, lies beyond what is asked for, or its checkpoint is not there.
+        ConfigError: COMPLETE is damaged or beyond trainer.max_steps, or its checkpoint is missing or damaged.
     """
     path, wanted = config.folder, config.trainer.max_steps
     file = path / COMPLETE
@@ -182,29 +182,29 @@ def _reached_its_end(config: RunConfig, checkpoint: Path | None) -> bool:
         return False
     text = file.read_text(errors="replace").strip()
     if not text.isdecimal():
-        raise ConfigError(f"{file} is damaged: it holds {text[:20]!r} and no step. Delete it and start again")
+        raise ConfigError(f"{file} is damaged: it holds {text[:20]!r} instead of a step. Delete it and start again")
     step = int(text)
     if step > wanted:
         raise ConfigError(
-            f"run folder {path} is complete at step {step}, beyond trainer.max_steps={wanted}: what was trained is not "
-            f"taken back. Choose another run.dir, or trainer.max_steps={step}"
+            f"run folder {path} is complete at step {step}, beyond trainer.max_steps={wanted}: steps already trained "
+            f"cannot be undone. Choose another run.dir, or trainer.max_steps={step}"
         )
     if checkpoint is None or checkpoint.name != step_name(step):
         there = checkpoint.name if checkpoint else "the beginning"
         raise ConfigError(
-            f"run folder {path} is complete at step {step} ({COMPLETE}), but {step_name(step)} is not there or not "
-            f"whole. Restore that checkpoint, or delete {COMPLETE} to train again from {there}"
+            f"run folder {path} is complete at step {step} ({COMPLETE}), but {step_name(step)} is missing or "
+            f"damaged. Restore that checkpoint, or delete {COMPLETE} to train again from {there}"
         )
     if step < wanted:
         warn(
-            f"{path} was complete at step {step} and is trained further, to trainer.max_steps={wanted}; the learning "
-            "rate goes on as in a run of that length"
+            f"{path} was complete at step {step} and is trained further, to trainer.max_steps={wanted}; from here on "
+            "the learning rate is that of a run of that length"
         )
     return step == wanted
 
 
 def _settled(config: RunConfig, stored: Any = None) -> RunConfig:
-    """With the global batch spelt out, so that a resume on another number of ranks keeps it."""
+    """Fill in the global batch, so that a resume with another number of ranks keeps it."""
     whole = config.data.global_batch
     data = (stored or {}).get("data")
     known = data.get("global_batch") if isinstance(data, dict) else None
@@ -221,8 +221,8 @@ def _settled(config: RunConfig, stored: Any = None) -> RunConfig:
 
 def _refuse_changes(config: RunConfig, stored: dict[str, Any]) -> None:
     free = (*FREE_ON_RESUME, *config.run.allow_changed)
-    with suppress(ConfigError):  # another program's, or damaged: compared as it is
-        # with the keys that this version has and the one that wrote the file had not
+    with suppress(ConfigError):  # a file of another program, or a damaged one, is compared as it is
+        # add keys that are new since the version that wrote the file
         stored = as_dict(build(RunConfig, OmegaConf.create(stored), source=CONFIG))
     changed = {
         key: values
@@ -233,7 +233,7 @@ def _refuse_changes(config: RunConfig, stored: dict[str, Any]) -> None:
         lines = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())
         raise ConfigError(
             f"run folder {config.folder} belongs to another configuration:\n{lines}\n"
-            f"Choose another run.dir, or go on with the change by run.allow_changed=[{','.join(changed)}]"
+            f"Choose another run.dir, or accept the change with run.allow_changed=[{','.join(changed)}]"
         )
 
 
@@ -241,18 +241,18 @@ def _refuse_other_encoder(before: dict[str, str], now: dict[str, str]) -> None:
     old, new = before.get("vision"), now.get("vision")
     if old and old != new:
         raise ConfigError(
-            f"the vision encoder's weights are other ones ({new}) than the run began with ({old}): its features would "
-            "change under the model. Name the same files in model.vision.*.weights"
+            f"the vision encoder's weights ({new}) are not the ones the run started with ({old}): the model would get "
+            "different features. Name the same files in model.vision.*.weights"
         )
 
 
 def _refuse_other_trial(path: Path, run_id: str) -> None:
-    """Under an agent W&B takes the agent's run id, whatever it is told."""
+    """Refuse a folder of another run under a sweep's agent: W&B would use the agent's run id in any case."""
     given = os.environ.get("WANDB_RUN_ID")
     if "WANDB_SWEEP_ID" in os.environ and given and given != run_id:
         raise ConfigError(
-            f"run folder {path} is that of W&B run {run_id}, but the sweep's agent has started run {given}; leave "
-            "run.dir out, so that each trial has a folder of its own"
+            f"run folder {path} belongs to W&B run {run_id}, but the sweep's agent started run {given}; leave "
+            "run.dir out, so that each trial has its own folder"
         )
 
 
@@ -287,5 +287,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     attempts = content.get("attempts") if isinstance(content, dict) else None
     whole = isinstance(attempts, list) and all(isinstance(attempt, dict) for attempt in attempts)
     if not isinstance(content, dict) or not whole:
-        raise ConfigError(f"{path} is damaged; move it away to go on without this run's history and W&B run")
+        raise ConfigError(f"{path} is damaged; move it away to continue without this run's history and W&B run")
     return content

@@ -1,4 +1,4 @@
-"""One attempt at a run: what trains, what watches it and writes it down, and how it ends."""
+"""One attempt at a run: training, callbacks and tracking, and how it ends."""
 
 import warnings
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from pipelines.run.trainer import build_callbacks, build_trainer
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """An attempt that has begun; rank 0 ``leads``: it alone writes and speaks."""
+    """A started attempt; rank 0 ``leads``, which means that only it writes and prints."""
 
     run: RunFolder
     parts: Parts
@@ -35,7 +35,7 @@ class Training:
 
     @classmethod
     def begin(cls, run: RunFolder, parts: Parts, *, leads: bool) -> "Training":
-        """Note the attempt in the run folder, and build what watches it."""
+        """Note the attempt in the run folder, and build the tracker, callbacks and trainer."""
         config, settings = run.config, as_dict(run.config)
         run_id, attempt = "", 0
         if leads:
@@ -71,13 +71,13 @@ class Training:
             try:
                 outcome.code = self._fit()
             except SystemExit:
-                if self.leads:  # at once: the other ranks may take their time
+                if self.leads:  # now, because the other ranks may take a while to end
                     step = self.trainer.global_step
                     warn(f"stopped at step {step}; start the same command again to go on from the last checkpoint")
                 raise
         if outcome.code == PREEMPTED:
             if not self.leads:
-                raise SystemExit(DONE)  # one exit code speaks; srun and Lightning kill rank 0 for another's
+                raise SystemExit(DONE)  # only rank 0's code counts; for another's, srun and Lightning kill rank 0
             warn(
                 f"told to stop by {signals.received() or 'a signal to another rank'}: saved at step "
                 f"{self.trainer.global_step}; start the same command again to go on from there"
@@ -93,18 +93,18 @@ class Training:
         self.tracker.close(code, preempted=code == PREEMPTED)
 
     def _fit(self) -> int:
-        """Train; returns `DONE`, or `PREEMPTED` where training was told to stop.
+        """Train; return `DONE`, or `PREEMPTED` if training was told to stop.
 
         Raises:
             SystemExit: interrupted.
         """
         trainer, checkpoint = self.trainer, self.run.checkpoint
         with warnings.catch_warnings():
-            # Each worker decodes a few images; Lightning would have as many workers as there are cores.
+            # Lightning recommends as many workers as cores, but each worker decodes only a few images.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            # Lightning does not know that the position lies in the data module's state, not in the loader.
+            # Lightning does not know that the position is in the state of the data module, not of the loader.
             warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and this torch
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # from Lightning with this version of torch
             trainer.fit(
                 self.parts.stage,
                 datamodule=self.parts.data,

@@ -104,7 +104,7 @@ def test_a_lost_provenance_loses_neither_tracking_run_nor_attempts(
     (begun / "metrics.jsonl").write_text("".join(f'{{"step": {20 + n}, "attempt": {n}}}\n' for n in (1, 2, 3)))
     (begun / "provenance.json").unlink()
     assert open_run(configured()).begin({}) == ("abcdef", 4)
-    assert "provenance.json is gone; the run goes on as W&B run abcdef" in capsys.readouterr().err
+    assert "provenance.json is missing; the run continues as W&B run abcdef" in capsys.readouterr().err
     assert open_run(configured()).begin({}) == ("abcdef", 5)
     facts = json.loads((begun / "provenance.json").read_text())
     assert [attempt["attempt"] for attempt in facts["attempts"]] == [4, 5]
@@ -170,7 +170,7 @@ def test_a_complete_run_that_is_asked_for_more_steps_goes_on_loudly(
 
 def test_a_complete_run_is_not_taken_back(begun: Path, configured: Callable[..., RunConfig]) -> None:
     open_run(configured()).finish(20)
-    with pytest.raises(ConfigError, match=r"is complete at step 20, beyond trainer\.max_steps=10: what was trained"):
+    with pytest.raises(ConfigError, match=r"is complete at step 20, beyond trainer\.max_steps=10: steps already"):
         open_run(configured("trainer.max_steps=10", "run.allow_changed=[trainer.max_steps]"))
 
 
@@ -182,21 +182,21 @@ def test_complete_is_not_believed_without_its_checkpoint(begun: Path, configured
     with pytest.raises(ConfigError) as error:
         open_run(configured())
     assert str(error.value) == (
-        f"run folder {begun} is complete at step 20 (COMPLETE), but step-000000020 is not there or not whole. Restore "
+        f"run folder {begun} is complete at step 20 (COMPLETE), but step-000000020 is missing or damaged. Restore "
         "that checkpoint, or delete COMPLETE to train again from step-000000010"
     )
     shutil.rmtree(begun / "checkpoints")
     with pytest.raises(ConfigError, match="delete COMPLETE to train again from the beginning"):
         open_run(configured())
     (begun / "COMPLETE").write_bytes(b"\0\xff")
-    with pytest.raises(ConfigError, match=r"COMPLETE is damaged: it holds .* and no step\. Delete it"):
+    with pytest.raises(ConfigError, match=r"COMPLETE is damaged: it holds .* instead of a step\. Delete it"):
         open_run(configured())
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"config\.yaml is empty; put its content back\. Each checkpoint holds it too"),
+        (b"", r"config\.yaml is empty; restore its content\. Each checkpoint holds it, too"),
         (b"name: [tiny\n", r"config\.yaml is not valid YAML"),
         (b"\xff\xfe\0", r"config\.yaml is not valid YAML"),
         (b"[tiny]\n", r"config\.yaml must hold keys and values"),
@@ -230,7 +230,7 @@ def test_another_configuration_is_refused_with_the_differences(
         f"run folder {begun} belongs to another configuration:\n"
         "  model.n_layer: 48 there, 3 now\n"
         "  optim.lr: 0.0001 there, 0.5 now\n"
-        "Choose another run.dir, or go on with the change by run.allow_changed=[model.n_layer,optim.lr]"
+        "Choose another run.dir, or accept the change with run.allow_changed=[model.n_layer,optim.lr]"
     )
 
 
@@ -313,7 +313,7 @@ def test_a_resumed_run_keeps_its_vision_encoder(folder: Path, configured: Callab
     resumed = replace(first, checkpoint=folder / "checkpoints" / "step-000000002")
     assert resumed.begin({}, {"vision": "a"})[1] == 2
     with pytest.raises(
-        ConfigError, match=r"vision encoder's weights are other ones \(b\) than the run began with \(a\)"
+        ConfigError, match=r"vision encoder's weights \(b\) are not the ones the run started with \(a\)"
     ):
         resumed.begin({}, {"vision": "b"})
     assert first.begin({}, {"vision": "b"})[1] == 3  # begun anew, nothing was learnt with the other one
@@ -329,9 +329,7 @@ def test_a_new_run_takes_the_id_of_the_agent_and_keeps_it(
     assert open_run(config).begin({}) == ("trial1", 2)
     monkeypatch.setenv("WANDB_RUN_ID", "trial2")
     before = (folder / "config.yaml").read_text()
-    with pytest.raises(
-        ConfigError, match="is that of W&B run trial1, but the sweep's agent has started run trial2; leave"
-    ):
+    with pytest.raises(ConfigError, match="belongs to W&B run trial1, but the sweep's agent started run trial2; leave"):
         open_run(config).begin({})
     assert (folder / "config.yaml").read_text() == before
     monkeypatch.delenv("WANDB_SWEEP_ID")  # not of a sweep: the folder's own run goes on
