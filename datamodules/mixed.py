@@ -245,7 +245,7 @@ class MixedDataModule(pl.LightningDataModule):
         if mine != theirs and not self.config.accept_changed:
             raise ValueError(
                 f"the data changed since the checkpoint: fingerprints then {theirs}, now {mine}. Restore the shards, "
-                "or set data.accept_changed=true to go on at the same positions of the new data"
+                "or set data.accept_changed=true to continue at the same positions of the new data"
             )
         if state_dict["seed"] != self.seed:
             raise ValueError(

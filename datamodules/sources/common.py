@@ -66,7 +66,7 @@ def read_file(folder: Path, name: str) -> bytes:
         raise BadEntryError(f"image lies outside the image folder: {shown(name)}")
     try:
         if (folder / path).exists() and not (folder / path).is_file():
-            raise BadEntryError(f"image is no regular file: {shown(name)}")
+            raise BadEntryError(f"image is not a regular file: {shown(name)}")
         return (folder / path).read_bytes()
     except BadEntryError:
         raise
@@ -103,11 +103,11 @@ def clean_text(value: Any, what: str) -> str:
         BadEntryError: it is not a string, or holds half of a surrogate pair, which no tokenizer accepts.
     """
     if not isinstance(value, str):
-        raise BadEntryError(f"{what} is no text: {type(value).__name__}")
+        raise BadEntryError(f"{what} is not a text: {type(value).__name__}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise BadEntryError(f"{what} is no valid Unicode: {error.reason}") from error
+        raise BadEntryError(f"{what} is not valid Unicode: {error.reason}") from error
     return value
 
 
@@ -134,12 +134,12 @@ def as_json(content: dict[str, Any]) -> bytes:
     """The ``.json`` payload of a sample.
 
     Raises:
-        BadEntryError: a text in it is no valid Unicode, so readers would refuse it.
+        BadEntryError: a text in it is not valid Unicode, so readers would refuse it.
     """
     try:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise BadEntryError(f"text is no valid Unicode: {error.reason}") from error
+        raise BadEntryError(f"text is not valid Unicode: {error.reason}") from error
     return json.dumps(content).encode()
 
 

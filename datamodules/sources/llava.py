@@ -84,7 +84,7 @@ class EntryReader:
         """
         entry = row.content
         if not isinstance(entry, dict):
-            raise BadEntryError(f"entry is no object: {type(entry).__name__}")
+            raise BadEntryError(f"entry is not an object: {type(entry).__name__}")
         if entry.keys() >= _LRV_KEYS and "conversations" not in entry:
             file, turns = _lrv_file(entry), question_and_answer(entry["question"], entry["answer"])
         elif not entry.get("image"):

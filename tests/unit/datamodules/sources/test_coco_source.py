@@ -216,7 +216,7 @@ def test_unicode_and_hostile_captions(official: Path) -> None:
     write(official, content["images"], content["annotations"])
     shards = build(official)
     assert json.loads(shards.get(0)["json"])["captions"] == ["Ein Hündchen 犬 🐕"] * 5
-    assert "caption is no valid Unicode: surrogates not allowed" in (official / "out" / "rejected.jsonl").read_text()
+    assert "caption is not valid Unicode: surrogates not allowed" in (official / "out" / "rejected.jsonl").read_text()
 
 
 def test_other_processes_give_the_same_bytes(official: Path) -> None:

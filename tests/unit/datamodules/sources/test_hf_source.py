@@ -89,7 +89,7 @@ def test_questions_and_answers_become_mmu_shards(tmp_path: Path) -> None:
         "<image>\nWhat?",
         "In <image>: what?",
     ]
-    assert reasons(tmp_path) == ["turn 1 is empty", "answer is no text: NoneType"]
+    assert reasons(tmp_path) == ["turn 1 is empty", "answer is not a text: NoneType"]
 
 
 def test_turns_stored_column_by_column_are_understood(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_captions_of_a_file_of_lines(folder: Path, vq: Path) -> None:
         "image lies outside the image folder: ../b.jpg",
         "image does not exist: gone.jpg",
         "no captions",
-        "caption is no text: NoneType",
+        "caption is not a text: NoneType",
     ]
     assert (shards.meta["source"], shards.meta["licence"]) == ("images", "CC0")
     assert shards.meta["captions"]["file"] == "captions.jsonl"
@@ -66,7 +66,7 @@ def test_captions_beside_the_images(folder: Path, vq: Path) -> None:
     (folder / "images" / "sub" / "a.txt").write_bytes(b"no \xff utf-8")
     shards = ShardSet.open(build_images(config(folder, vq)))
     assert captions(shards) == {"b.jpg": ["one", "zwei ü"]}
-    assert reasons(folder) == ["caption is no valid Unicode: surrogates not allowed", "no captions"]
+    assert reasons(folder) == ["caption is not valid Unicode: surrogates not allowed", "no captions"]
 
 
 def test_linked_folders_are_entered_once_and_what_macos_left_is_counted(folder: Path, vq: Path) -> None:
@@ -94,7 +94,7 @@ def test_names_that_are_not_unicode_are_rejected_with_the_reason(folder: Path, v
         Path(os.fsdecode(path + b".txt")).write_text("a cup")
     shards = ShardSet.open(build_images(config(folder, vq)))
     assert captions(shards) == {"b.jpg": ["a cup"]}
-    assert "image name is no valid Unicode: surrogates not allowed" in reasons(folder)
+    assert "image name is not valid Unicode: surrogates not allowed" in reasons(folder)
 
 
 def test_other_captions_make_another_plan(folder: Path, vq: Path) -> None:

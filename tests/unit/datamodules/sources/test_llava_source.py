@@ -76,7 +76,7 @@ def test_what_cannot_be_used_is_written_down(official: Path) -> None:
     assert [line["reason"] for line in (lines[0], *lines[2:])] == [
         "no image",
         "image does not exist: coco/none.jpg",
-        "entry is no object: str",
+        "entry is not an object: str",
     ]
     assert shards.meta["counts"] == {"samples": 1, "rejected": 4}
 
@@ -88,11 +88,11 @@ def test_what_cannot_be_used_is_written_down(official: Path) -> None:
         ("coco/../../secret.jpg", "image lies outside the image folder: coco/../../secret.jpg"),
         ("/etc/passwd", "image lies outside the image folder: /etc/passwd"),
         ("a" * 5000, f"image cannot be read: {'a' * 120}... (5000 characters) (File name too long)"),
-        ("coco", "image is no regular file: coco"),
+        ("coco", "image is not a regular file: coco"),
         ("coco/a.jpg/b.jpg", "image cannot be read: coco/a.jpg/b.jpg (Not a directory)"),
         ("a\0b.jpg", "image cannot be read: a\0b.jpg (embedded null byte)"),
-        (["coco/a.jpg"], "image is no text: list"),
-        (17, "image is no text: int"),
+        (["coco/a.jpg"], "image is not a text: list"),
+        (17, "image is not a text: int"),
         ("", "no image"),
     ],
 )
@@ -125,14 +125,14 @@ def test_a_failing_disk_stops_the_build_instead_of_leaving_samples_out(official:
         (turns("<image>\nWhat?", "That.", "And?"), "in pairs"),
         (turns("<image>", "x")[::-1], "turn 0 is not from 'human'"),
         ([*turns("<image>", "x"), *turns("a", "b")[::-1]], "turn 2 is not from 'human'"),
-        ([turns("<image>")[0], {"from": "gpt"}], "turn 1 is no text: NoneType"),
-        ([turns("<image>")[0], {"from": "gpt", "value": ["x"]}], "turn 1 is no text: list"),
+        ([turns("<image>")[0], {"from": "gpt"}], "turn 1 is not a text: NoneType"),
+        ([turns("<image>")[0], {"from": "gpt", "value": ["x"]}], "turn 1 is not a text: list"),
         ([turns("<image>")[0], "x"], "turn 1 is not from 'gpt'"),
         (turns("What?", "That."), "turn 0 holds <image> 0 times"),
         (turns("<image><image>", "That."), "turn 0 holds <image> 2 times"),
         (turns("<image>", "x", "<image>\nAnd?", "y"), "turn 2 holds <image> 1 times"),
         (turns("<image>", " \n"), "turn 1 is empty"),
-        (turns("<image>", "half \udc80"), "turn 1 is no valid Unicode: surrogates not allowed"),
+        (turns("<image>", "half \udc80"), "turn 1 is not valid Unicode: surrogates not allowed"),
     ],
 )
 def test_faults_of_conversations(given, reason: str) -> None:
@@ -160,7 +160,7 @@ def test_lrv_instruct_has_one_question_and_answer_an_entry(official: Path) -> No
     assert reasons == [
         "turn 1 is empty",
         "image lies outside the image folder: ../2392588.jpg",
-        "answer is no text: int",
+        "answer is not a text: int",
     ]
 
 
@@ -205,7 +205,7 @@ def test_ids_are_texts_or_whole_numbers(official: Path, given, kept: str | None)
         return
     build(official, [{**entry(), "id": given}, entry()])
     reason = json.loads((official / "out" / "rejected.jsonl").read_text())["reason"]
-    assert reason.startswith("id is no valid Unicode" if given == "\ud83d" else "id is no text: ")
+    assert reason.startswith("id is not valid Unicode" if given == "\ud83d" else "id is not a text: ")
 
 
 def test_pictures_that_git_lfs_or_macos_left_and_postscript_are_named(official: Path) -> None:
