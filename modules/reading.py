@@ -21,6 +21,7 @@ _EXPECTED = {
     "string_type": "a text",
     "string_unicode": "valid Unicode",
     "string_too_short": "a text that is not empty",
+    "string_pattern_mismatch": "a text like {pattern}",
     "int_type": "a whole number",
     "float_type": "a number",
     "finite_number": "a finite number",

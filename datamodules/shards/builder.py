@@ -18,13 +18,16 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from typing_extensions import TypedDict
+
 from datamodules.shards.file import write_shard
-from datamodules.shards.folders import holds, locked_folder
+from datamodules.shards.folders import FolderError, holds, locked_folder
 from datamodules.shards.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     Manifest,
     ShardEntry,
+    ShardRecord,
     fingerprint_of,
     index_path,
     tar_path,
@@ -32,6 +35,7 @@ from datamodules.shards.manifest import (
 from datamodules.shards.reader import Sample
 from datamodules.shards.workers import Tick, run_jobs
 from modules.files import remove_partials, write_file
+from modules.reading import read_json
 
 REJECTED = "rejected.jsonl"
 BUILD = ".build"
@@ -55,6 +59,14 @@ class Rejected:
 
     key: str
     reason: str
+
+
+class RejectedEntry(TypedDict):
+    """A line of ``rejected.jsonl``."""
+
+    key: str
+    reason: Any
+    """A text, which may hold half of a surrogate pair."""
 
 
 RowT = TypeVar("RowT", bound=Row)
@@ -175,6 +187,16 @@ class _Shard:
     rows: Sequence[Any]
 
 
+class _Commit(TypedDict):
+    """The note that a shard is done."""
+
+    record: ShardRecord | None
+    """None if it has no samples."""
+    idx_bytes: int | None
+    rejected: list[RejectedEntry]
+    counts: dict[str, int]
+
+
 @dataclass(frozen=True)
 class _Builder:
     """Builds one shard and notes that it is done."""
@@ -224,7 +246,7 @@ def _is_committed(folder: Path, shard: str) -> bool:
 def _finish(folder: Path, name: str, shards: Sequence[str], meta: Mapping[str, Any], counts: Counter[str]) -> Path:
     """Write the list of rejects and the manifest from all notes."""
     commits = [_read_commit(folder, shard) for shard in shards]
-    entries = [ShardEntry(**commit["record"]) for commit in commits if commit["record"]]
+    entries = [ShardEntry.of(commit["record"]) for commit in commits if commit["record"]]
     rejected = [Rejected(**each) for commit in commits for each in commit["rejected"]]
     for commit in commits:
         counts.update(commit["counts"])
@@ -279,6 +301,8 @@ def _commit_path(folder: Path, shard: str) -> Path:
     return folder / BUILD / f"{shard}.json"
 
 
-def _read_commit(folder: Path, shard: str) -> dict[str, Any]:
-    commit: dict[str, Any] = json.loads(_commit_path(folder, shard).read_text(encoding="utf-8"))
-    return commit
+def _read_commit(folder: Path, shard: str) -> _Commit:
+    try:
+        return read_json(_commit_path(folder, shard), _Commit, "note")
+    except ValueError as error:
+        raise FolderError(f"{error}; delete it and start again: its shard is built again") from error

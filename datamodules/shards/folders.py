@@ -8,6 +8,7 @@ from typing import Any
 
 from modules.files import remove_partials, write_file
 from modules.locks import lock_of, locked
+from modules.reading import read_json
 
 
 class FolderError(ValueError):
@@ -46,12 +47,9 @@ def holds(folder: Path, origin: str, config: Mapping[str, Any]) -> bool:
 
 def _read(origin: Path) -> dict[str, Any]:
     try:
-        content = json.loads(origin.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return read_json(origin, dict[str, Any], "origin")
+    except ValueError as error:
         raise FolderError(f"{origin} cannot be read ({error}); delete {origin.parent} to start over") from error
-    if not isinstance(content, dict):
-        raise FolderError(f"{origin} holds no object; delete {origin.parent} to start over")
-    return content
 
 
 @contextmanager

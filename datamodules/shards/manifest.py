@@ -1,27 +1,48 @@
 """The manifest of a data set: its shards, where they are, and what identifies them.
 
 ``manifest.json`` is written last, so without it there is no data set. It is a path or a URL. The shards are in the
-same folder: ``NAME-000000.tar`` and ``NAME-000000.idx.npz``.
+same folder, or next to the file that a linked manifest points to: ``NAME-000000.tar`` and ``NAME-000000.idx.npz``.
 """
 
 import hashlib
-import json
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le, MinLen
+from pydantic import StringConstraints
+from typing_extensions import TypedDict
 
 from datamodules.shards.fetch import is_url, read_bytes, shown, sibling
+from modules.reading import checked, parse_json, refuse_lfs_pointer
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_Count = Annotated[int, Ge(1), Le(2**60)]
+_Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
 class DamagedShardError(ValueError):
     """A shard differs from its manifest or index."""
+
+
+class ShardRecord(TypedDict):
+    """A `ShardEntry` as it is stored."""
+
+    name: Annotated[str, StringConstraints(pattern="^[A-Za-z0-9_-]+$")]
+    n: _Count
+    bytes: _Count
+    sha256: _Sha256
+    idx_sha256: _Sha256
+    fields: Annotated[list[str], MinLen(1)]
+
+
+class _Content(TypedDict):
+    shards: Annotated[list[ShardRecord], MinLen(1)]
+    total: int
+    fingerprint: str
+    meta: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,29 +56,11 @@ class ShardEntry:
     idx_sha256: str
     fields: list[str]
 
-    def problems(self) -> list[str]:
-        """Values that no shard can have."""
-        found = []
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
-            found.append("name may hold only letters, digits, '-' and '_'")
-        found += [
-            f"{key} must be a whole number of at least 1, not {getattr(self, key)!r}"
-            for key in ("n", "bytes")
-            if type(getattr(self, key)) is not int or getattr(self, key) < 1
-        ]
-        found += [
-            f"{key} must be 64 hexadecimal digits"
-            for key in ("sha256", "idx_sha256")
-            if not isinstance(getattr(self, key), str) or not _SHA256.fullmatch(getattr(self, key))
-        ]
-        if (
-            not isinstance(self.fields, list)
-            or not all(isinstance(field, str) for field in self.fields)
-            or not self.fields
-            or len(set(self.fields)) < len(self.fields)
-        ):
-            found.append("fields must be a list of different extensions")
-        return found
+    @classmethod
+    def of(cls, record: ShardRecord) -> "ShardEntry":
+        """The entry of a checked record, which may hold more."""
+        known: dict[str, Any] = {key: value for key, value in record.items() if key in ShardRecord.__annotations__}
+        return cls(**known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,7 @@ class Manifest:
     """A manifest that has been read and checked."""
 
     place: str
-    """Path or URL it was read from."""
+    """Path or URL it was read from, or that a link leads to: its shards are in the same folder."""
     entries: list[ShardEntry]
     meta: dict[str, Any]
 
@@ -80,17 +83,19 @@ class Manifest:
             DamagedShardError: it was altered.
         """
         place = str(place)
-        content = _content(place)
+        where = f"manifest {shown(place)}"
+        text = _text(place)
+        refuse_lfs_pointer(text, where)
+        content = checked(parse_json(text, where), dict[str, Any], where)
         version = content.get("format_version")
         if version != FORMAT_VERSION:
-            raise ValueError(
-                f"manifest {shown(place)} has format_version {version!r}; this code reads {FORMAT_VERSION}"
-            )
-        entries = _entries(content, place)
-        meta = content.get("meta")
-        if not isinstance(meta, dict):
-            raise DamagedShardError(f"manifest {shown(place)}: meta must be an object; it was altered. Build it again")
-        return cls(place=place, entries=entries, meta=meta)
+            raise ValueError(f"{where} has format_version {version!r}; this code reads {FORMAT_VERSION}")
+        try:
+            manifest = checked(content, _Content, where)
+        except ValueError as error:
+            raise DamagedShardError(f"{error}; copy or build it again") from error
+        entries = _entries(manifest, where)
+        return cls(place=_shards_place(place, entries[0]), entries=entries, meta=manifest["meta"])
 
     @property
     def fields(self) -> list[str]:
@@ -111,9 +116,9 @@ class Manifest:
         return sibling(self.place, f"{entry.name}.idx.npz")
 
 
-def _content(place: str) -> dict[str, Any]:
+def _text(place: str) -> bytes:
     try:
-        text = read_bytes(place) if is_url(place) else Path(place).read_bytes()
+        return read_bytes(place) if is_url(place) else Path(place).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(
             f"manifest {shown(place)} does not exist, so there is no complete data set; "
@@ -121,45 +126,27 @@ def _content(place: str) -> dict[str, Any]:
         ) from error
     except IsADirectoryError as error:
         raise ValueError(f"manifest {place} is a folder; name the {MANIFEST} in it") from error
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"manifest {shown(place)} is not JSON ({type(error).__name__}: {error}); copy or build it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"manifest {shown(place)} must hold an object, not {type(content).__name__}; "
-            f"name the {MANIFEST} of a data set"
-        )
-    return content
 
 
-def _entries(content: dict[str, Any], place: str) -> list[ShardEntry]:
-    shards = content.get("shards")
-    if not isinstance(shards, list) or not shards:
-        raise DamagedShardError(f"manifest {shown(place)} lists no shards; copy or build it again")
-    entries = []
-    wanted = [field.name for field in fields(ShardEntry)]
-    for number, shard in enumerate(shards):
-        if not isinstance(shard, dict) or (missing := [key for key in wanted if key not in shard]):
-            lacks = f"is missing {', '.join(missing)}" if isinstance(shard, dict) else "is not an object"
-            raise DamagedShardError(f"manifest {shown(place)}: shard {number} {lacks}; copy or build it again")
-        entry = ShardEntry(**{key: shard[key] for key in wanted})
-        if problems := entry.problems():
-            raise DamagedShardError(
-                f"manifest {shown(place)}: shard {number}: {'; '.join(problems)}; copy or build it again"
-            )
-        entries.append(entry)
+def _entries(manifest: _Content, where: str) -> list[ShardEntry]:
+    entries = [ShardEntry.of(record) for record in manifest["shards"]]
     if len({entry.name for entry in entries}) < len(entries):
-        raise DamagedShardError(f"manifest {shown(place)} names a shard twice; build it again")
-    if any(sorted(entry.fields) != sorted(entries[0].fields) for entry in entries):
-        raise DamagedShardError(f"manifest {shown(place)}: its shards hold different fields; build it again")
-    if content.get("fingerprint") != fingerprint_of(entries) or content.get("total") != sum(r.n for r in entries):
+        raise DamagedShardError(f"{where} names a shard twice; build it again")
+    if any(sorted(entry.fields) != sorted(set(entries[0].fields)) for entry in entries):
+        raise DamagedShardError(f"{where}: its shards hold different fields, or one twice; build it again")
+    if (manifest["fingerprint"], manifest["total"]) != (fingerprint_of(entries), sum(entry.n for entry in entries)):
         raise DamagedShardError(
-            f"manifest {shown(place)}: total or fingerprint do not match its shards; it was altered. Build it again"
+            f"{where}: total or fingerprint do not match its shards; it was altered. Build it again"
         )
     return entries
+
+
+def _shards_place(place: str, first: ShardEntry) -> str:
+    """``place``, or the file that it is a link to, if the shards are next to that one only."""
+    if is_url(place) or not Path(place).is_symlink() or tar_path(Path(place).parent, first.name).exists():
+        return place
+    target = Path(place).resolve()
+    return str(target) if tar_path(target.parent, first.name).exists() else place
 
 
 def tar_path(folder: Path, shard: str) -> Path:

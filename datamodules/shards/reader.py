@@ -257,7 +257,7 @@ def _index_fault(table: NDArray[Any], entry: ShardEntry) -> str | None:
         return "has columns that are neither text nor whole numbers"
     for field in entry.fields:
         first, size = table[f"{field}.offset"], table[f"{field}.size"]
-        if first.min() < 0 or size.min() < 0 or (size > entry.bytes - first).any():
+        if first.min() < 0 or size.min() < 0 or first.max() > entry.bytes or (size > entry.bytes - first).any():
             return f"places a .{field} outside its shard"
     return None
 

@@ -1,7 +1,6 @@
 """Turn official files, or embedded scenes, into shards for training, and inspect them."""
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
@@ -10,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.scenes.prepare import PrepareScenesConfig, prepare_scenes
-from datamodules.shards.builder import REJECTED, Progress
-from datamodules.shards.manifest import MANIFEST
+from datamodules.shards.builder import REJECTED, Progress, RejectedEntry
+from datamodules.shards.manifest import MANIFEST, Manifest
 from datamodules.sources.coco import CocoConfig, build_coco
 from datamodules.sources.hf import HfConfig, build_hf
 from datamodules.sources.images import ImagesConfig, build_images
 from datamodules.sources.llava import LlavaConfig, build_llava
+from modules.reading import checked, read_json_lines
 from pipelines.prepare.tools import add_tools
 from pipelines.run.console import run_verb, say
 from pipelines.run.overrides import parse_overrides
@@ -128,13 +128,13 @@ def _keys(name: str, source: Source) -> str:
 
 def _report(manifest: Path) -> None:
     """Say what was built, and why some entries were rejected."""
-    content = json.loads(manifest.read_text(encoding="utf-8"))
-    counts = ", ".join(f"{key} {value}" for key, value in sorted(content["meta"]["counts"].items()))
-    say(f"{manifest}: {content['total']} samples in {len(content['shards'])} shards ({counts})")
-    lines = (manifest.parent / REJECTED).read_text(encoding="utf-8").split("\n")  # a reason may hold other line ends
-    rejects = [json.loads(line) for line in lines if line]
+    read = Manifest.read(manifest)
+    counted = checked(read.meta.get("counts"), dict[str, int], f"manifest {manifest}, counts")
+    counts = ", ".join(f"{key} {value}" for key, value in sorted(counted.items()))
+    say(f"{manifest}: {sum(entry.n for entry in read.entries)} samples in {len(read.entries)} shards ({counts})")
+    rejects = read_json_lines(manifest.parent / REJECTED, RejectedEntry, "list of rejected entries")
     # the text before the first colon is the kind of reason
-    kinds = Counter(each["reason"].split(":")[0] for each in rejects).most_common()
+    kinds = Counter(str(each["reason"]).split(":")[0] for _, each in rejects).most_common()
     for kind, count in kinds[:_REASONS]:
         say(f"  rejected {count}: {kind}")
     if kinds:

@@ -371,6 +371,18 @@ def test_a_damaged_record_in_the_folder_is_named(tmp_path: Path, name: str, cont
         build(tmp_path / "set")
 
 
+@pytest.mark.parametrize("content", ["", "null", '{"record": 3}', "[" * 100_000])
+def test_a_damaged_note_of_a_finished_shard_is_named_and_deleting_it_helps(tmp_path: Path, content: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "set", make=_interrupted)
+    note, _ = commits(tmp_path / "set")
+    note.write_text(content)
+    with pytest.raises(FolderError, match=rf"note {note}.*; delete it and start again: its shard is built again"):
+        build(tmp_path / "set")
+    note.unlink()
+    build(tmp_path / "set")
+
+
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "set").write_text("")
     with pytest.raises(NotADirectoryError, match="set is a file; name a folder for the shards"):

@@ -160,22 +160,22 @@ def test_an_altered_index_or_manifest_is_found_on_opening(manifest: Path) -> Non
     with pytest.raises(ValueError, match="has format_version 9; this code reads 2"):
         ShardSet.open(manifest)
     manifest.write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         ShardSet.open(manifest)
 
 
 DAMAGE: dict[str, tuple[object, str]] = {
-    "a list": ([], "must hold an object, not list; name the manifest.json"),
+    "a list": ([], r"is \[\], expected an object"),
     "empty": ({}, "has format_version None; this code reads 2"),
-    "no shards": ({"shards": []}, "lists no shards"),
-    "shards of another type": ({"shards": {"a": 1}}, "lists no shards"),
-    "a shard that is no object": ({"shards": [3]}, "shard 0 is not an object"),
-    "a shard without a size": ({"shards": [{"name": "a", "n": 1}]}, "shard 0 is missing bytes, sha256, idx_sha256"),
+    "no shards": ({"shards": []}, r"shards is \[\], expected at least 1 of them, not 0; copy or build it again"),
+    "shards of another type": ({"shards": {"a": 1}}, "shards is {'a': 1}, expected a list"),
+    "a shard that is no object": ({"shards": [3]}, r"shards\[0\] is 3, expected an object"),
+    "a shard without a size": ({"shards": [{"name": "a", "n": 1}]}, r"shards\[0\].bytes is missing"),
     "another total": ({"total": 11}, "total or fingerprint do not match"),
-    "no total": ({"total": None}, "total or fingerprint do not match"),
+    "no total": ({"total": None}, "total is null, expected a whole number"),
     "another fingerprint": ({"fingerprint": "0" * 64}, "total or fingerprint do not match"),
-    "no meta": ({"meta": None}, "meta must be an object"),
-    "meta of another type": ({"meta": [1]}, "meta must be an object"),
+    "no meta": ({"meta": None}, "meta is null, expected an object"),
+    "meta of another type": ({"meta": [1]}, r"meta is \[1\], expected an object"),
 }
 
 
@@ -192,24 +192,25 @@ def test_a_damaged_manifest_is_named(manifest: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("name", "../other", "name may hold only letters, digits"),
-        ("name", 7, "name may hold only letters, digits"),
-        ("n", float("nan"), "n must be a whole number of at least 1, not nan"),
-        ("n", True, "n must be a whole number of at least 1, not True"),
-        ("n", 0, "n must be a whole number of at least 1, not 0"),
-        ("bytes", "12", "bytes must be a whole number of at least 1, not '12'"),
-        ("sha256", None, "sha256 must be 64 hexadecimal digits"),
-        ("idx_sha256", "AB", "idx_sha256 must be 64 hexadecimal digits"),
-        ("fields", "json", "fields must be a list of different extensions"),
-        ("fields", [], "fields must be a list of different extensions"),
-        ("fields", ["vq", "vq"], "fields must be a list of different extensions"),
+        ("name", "../other", r"name is '\.\./other', expected a text like"),
+        ("name", 7, "name is 7, expected a text"),
+        ("n", 1.5, r"n is 1\.5, expected a whole number"),
+        ("n", True, "n is true, expected a whole number"),
+        ("n", 0, "n is 0, expected at least 1"),
+        ("n", 10**30, "n is 10+, expected at most"),
+        ("bytes", "12", "bytes is '12', expected a whole number"),
+        ("sha256", None, "sha256 is null, expected a text"),
+        ("idx_sha256", "AB", r"idx_sha256 is 'AB', expected a text like \^\[0-9a-f\]"),
+        ("fields", "json", "fields is 'json', expected a list"),
+        ("fields", [], r"fields is \[\], expected at least 1 of them"),
+        ("fields", [None], r"fields\[0\] is null, expected a text"),
     ],
 )
 def test_an_impossible_shard_is_named(manifest: Path, key: str, value: object, message: str) -> None:
     content = json.loads(manifest.read_text())
     content["shards"][1][key] = value
     manifest.write_text(json.dumps(content))
-    with pytest.raises(DamagedShardError, match=f"manifest {manifest}: shard 1: {message}"):
+    with pytest.raises(DamagedShardError, match=rf"manifest {manifest}: shards\[1\]\.{message}"):
         ShardSet.open(manifest)
 
 
@@ -223,15 +224,46 @@ def test_shards_that_are_not_alike_are_refused(manifest: Path) -> None:
     manifest.write_text(json.dumps(content))
     with pytest.raises(DamagedShardError, match="its shards hold different fields"):
         ShardSet.open(manifest)
+    for shard in content["shards"]:
+        shard["fields"] = ["json", "json"]
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(DamagedShardError, match="its shards hold different fields, or one twice"):
+        ShardSet.open(manifest)
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b'{"total": ' + b"9" * 5000 + b"}", b"null", b"3"]
+    "text",
+    [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b'{"total": ' + b"9" * 5000 + b"}", b"null", b"3", b'{"n": NaN}'],
 )
 def test_a_manifest_that_is_no_manifest_is_named(manifest: Path, text: bytes) -> None:
     manifest.write_bytes(text)
-    with pytest.raises(ValueError, match=rf"manifest {manifest} (is not JSON|must hold an object)"):
+    with pytest.raises(
+        ValueError, match=rf"manifest {manifest}:? is (not valid JSON|nested too|null, expected an|3, expected an)"
+    ):
         ShardSet.open(manifest)
+
+
+def test_a_manifest_that_is_a_pointer_of_git_lfs_is_named(manifest: Path) -> None:
+    manifest.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(ValueError, match=rf"manifest {manifest} is a git-lfs pointer, .* `git lfs pull`"):
+        ShardSet.open(manifest)
+
+
+def test_a_linked_manifest_has_its_shards_next_to_it_or_to_its_target(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    link = tmp_path / "here" / "t2i.json"
+    link.symlink_to(manifest)
+    whole = [payloads for _, payloads in samples()]
+    assert [ShardSet.open(link).get(place) for place in range(10)] == whole
+    assert len(ShardSet.open(link, tmp_path / "cache")) == 10
+    (tmp_path / "again.json").symlink_to(link)
+    assert len(ShardSet.open(tmp_path / "again.json")) == 10
+    for path in manifest.parent.glob("demo-*"):
+        path.rename(link.parent / path.name)
+    assert [ShardSet.open(link).get(place) for place in range(10)] == whole
+    next(link.parent.glob("demo-000000.tar")).unlink()
+    with pytest.raises(FileNotFoundError, match=r"here/demo-000000\.tar is missing, but .*t2i\.json names it"):
+        ShardSet.open(link)
 
 
 def test_a_folder_is_no_manifest(manifest: Path) -> None:
@@ -265,6 +297,8 @@ def test_an_index_that_does_not_fit_its_shard_is_refused(manifest: Path) -> None
     table = table_of(index)
     outside, negative, text = table.copy(), table.copy(), table.copy()
     outside["vq.offset"][1] = 10**15
+    huge = table.astype([(name, "<u8" if name == "vq.offset" else kind) for name, kind in table.dtype.descr])
+    huge["vq.offset"][1] = 2**64 - 1
     negative["vq.size"][1] = -1
     for content, message in (
         (npz(index=table[:3]), r"has shape \(3,\), its manifest says 4 samples"),
@@ -272,6 +306,7 @@ def test_an_index_that_does_not_fit_its_shard_is_refused(manifest: Path) -> None
         (npz(index=np.zeros(4)), "does not have the columns of json, vq"),
         (npz(index=text.astype([(n, "S9" if n == "vq.size" else t) for n, t in text.dtype.descr])), "neither text"),
         (npz(index=outside), r"places a \.vq outside its shard"),
+        (npz(index=huge), r"places a \.vq outside its shard"),
         (npz(index=negative), r"places a \.vq outside its shard"),
         (npz(other=table), "cannot be read"),
         (b"no index", "cannot be read"),
