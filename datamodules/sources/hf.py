@@ -1,7 +1,9 @@
 """A Hugging Face data set to T2I shards (it has captions) or MMU shards (it has conversations)."""
 
+import glob
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,21 @@ from datamodules.shards.builder import Make, Progress, build_shards
 from datamodules.sources.common import BadEntryError, SourceConfig, clean_captions, processes_of, read_file
 from datamodules.sources.mmu import Conversation, MMUMaker, checked_turns, question_and_answer
 from datamodules.sources.t2i import CaptionedPicture, T2IMaker, describe_vq, processes_for_pictures
+from modules.reading import require_file
 
 _ROWS_AT_ONCE = 1000
+_KINDS: dict[str, tuple[str, dict[str, str]]] = {
+    ".parquet": ("parquet", {}),
+    ".arrow": ("arrow", {}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".ndjson": ("json", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+}
+"""Loader and its options by the end of a file's name."""
+_PACKED = (".gz", ".bz2", ".xz")
+"""What may follow the ends of the names of text files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +38,8 @@ class HfConfig(SourceConfig):
     """
 
     dataset: str
-    """Name on the hub, a folder made by ``save_to_disk``, a folder of data files, or a .parquet file."""
+    """Name on the hub, a folder made by ``save_to_disk``, a folder of data files, or a data file: .parquet, .arrow,
+    .json, .jsonl, .csv or .tsv, the texts also with .gz, .bz2 or .xz."""
     config: str = ""
     """Configuration of the data set, if it has several."""
     split: str = "train"
@@ -89,7 +105,7 @@ def build_hf(config: HfConfig, progress: Progress | None = None) -> Path:
         "licence": config.licence or str(dataset.info.license or ""),
         "dataset": {"name": Path(config.dataset).name, "config": config.config, "split": config.split},
         "columns": [config.image_column, *config.text_columns],
-        "texts": {"sha256": _digest(dataset.select_columns(config.text_columns))},
+        "texts": {"sha256": _digest(dataset.select_columns(config.text_columns), config)},
     }
     make: Make[HfRow] = MMUMaker(read=reader.conversation, source=config.name)
     if config.caption_column:
@@ -113,8 +129,12 @@ def _load(config: HfConfig) -> Any:
 
     path = Path(config.dataset)
     if path.is_file():
-        kind = "json" if path.suffix in (".json", ".jsonl") else path.suffix.removeprefix(".")
-        return datasets.load_dataset(kind, data_files=str(path), split=config.split)
+        kind, options = _kind(path)
+        require_file(path, "data set file")
+        # escaped: the library would take the name for a pattern, and read every file that fits it
+        return datasets.load_dataset(kind, data_files=glob.escape(str(path)), split=config.split, **options)
+    if path.is_dir():
+        _check_folder(path)
     if not any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         return datasets.load_dataset(config.dataset, config.config or None, split=config.split)
     saved = datasets.load_from_disk(str(path))
@@ -125,6 +145,35 @@ def _load(config: HfConfig) -> Any:
     if config.split not in saved:
         raise ValueError(f"data set {path} has no split {config.split!r}; it has {', '.join(saved)}")
     return saved[config.split]
+
+
+def _kind(path: Path) -> tuple[str, dict[str, str]]:
+    """Loader and options for a data file."""
+    *_, first, last = "", "", *(suffix.lower() for suffix in path.suffixes)
+    loader, options = _KINDS.get(first if last in _PACKED else last, ("", {}))
+    if not loader or (last in _PACKED and loader not in ("json", "csv")):
+        raise ValueError(
+            f"data set file {path} is of a kind that is not read; name one that ends in {', '.join(_KINDS)} "
+            f"(texts also with {', '.join(_PACKED)})"
+        )
+    if "::" in str(path):
+        raise ValueError(f"data set file {path}: `datasets` takes :: for a chain of places; rename the file or folder")
+    return loader, options
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise ValueError if `datasets` would read other files than those in ``folder``, or leave some out."""
+    if glob.has_magic(str(folder)) or "::" in str(folder):
+        raise ValueError(f"data set folder {folder}: `datasets` takes * ? [ and :: for patterns; rename the folder")
+    for place, folders, names in os.walk(folder):
+        if linked := [name for name in folders if Path(place, name).is_symlink()]:
+            raise ValueError(
+                f"data set folder {folder} holds the linked folder {Path(place, linked[0])}, which `datasets` does not "
+                "enter; put the files themselves there, or name the linked folder"
+            )
+        for name in names:
+            if Path(name).suffix.lower() in (*_KINDS, *_PACKED):
+                require_file(Path(place, name), "data set file")
 
 
 def _with_columns(dataset: Any, config: HfConfig) -> Any:
@@ -140,15 +189,24 @@ def _with_columns(dataset: Any, config: HfConfig) -> Any:
     is_binary = isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary")
     is_struct = isinstance(kind, dict) and "bytes" in kind
     if not (isinstance(kind, datasets.Image) or is_binary or is_struct):
-        raise ValueError(f"data set {config.dataset}: column {config.image_column} holds {kind}, not images")
+        raise ValueError(
+            f"data set {config.dataset}: column {config.image_column} holds {kind}, not images; "
+            "for names of files, use the source images or llava"
+        )
     return dataset.select_columns(wanted).cast_column(config.image_column, datasets.Image(decode=False))
 
 
-def _digest(texts: Any) -> str:
+def _digest(texts: Any, config: HfConfig) -> str:
     """Hex SHA-256 of the text columns; the data set's own fingerprint differs from copy to copy."""
     digest = hashlib.sha256()
-    for batch in texts.iter(batch_size=_ROWS_AT_ONCE):
-        digest.update(json.dumps(batch, default=str).encode())
+    try:
+        for batch in texts.iter(batch_size=_ROWS_AT_ONCE):
+            digest.update(json.dumps(batch, default=str).encode())
+    except UnicodeDecodeError as error:
+        columns = ", ".join(config.text_columns)
+        raise ValueError(
+            f"data set {config.dataset}: column {columns} holds text that is not UTF-8 ({error}); convert it"
+        ) from error
     return digest.hexdigest()
 
 

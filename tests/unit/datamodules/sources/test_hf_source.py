@@ -1,4 +1,7 @@
+import bz2
+import gzip
 import json
+import lzma
 import os
 from pathlib import Path
 
@@ -15,6 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import datasets
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
+from datamodules.sources import hf
 from datamodules.sources.hf import HfConfig, build_hf
 
 PICTURE = encoded(halves(), "JPEG", quality=95)
@@ -188,3 +192,87 @@ def test_contradicting_settings_are_named(values, problem: str) -> None:
     assert found.startswith(problem)
     assert HfConfig(dataset="", out="", caption_column="c", vq="v").problems() == []
     assert HfConfig(dataset="", out="", question_column="q", answer_column="a").problems() == []
+
+
+COLUMNS = {"question_column": "question", "answer_column": "answer"}
+
+
+def plain(question: str) -> Dataset:
+    return Dataset.from_dict({"image": [PICTURE], "question": [question], "answer": ["Grey."]})
+
+
+@pytest.mark.parametrize("name", ["part[1].parquet", "a*b.parquet", "a?c.parquet", "[!p].parquet"])
+def test_the_file_that_is_named_is_read_and_no_other(tmp_path: Path, name: str) -> None:
+    for other in ("part1.parquet", "aXb.parquet", "axc.parquet", "q.parquet"):
+        plain("other").to_parquet(tmp_path / other)
+    plain("named").to_parquet(tmp_path / name)
+    shards = ShardSet.open(build_hf(config(str(tmp_path / name), tmp_path, **COLUMNS)))
+    assert [content["conversations"][0]["value"] for content in contents(shards)] == ["<image>\nnamed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "separator"),
+    [
+        *((name, "") for name in ("r.jsonl", "r.JSONL", "r.jsonl.gz", "r.json.xz", "r.ndjson.bz2")),
+        *((name, ",") for name in ("v1.2.csv", "r.csv.gz")),
+        *((name, "\t") for name in ("r.tsv", "r.tsv.gz")),
+    ],
+)
+def test_texts_are_read_by_the_end_of_their_name(tmp_path: Path, name: str, separator: str) -> None:
+    row = {"question": "What, then?", "answer": 'A "tab"'}
+    text = json.dumps(row)
+    if separator:
+        quoted = [f'"{value}"' for value in ("What, then?", 'A ""tab""')]
+        text = f"question{separator}answer\n{separator.join(quoted)}"
+    pack = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(pack(text.encode() + b"\n"))
+    given = config(str(tmp_path / name), tmp_path, image_column="question", **COLUMNS)
+    with pytest.raises(ValueError, match=r"holds Value\(.*string'\), not images; for names of files, use the source"):
+        build_hf(given)
+    assert hf._load(given)[0] == row
+
+
+@pytest.mark.parametrize("name", ["r.txt", "r", "r.gz", "r.parquet.gz", "r.jsonl.zst", "r.zip", "r.pkl", ".jsonl"])
+def test_files_of_other_kinds_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(
+        ValueError, match=rf"data set file .*{name} is of a kind that is not read; name one that ends in"
+    ):
+        build_hf(config(str(tmp_path / name), tmp_path, **COLUMNS))
+
+
+def test_folders_of_which_datasets_would_read_other_files_are_refused(tmp_path: Path) -> None:
+    for name in ("set[1]", "set1", "whole", "elsewhere"):
+        (tmp_path / name).mkdir()
+        plain(name).to_parquet(tmp_path / name / "train.parquet")
+    with pytest.raises(ValueError, match=r"data set folder .*set\[1\]: `datasets` takes .* for patterns; rename"):
+        build_hf(config(str(tmp_path / "set[1]"), tmp_path, **COLUMNS))
+    (tmp_path / "whole" / "part").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"holds the linked folder .*whole/part, which `datasets` does not enter"):
+        build_hf(config(str(tmp_path / "whole"), tmp_path, **COLUMNS))
+    (tmp_path / "a::b.parquet").write_bytes((tmp_path / "set1" / "train.parquet").read_bytes())
+    with pytest.raises(ValueError, match=r"`datasets` takes :: for a chain of places; rename"):
+        build_hf(config(str(tmp_path / "a::b.parquet"), tmp_path, **COLUMNS))
+
+
+@pytest.mark.parametrize("place", ["train.parquet", ""])
+def test_pointers_of_git_lfs_are_recognised(tmp_path: Path, place: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ValueError, match=r"data set file .*train\.parquet is a git-lfs pointer, .* `git lfs pull`"):
+        build_hf(config(str(tmp_path / "data" / place), tmp_path, **COLUMNS))
+
+
+def test_texts_that_are_not_unicode_are_named(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    odd = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff")]
+    )
+    table = pyarrow.table({"image": [PICTURE], "question": odd, "answer": ["Grey."]})
+    pyarrow.parquet.write_table(table, tmp_path / "odd.parquet")
+    with pytest.raises(
+        ValueError, match=r"odd\.parquet: column question, answer holds text that is not UTF-8 .*; conv"
+    ):
+        build_hf(config(str(tmp_path / "odd.parquet"), tmp_path, **COLUMNS))
