@@ -90,7 +90,7 @@ def test_killed_three_times_a_run_reads_back_as_one_history(small: list[str], tr
     tracked = json.loads((folder / "provenance.json").read_text())["wandb_run_id"]
     (folder / "provenance.json").unlink()  # the checkpoint knows
     done = train(UNIFIED, folder, *length)
-    assert f"goes on as W&B run {tracked}" in done.stderr
+    assert f"continues as W&B run {tracked}" in done.stderr
     rows = read_metrics(folder)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert all("train/loss" in row for row in rows)

@@ -85,7 +85,7 @@ def test_a_run_that_is_training_is_left_alone(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     with (run / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match=r"another process is training in run folder .*; wait for it"):
+        with pytest.raises(ValueError, match=r"another process holds run folder .*; wait for it"):
             sync_run(run, offline=True)
     assert not (run / "wandb_merged").exists()
 
