@@ -92,24 +92,18 @@ class EvaluationCallback(pl.Callback):
             trainer.should_stop = True
         except OutOfTimeError as late:
             log.warning("%s at step %d is left unfinished: %s", name, step, late)
-            self.tracker.log(step, {f"{self._prefix(measure)}/unfinished": 1})
+            self.tracker.log(step, {f"{measure.prefix}/unfinished": 1})
         except CheckpointError:  # from a save: checkpoint.on_error, not fail_fast, decides whether training goes on
             raise
         except Exception:  # a failed measure must not end a run that took days
             if self.config.fail_fast:
                 raise
             log.exception("EVALUATION FAILED: %s at step %d is left out, training goes on", name, step)
-            self.tracker.log(step, {f"{self._prefix(measure)}/error": 1})
+            self.tracker.log(step, {f"{measure.prefix}/error": 1})
 
     def _context(self, trainer: pl.Trainer, module: pl.LightningModule) -> EvaluationContext:
         module.to(trainer.strategy.root_device)  # at the end Lightning has moved it to the CPU
         return self.make_context(trainer, module)
-
-    def _prefix(self, measure: Measure) -> str:
-        """Prefix of a measure's keys. Results on few samples never share a key with the full measure."""
-        if measure is self.measure:
-            return f"eval/{measure.name}"
-        return f"eval_mini/{measure.name.removesuffix('_mini')}"
 
     def _run(self, measure: Measure, context: EvaluationContext) -> None:
         name, started = measure.name, time.monotonic()
@@ -118,8 +112,8 @@ class EvaluationCallback(pl.Callback):
 
         def publish(result: Result, records: Sequence[Record]) -> None:
             if result.metrics:
-                prefix = self._prefix(measure)
-                self.tracker.log(context.step, {f"{prefix}/{key}": value for key, value in result.metrics.items()})
+                metrics = {f"{measure.prefix}/{key}": value for key, value in result.metrics.items()}
+                self.tracker.log(context.step, metrics)
             measure.publish(context, records, self.tracker)
             if measure is self.measure:
                 folder = context.records / name

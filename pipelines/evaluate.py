@@ -37,8 +37,6 @@ def main() -> None:
     """Parse the command line, evaluate and print the results."""
     arguments, overrides = _parse()
     # imported here to keep --help fast
-    from rich.console import Console
-
     from callbacks.measures.registry import build_measures, build_mini_measures
     from callbacks.measures.running import on_all_ranks, run_measure
     from pipelines.run.ranks import process_group
@@ -61,7 +59,7 @@ def main() -> None:
                 results[measure.name] = result
     if ranks.leads:
         title = f"{context.folder} at step {context.step}"
-        Console().print(result_table(results, title=title, details=arguments.details))
+        show(result_table(results, title=title, details=arguments.details))
         say(f"results: {context.records / 'results.json'}")
 
 
@@ -109,10 +107,20 @@ def result_table(results: "Mapping[str, Result]", *, title: str, details: bool =
         for key, value in metrics.items():
             error, baseline = result.standard_errors.get(key), result.baselines.get(key)
             beside = map(_number, (error, baseline, paper_value((name, key))))
-            table.add_row(name, key, f"{value:.4f}", *beside, str(result.protocol["n"]))
+            table.add_row(name, key, f"{value:.4f}", *beside, str(result.n(key)))
         if not metrics:
             table.add_row(name, *5 * ["-"], str(result.protocol["n"]))
     return table
+
+
+def show(table: "Table") -> None:
+    """Print all of a table. On a narrower console, rich would cut its names; a pipe counts as 80 columns wide."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console()
+    width = Measurement.get(console, console.options.update(width=10_000), table).maximum
+    Console(width=max(width, console.width)).print(table)
 
 
 def _number(value: float | None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 
@@ -16,6 +16,7 @@ from callbacks.tracking import Tracker
 from datamodules.benchmarks.questions import Question
 from datamodules.encode import encode_question
 from datamodules.images import ImageSource, read_image, read_mmu_pixels
+from modules.json_lines import Keys
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 """LLaVA's suffix. Models are trained with it, and benchmark questions are asked with it."""
@@ -53,6 +54,7 @@ class QuestionsConfig(MeasureConfig):
 class QuestionMeasure(Measure):
     """Answers every question greedily. A batch only holds prompts of equal length: a state-space model sees padding."""
 
+    record_keys: ClassVar[Keys] = {"image": str, "question": str, "raw": str, "gold": str}
     config: QuestionsConfig
 
     @abstractmethod
@@ -132,7 +134,7 @@ class QuestionMeasure(Measure):
         for record in table_rows(records, [self.is_correct(record) for record in records]):
             cells = record | {"image": read_image(self.questions[record["sample_id"]].image)}
             rows.append([(cells | {"correct": self.is_correct(record)})[column] for column in COLUMNS])
-        tracker.log_table(context.step, f"eval/{self.name}/answers", COLUMNS, rows)
+        tracker.log_table(context.step, f"{self.prefix}/answers", COLUMNS, rows)
 
     def _prompt_ids(self, context: EvaluationContext, question: Question) -> list[int]:
         return encode_question(context.tokenizer, self.asked(question), context.template)

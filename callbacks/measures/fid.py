@@ -16,7 +16,7 @@ from torch import Tensor
 
 from callbacks.measures.fid_config import POOL, FidConfig
 from callbacks.measures.measure import EvaluationContext, Result, file_hashes
-from callbacks.measures.pictures import Drawing, PictureMeasure, decode, require_vq, uniforms
+from callbacks.measures.pictures import Drawing, PictureMeasure, decode, require_vq, uniforms, warn_if_greedy
 from callbacks.measures.records import Record
 from callbacks.measures.running import exchange, on_all_ranks
 from callbacks.tracking import Tracker
@@ -90,7 +90,7 @@ class Fid(PictureMeasure):
     def reference(self) -> list[Path]:
         """The real pictures to compare with; empty if their statistics are given."""
         config = self.config
-        if config.reference.endswith(".npz"):
+        if config.has_statistics:
             return []
         if config.reference:
             return pictures_in(Path(config.reference), official=config.official)
@@ -102,7 +102,9 @@ class Fid(PictureMeasure):
         """Check also the network and the reference."""
         super().check(context)
         _ = self._making
-        if self.config.reference.endswith(".npz"):
+        if not context.rank:
+            warn_if_greedy(self.name, self.config)
+        if self.config.has_statistics:
             self._reference = self._read_reference(context, Path(self.config.reference))
         elif len(self.reference) < 2:
             where = self.config.reference or self.config.captions
@@ -138,9 +140,11 @@ class Fid(PictureMeasure):
         metrics = {self.config.metric("fid", n): _distance(generated, reference)}
         if "reconstructed" in self._fixed:
             metrics[self.config.metric("rfid", n)] = self._fixed["reconstructed"]
+        beyond = self._beyond_moments(generated, reference)
         write_prompts(context.records / self.name / "prompts.jsonl", self.prompts)
         return Result(
-            metrics=metrics | self._beyond_moments(generated, reference),
+            metrics=metrics | {name: value for name, (value, _) in beyond.items()},
+            counts={name: count for name, (_, count) in beyond.items()},
             standard_errors={},
             baselines={self.config.metric("fid", n): self._fixed["random"]},
             protocol=self.traced(
@@ -160,7 +164,7 @@ class Fid(PictureMeasure):
         """Log the first pictures."""
         first = records[:LOGGED_PICTURES]
         pictures = [to_image(pixels) for batch in decode(context, first) for pixels in batch]
-        tracker.log_images(context.step, f"eval/{self.name}/pictures", pictures, [record["prompt"] for record in first])
+        tracker.log_images(context.step, f"{self.prefix}/pictures", pictures, [record["prompt"] for record in first])
 
     @cached_property
     def _making(self) -> dict[str, str]:
@@ -176,21 +180,22 @@ class Fid(PictureMeasure):
         path = Path(self.config.reference)
         size, scaling = self._crop(context)
         made = {"preprocessing": f"centre crop, {scaling.name} to {size}"}
-        if path.suffix == ".npz":
+        if self.config.has_statistics:
             return made | {"reference": file_hashes([path])}
         return made | {"reference": self._reference_key(context)}
 
-    def _beyond_moments(self, generated: FeatureSet, reference: Statistics) -> dict[str, float]:
-        """The metrics that need features of both sides."""
+    def _beyond_moments(self, generated: FeatureSet, reference: Statistics) -> dict[str, tuple[float, int]]:
+        """The metrics that need features of both sides, each with the number of features behind it."""
         if reference.kept is None:
             return {}
-        n = len(generated.kept)
+        n, n_real = len(generated.kept), len(reference.kept)
         name = self.config.metric("kid", n)
         mean, deviation = kid.kid(generated.kept, reference.kept, seed=self.config.seed)
-        found = {name: mean, f"{name}/std": deviation}
-        if min(n, len(reference.kept)) > NEIGHBOURS:
+        found = {name: (mean, n), f"{name}/std": (deviation, n)}
+        if min(n, n_real) > NEIGHBOURS:
             precision, recall = precision_recall(generated.kept, reference.kept)
-            found |= {self.config.metric("precision", n): precision, self.config.metric("recall", n): recall}
+            found[self.config.metric("precision", n)] = precision, n
+            found[self.config.metric("recall", n)] = recall, n_real
         return found
 
     def _subset(self, generated: FeatureSet, reference: Statistics) -> int:
@@ -233,16 +238,10 @@ class Fid(PictureMeasure):
             "reference": lambda at: real([self.reference[i] for i in at], *self._crop(context)),
         }
         width, extract = self._extractor(context)
-        n = len(self.reference) if name == "reference" else len(drawings)
+        n, batch = len(self.reference) if name == "reference" else len(drawings), context.batch_size
         with exactly(context.device):
             return collect(
-                pictures[name],
-                extract,
-                n=n,
-                width=width,
-                batch_size=context.batch_size,
-                rank=rank,
-                world_size=world_size,
+                pictures[name], extract, n=n, width=width, batch_size=batch, rank=rank, world_size=world_size
             )
 
     def _crop(self, context: EvaluationContext) -> tuple[int, Any]:

@@ -47,6 +47,11 @@ class FidConfig(SamplingConfig, MeasureConfig):
         return self.captions.endswith((".csv", ".tsv", ".jsonl"))
 
     @property
+    def has_statistics(self) -> bool:
+        """Whether ``reference`` is a file of statistics."""
+        return self.reference.lower().endswith((".npz", ".npy"))
+
+    @property
     def is_inception(self) -> bool:
         """Whether the network is Inception: only its distances are called FID."""
         return self.extractor == INCEPTION

@@ -65,6 +65,7 @@ class Gqa(QuestionMeasure):
         metrics = gqa.score(questions, predictions, self._choices())
         return Result(
             metrics=metrics,
+            counts=gqa.counts(questions, predictions, metrics),
             standard_errors=gqa.standard_errors(questions, metrics),
             baselines=gqa.baseline(questions),
             protocol=self.traced(

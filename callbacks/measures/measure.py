@@ -7,22 +7,34 @@ import platform
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NotRequired, Self
 
 import torch
+from typing_extensions import TypedDict
 
-from callbacks.measures.records import WEIGHTS, Record, RecordBook, drop_result, read_results, write_result
+from callbacks.measures.records import (
+    RESULTS,
+    SAMPLE,
+    WEIGHTS,
+    Record,
+    RecordBook,
+    drop_result,
+    read_results,
+    write_result,
+)
 from callbacks.tracking import Tracker
 from datamodules.encode import PromptTemplate
 from modules import signals
 from modules.files import code_version, sha256, step_name
+from modules.json_lines import Keys
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer
+from modules.reading import checked
 from modules.run_files import RECORDS
 
 log = logging.getLogger(__name__)
@@ -67,6 +79,22 @@ class Result:
     baselines: dict[str, float]
     """By the name of the metric they belong to."""
     protocol: dict[str, Any]
+    counts: dict[str, int] = field(default_factory=dict)
+    """Number of samples behind a metric; if a metric has none here, ``n`` of the protocol."""
+
+    def n(self, metric: str) -> int:
+        """Number of samples behind a metric."""
+        return self.counts.get(metric, int(self.protocol["n"]))
+
+
+class _Stored(TypedDict):
+    """A `Result` on disk."""
+
+    metrics: dict[str, float]
+    standard_errors: dict[str, float]
+    baselines: dict[str, float]
+    protocol: dict[str, Any]
+    counts: NotRequired[dict[str, int]]
 
 
 Publish = Callable[[Result, Sequence[Record]], None]
@@ -95,6 +123,8 @@ class Measure(ABC):
     """Name of its section of the configuration, and on the command line."""
     config_type: ClassVar[type[MeasureConfig]]
     """The type of that section."""
+    record_keys: ClassVar[Keys] = {}
+    """What its records must hold beyond `SAMPLE`: key to type."""
     mini: bool = False
     """Whether this is the small evaluation between full ones; its name then ends in ``_mini``."""
 
@@ -105,6 +135,11 @@ class Measure(ABC):
     @abstractmethod
     def name(self) -> str:
         """Name under which results are logged. A reduced or substitute measure never has the official name."""
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of what is logged. The small evaluation never shares a key with the full one."""
+        return f"eval_mini/{self.name.removesuffix('_mini')}" if self.mini else f"eval/{self.name}"
 
     @abstractmethod
     def check(self, context: EvaluationContext) -> None:
@@ -205,7 +240,7 @@ class Measure(ABC):
         if stored is None or book.is_of_other_weights(protocol) or book.read().keys() != set(self.sample_ids()):
             return None
         book.require_protocol(protocol)
-        return Result(**stored)
+        return Result(**checked(stored, _Stored, f"{self.name} in {RESULTS} of {context.records}"))
 
     def traced(self, context: EvaluationContext, records: Sequence[Record], **more: Any) -> dict[str, Any]:
         """The protocol of a `Result`: what was generated, from which checkpoint, how many, with which versions."""
@@ -228,7 +263,7 @@ class Measure(ABC):
         return self.protocol(context) | {WEIGHTS: context.weights}
 
     def _book(self, context: EvaluationContext) -> RecordBook:
-        return RecordBook(context.records / self.name, context.rank)
+        return RecordBook(context.records / self.name, context.rank, {**SAMPLE, **self.record_keys})
 
 
 def file_hashes(paths: Iterable[Path]) -> dict[str, str]:

@@ -59,8 +59,10 @@ class Mme(QuestionMeasure):
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
         """Score, with errors over pictures. The baseline always says yes."""
         answers = [mme.Answer(category=r["split"], image=r["image"], text=r["raw"], label=r["gold"]) for r in records]
+        metrics = mme.score(answers)
         return Result(
-            metrics=mme.score(answers),
+            metrics=metrics,
+            counts=mme.counts(answers, metrics),
             standard_errors=mme.standard_errors(answers),
             baselines=mme.baseline(answers),
             protocol=self.traced(context, records, baseline="always yes"),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from callbacks.measures.answers import QuestionMeasure, QuestionsConfig
 from callbacks.measures.measure import EvaluationContext, Result
@@ -17,6 +17,7 @@ CHOICE = "\nAnswer with the option's letter from the given choices directly."
 OPTION_FORMS = {"official": "({letter}) {option}\n", "lmms": "{letter}. {option}\n"}
 PICTURES = "image_1 alone, in front of the text; markers like <image 2> stay in the text"
 """What the official LLaVA-1.5 evaluation does with questions on several pictures."""
+T = TypeVar("T", int, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +88,12 @@ class Mmmu(QuestionMeasure):
         scores = mmmu.score(answers, seed=self.config.fallback_seed)
         prefix = "val" if self.config.split == "validation" else "dev"
 
-        def named(values: dict[str, float]) -> dict[str, float]:
+        def named(values: dict[str, T]) -> dict[str, T]:
             return {f"{prefix}_{name}": value for name, value in values.items()}
 
         return Result(
             metrics=named(scores),
+            counts=named(mmmu.counts(answers)),
             standard_errors=named(mmmu.standard_errors(answers, scores)),
             baselines=named(mmmu.baseline(answers)),
             protocol=self.traced(

@@ -4,23 +4,30 @@ Records hold the codes, so pictures can be decoded again without drawing again.
 """
 
 import hashlib
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Ge, Len, Lt
 from torch import Tensor, nn
 
 from callbacks.measures.measure import EvaluationContext, Measure
 from callbacks.measures.records import Record
 from datamodules.encode import caption_overflow, encode_caption
+from modules.json_lines import Keys
 from modules.omnimamba.vq import ImageTokenizer
+from modules.reading import checked
 from modules.seeds import keyed_seed
 
+log = logging.getLogger(__name__)
 NO_VQ = "model.vq is empty, so no picture can be decoded; name the image tokenizer's weights file"
+GREEDY = 0.01
+"""From this temperature or top_p on down, other tokens than the most likely one are hardly ever drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,13 @@ class SamplingConfig:
     top_k: int = 0
     """Keep only the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
+
+    @property
+    def greedy(self) -> str:
+        """The setting under which nearly every token is the most likely one; empty if there is none."""
+        limits = {"top_k": 1, "temperature": GREEDY, "top_p": GREEDY}
+        found = [key for key, limit in limits.items() if 0 < getattr(self, key) <= limit]
+        return f"{found[0]}={getattr(self, found[0])}" if found else ""
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
@@ -60,6 +74,7 @@ class Drawing:
 class PictureMeasure(Measure):
     """Draws a picture for every caption. A picture depends on seed and index, not on its batch or rank."""
 
+    record_keys: ClassVar[Keys] = {"codes": list, "ids_cut": int}
     config: SamplingConfig
 
     @abstractmethod
@@ -112,6 +127,15 @@ class PictureMeasure(Measure):
                 for drawing, row in zip(batch, codes, strict=True)
             ]
 
+    def records(self, context: EvaluationContext) -> list[Record]:
+        """All records, with codes that the image tokenizer can decode."""
+        found, vq = super().records(context), require_vq(context)
+        size, n = vq.codebook_size, vq.tokens_per_image
+        kind: Any = Annotated[list[Annotated[int, Ge(0), Lt(size)]], Len(n, n)]
+        for record in found:
+            checked(record["codes"], kind, f"codes of record {record['sample_id']} of {self.name}")
+        return found
+
 
 def draw(
     context: EvaluationContext, captions: Sequence[str], indices: Sequence[int], sampling: SamplingConfig
@@ -127,6 +151,17 @@ def draw(
         top_k=sampling.top_k,
         top_p=sampling.top_p,
     )
+
+
+def warn_if_greedy(name: str, sampling: SamplingConfig) -> None:
+    """Warn if the pictures of a measure hardly depend on random numbers."""
+    if sampling.greedy:
+        log.warning(
+            "%s: %s is greedy, so a caption always gives the same picture and pictures hardly differ; the distance is "
+            "then large for any model. Set top_k=0, temperature=1.0 and top_p=1.0",
+            name,
+            sampling.greedy,
+        )
 
 
 def uniforms(seed: int, index: int, length: int) -> Tensor:

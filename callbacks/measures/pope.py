@@ -47,8 +47,10 @@ class Pope(QuestionMeasure):
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
         """Score, with errors from a bootstrap over images. The baseline always says yes."""
         answers = [pope.Answer(split=r["split"], image=r["image"], text=r["raw"], label=r["gold"]) for r in records]
+        metrics = pope.score(answers)
         return Result(
-            metrics=pope.score(answers),
+            metrics=metrics,
+            counts=pope.counts(answers, metrics),
             standard_errors=pope.standard_errors(answers),
             baselines=pope.baseline(answers),
             protocol=self.traced(context, records, baseline="always yes"),

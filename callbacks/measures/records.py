@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from modules.files import write_json
-from modules.json_lines import append_rows, drop_torn_line, read_rows
+from modules.json_lines import Keys, append_rows, drop_torn_line, read_rows
+from modules.locks import lock_of, locked
 
+PROTOCOL = "protocol.json"
+RESULTS = "results.json"
 WEIGHTS = "weights"
 """Key of the weights' fingerprint in a protocol."""
+FRESH = "discard the records: pipelines.evaluate --fresh"
+SAMPLE: Keys = {"sample_id": str, "split": str, "prompt": str}
+"""What every record of a measure holds: key to type."""
 Record = dict[str, Any]
-"""Has at least ``sample_id``, ``split`` and ``prompt``; the rest is up to the measure."""
+"""Holds the keys of `SAMPLE`; the rest is up to the measure."""
 
 
 class RecordBook:
@@ -25,17 +31,19 @@ class RecordBook:
     continues the file cuts it off.
     """
 
-    def __init__(self, folder: Path, rank: int = 0) -> None:
+    def __init__(self, folder: Path, rank: int = 0, keys: Keys | None = None) -> None:
+        """``keys``: what a record must hold beyond its sample's id."""
         self.folder = folder
         self.path = folder / f"rank{rank}.jsonl"
+        self.keys = {"sample_id": str, **(keys or {})}
 
     def require_protocol(self, protocol: Mapping[str, Any]) -> None:
-        """Raise ValueError if the records here were made under another protocol."""
+        """Raise ValueError if the records here were made under another protocol, or nothing says under which."""
         if changed := self._changed(protocol):
             lines = [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items()]
             raise ValueError(
                 f"the records in {self.folder} were made under another protocol ({'; '.join(lines)}). "
-                "Evaluate as before, or discard them: pipelines.evaluate --fresh"
+                f"Evaluate as before, or {FRESH}"
             )
 
     def is_of_other_weights(self, protocol: Mapping[str, Any]) -> bool:
@@ -52,13 +60,15 @@ class RecordBook:
 
     def _changed(self, protocol: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """What differs between the stored protocol and ``protocol``: key to (there, now). Empty if none is stored."""
-        path = self.folder / "protocol.json"
-        if not path.is_file():
+        # in this order: another rank that begins now writes its protocol first
+        recorded = any(path.stat().st_size for path in self.folder.glob("rank*.jsonl"))
+        stored = _read(self.folder / PROTOCOL, FRESH)
+        if stored is None:
+            if recorded:
+                raise ValueError(
+                    f"{self.folder} holds records but no {PROTOCOL}, so nothing says how they were made; {FRESH}"
+                )
             return {}
-        try:
-            stored = dict(json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); discard the records: pipelines.evaluate --fresh") from error
         wanted = json.loads(json.dumps(protocol))
         return {
             key: (stored.get(key), wanted.get(key))
@@ -70,8 +80,8 @@ class RecordBook:
         """Prepare the folder for appending under ``protocol``. Raises like `require_protocol`."""
         self.require_protocol(protocol)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / "protocol.json").is_file():
-            write_json(self.folder / "protocol.json", protocol)
+        if not (self.folder / PROTOCOL).is_file():
+            write_json(self.folder / PROTOCOL, protocol)
         drop_torn_line(self.path)
 
     def append(self, records: Iterable[Record]) -> None:
@@ -82,33 +92,44 @@ class RecordBook:
         """The complete records of all ranks, by sample id.
 
         Raises:
-            ValueError: a complete line is not a record.
+            ValueError: a complete line is not a record, or two records of one sample differ.
         """
         merged: dict[str, Record] = {}
         for path in sorted(self.folder.glob("rank*.jsonl")):
-            for record in read_rows(path, {"sample_id": str}, fix="delete the file to rebuild it"):
-                merged.setdefault(record["sample_id"], record)
+            for record in read_rows(path, self.keys, fix="delete the file to rebuild it"):
+                sample = record["sample_id"]
+                if merged.setdefault(sample, record) != record:
+                    raise ValueError(f"{self.folder} holds two different records of sample {sample}; {FRESH}")
         return merged
 
 
 def read_results(folder: Path) -> dict[str, Any]:
     """Measure to result, from the ``results.json`` of a step's folder; empty if there is no file."""
-    path = folder / "results.json"
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, and score again: pipelines.evaluate") from error
+    return _read(folder / RESULTS, "delete it, and score again: pipelines.evaluate") or {}
 
 
 def write_result(folder: Path, name: str, result: Mapping[str, Any]) -> None:
-    """Write one measure's result into the step's ``results.json``; the others stay."""
-    write_json(folder / "results.json", read_results(folder) | {name: result})
+    """Write one measure's result into the step's ``results.json``; the others stay, also those of other processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(lock_of(folder / RESULTS)):
+        write_json(folder / RESULTS, read_results(folder) | {name: result})
 
 
 def drop_result(folder: Path, name: str) -> None:
     """Remove one measure's result, if there is one, from the step's ``results.json``."""
-    results = read_results(folder)
-    if results.pop(name, None) is not None:
-        write_json(folder / "results.json", results)
+    if not (folder / RESULTS).is_file():
+        return
+    with locked(lock_of(folder / RESULTS)):
+        results = read_results(folder)
+        if results.pop(name, None) is not None:
+            write_json(folder / RESULTS, results)
+
+
+def _read(path: Path, fix: str) -> dict[str, Any] | None:
+    """The object in a JSON file of ours; None if there is no file. The error for a damaged one ends with ``fix``."""
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {fix}") from error

@@ -86,7 +86,7 @@ class Samples(PictureMeasure):
     def publish(self, context: EvaluationContext, records: Sequence[Record], tracker: Tracker) -> None:
         """Log the pictures."""
         captions = [record["prompt"] for record in records]
-        tracker.log_images(context.step, "eval/samples", _pictures(context, records), captions)
+        tracker.log_images(context.step, self.prefix, _pictures(context, records), captions)
 
 
 def require_short(tokenizer: TextTokenizer, caption: str, length: int) -> None:

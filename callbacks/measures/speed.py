@@ -58,6 +58,7 @@ class Speed(Measure):
     """
 
     key: ClassVar[str] = "speed"
+    record_keys = dict.fromkeys(PARTS, float)
     config_type = SpeedConfig
 
     config: SpeedConfig

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 from callbacks.measures.answers import QuestionMeasure, QuestionsConfig
 from callbacks.measures.measure import EvaluationContext, Result
@@ -15,6 +15,7 @@ from modules.files import write_json
 from modules.metrics import vqav2
 from modules.metrics.vqa_answers import evalai_form
 
+T = TypeVar("T", int, float)
 AGREED = 0.5
 """In tables, an answer counts as right from this accuracy on: about two of ten people gave it."""
 
@@ -98,12 +99,13 @@ class VqaV2(QuestionMeasure):
         answers = [self._answer_of(record) for record in records]
         prefix = "val" if self.config.limit is None else f"val_{len(records)}"
 
-        def named(values: dict[str, float], normalised: dict[str, float]) -> dict[str, float]:
+        def named(values: dict[str, T], normalised: dict[str, T]) -> dict[str, T]:
             values = values | {"overall_normalised": normalised["overall"]}
             return {f"{prefix}_{name}": value for name, value in values.items()}
 
         return Result(
             metrics=named(vqav2.score(answers), vqav2.score(answers, unanimous_skip=False)),
+            counts=named(counts := vqav2.counts(answers), counts),
             standard_errors=named(vqav2.standard_errors(answers), vqav2.standard_errors(answers, unanimous_skip=False)),
             baselines=named(vqav2.baseline(answers), vqav2.baseline(answers, unanimous_skip=False)),
             protocol=self.traced(

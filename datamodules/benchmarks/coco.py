@@ -198,7 +198,8 @@ def pictures_in(folder: Path, *, official: bool) -> list[Path]:
         ValueError: it holds no picture, or not the ``official`` number.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"folder of reference pictures {folder} does not exist; check the configuration")
+        problem = "is not a folder" if folder.exists() else "does not exist"
+        raise FileNotFoundError(f"folder of reference pictures {folder} {problem}; check the configuration")
     found = [path for path in files_below(folder) if path.suffix.lower() in PICTURES]
     if not found or (official and len(found) != OFFICIAL_IMAGES):
         expected = f"expected {OFFICIAL_IMAGES}. {OFFICIAL_ELSE}" if official else f"expected {', '.join(PICTURES)}"

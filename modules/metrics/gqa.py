@@ -5,7 +5,7 @@ consistency ``entailed``.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import sqrt
 from typing import Any
 
@@ -48,7 +48,9 @@ def score(questions: Questions, predictions: Mapping[str, str], choices: Choices
         name: sum(answers[key] == balanced[key]["answer"] for key in keys) / len(keys)
         for name, keys in _subsets(balanced).items()
     }
-    scores |= _consistency(questions, balanced, answers)
+    consistency, shares = _consistency(questions, balanced, answers)
+    if shares:
+        scores[consistency] = sum(shares) / len(shares)
     if choices is not None:
         scores |= _allowed(balanced, answers, choices)
     distance = _distribution(balanced, answers)
@@ -60,6 +62,20 @@ def standard_errors(questions: Questions, scores: Mapping[str, float]) -> dict[s
     balanced = _balanced(questions)
     subsets = _subsets(balanced) | {name: list(balanced) for name in ("validity", "plausibility")}
     return {name: sqrt(p * (1 - p) / len(subsets[name])) for name, p in scores.items() if name in subsets}
+
+
+def counts(questions: Questions, predictions: Mapping[str, str], scores: Iterable[str]) -> dict[str, int]:
+    """Number of questions behind each of ``scores``, the names that `score` gives for the same questions.
+
+    For consistency, it is the number of correctly answered questions that entail others.
+    """
+    balanced = _balanced(questions)
+    answers = {key: normalise(predictions[key]) for key in questions if key in predictions}
+    consistency, shares = _consistency(questions, balanced, answers)
+    sizes = {name: len(keys) for name, keys in _subsets(balanced).items()} | {consistency: len(shares)}
+    sizes["validity"] = sizes["plausibility"] = len(balanced)
+    sizes["distribution"] = sum(question["groups"]["global"] is not None for question in balanced.values())
+    return {name: sizes[name] for name in scores}
 
 
 def baseline(questions: Questions) -> dict[str, float]:
@@ -100,8 +116,8 @@ def _subsets(balanced: Questions) -> dict[str, list[str]]:
     return subsets
 
 
-def _consistency(questions: Questions, balanced: Questions, answers: Mapping[str, str]) -> dict[str, float]:
-    """The consistency, under a name that says whether all entailed questions were asked; empty if none was."""
+def _consistency(questions: Questions, balanced: Questions, answers: Mapping[str, str]) -> tuple[str, list[float]]:
+    """The name of the consistency, which says whether all entailed questions were asked, and the shares it averages."""
     entailed = {key: [one for one in balanced[key].get("entailed", ()) if one != key] for key in balanced}
     asked = {key: [one for one in others if one in answers] for key, others in entailed.items()}
     shares = [
@@ -109,8 +125,7 @@ def _consistency(questions: Questions, balanced: Questions, answers: Mapping[str
         for key, others in asked.items()
         if others and answers[key] == balanced[key]["answer"]
     ]
-    name = "consistency" if asked == entailed else "consistency_balanced_subset"
-    return {name: sum(shares) / len(shares)} if shares else {}
+    return "consistency" if asked == entailed else "consistency_balanced_subset", shares
 
 
 def _allowed(balanced: Questions, answers: Mapping[str, str], choices: Choices) -> dict[str, float]:

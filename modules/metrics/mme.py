@@ -1,5 +1,6 @@
 """MME: two yes/no questions on each picture, in fourteen categories, scored like the official ``calculation.py``."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -69,6 +70,14 @@ def standard_errors(answers: Iterable[Answer]) -> dict[str, float]:
         if all(f"{category}/score" in errors for category in categories):
             errors[total] = sum(errors[f"{category}/score"] ** 2 for category in categories) ** 0.5
     return errors
+
+
+def counts(answers: Iterable[Answer], scores: Iterable[str]) -> dict[str, int]:
+    """Number of questions behind each of ``scores``, the names that `score` gives; for ``acc_plus``, of pictures."""
+    sizes = dict(Counter(answer.category for answer in answers))
+    sizes |= {total: sum(sizes.get(category, 0) for category in categories) for total, categories in TOTALS.items()}
+    sizes["n_other"] = sizes["perception"] + sizes["cognition"]
+    return {name: sizes[name.partition("/")[0]] // (2 if name.endswith("/acc_plus") else 1) for name in scores}
 
 
 def baseline(answers: Iterable[Answer]) -> dict[str, float]:

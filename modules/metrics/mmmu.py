@@ -89,9 +89,14 @@ def score(answers: Iterable[Answer], *, seed: int = 0) -> dict[str, float]:
 
 def standard_errors(answers: Iterable[Answer], scores: dict[str, float]) -> dict[str, float]:
     """Binomial standard error of each fraction in ``scores``, the result of `score` on the same answers."""
+    fractions = {name: size for name, size in counts(answers).items() if name != "n_fallback"}
+    return {name: sqrt(scores[name] * (1 - scores[name]) / size) for name, size in fractions.items()}
+
+
+def counts(answers: Iterable[Answer]) -> dict[str, int]:
+    """Number of questions behind each metric of `score`; only a multiple-choice question can need a guess."""
     sizes = {name: len(members) for name, members in _subsets(answers).items()}
-    sizes["overall_strict"] = sizes["overall"]
-    return {name: sqrt(scores[name] * (1 - scores[name]) / size) for name, size in sizes.items()}
+    return sizes | {"overall_strict": sizes["overall"], "n_fallback": sizes.get("multiple_choice", 0)}
 
 
 def baseline(answers: Iterable[Answer]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from modules.files import sha256
 from modules.metrics.protocols import INPUT_SIZE
+from modules.reading import require_file
 
 INCEPTION = "inception"
 INCEPTION_WIDTH = 2048
@@ -49,6 +50,7 @@ def check_weights(name: str, path: Path, wanted: str = "") -> str:
     """
     if not path.is_file():
         raise FileNotFoundError(f"weights {path} of the network {name} do not exist; they are never downloaded")
+    require_file(path, f"the file of the network {name}")
     found = sha256(path)
     if wanted and found != wanted:
         raise ValueError(f"{path} has sha256 {found}, expected {wanted}; fetch it again or correct weights_sha256")

@@ -1,5 +1,6 @@
 """POPE: is an object in the picture, yes or no. Scored like LLaVA's ``eval_pope.py``, which papers use."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -65,6 +66,14 @@ def standard_errors(answers: Iterable[Answer], *, resamples: int = 1000, seed: i
     weights = np.stack([np.bincount(draw, minlength=len(images)) for draw in draws])
     names, values = _measures(splits, np.einsum("ri,isc->rsc", weights, counts))
     return dict(zip(names, values.std(axis=1).tolist(), strict=True))
+
+
+def counts(answers: Iterable[Answer], scores: Iterable[str]) -> dict[str, int]:
+    """Number of questions behind each of ``scores``, the names that `score` gives for the same answers."""
+    answers = list(answers)
+    splits = Counter(answer.split for answer in answers)
+    splits["f1_random"] = splits["random"]
+    return {name: splits.get(name.partition("/")[0], len(answers)) for name in scores}
 
 
 def baseline(answers: Iterable[Answer]) -> dict[str, float]:

@@ -66,6 +66,11 @@ def standard_errors(answers: Iterable[Answer], *, unanimous_skip: bool = True) -
     return errors
 
 
+def counts(answers: Iterable[Answer]) -> dict[str, int]:
+    """Number of questions behind each metric of `score`."""
+    return {name: len(members) for name, members in _subsets(list(answers)).items()}
+
+
 def baseline(answers: Iterable[Answer], *, unanimous_skip: bool = True) -> dict[str, float]:
     """The score of one fixed answer: for each type people's most frequent answer; also ``overall_always_yes``."""
     answers = list(answers)

@@ -186,7 +186,7 @@ def _is_result(result: Any) -> bool:
     """Whether it has the form of a `Result`."""
     if not isinstance(result, dict) or not isinstance(result.get("protocol"), dict):
         return False
-    parts = [result.get(part) for part in ("metrics", "standard_errors", "baselines")]
+    parts = [result.get(part) for part in ("metrics", "standard_errors", "baselines")] + [result.get("counts", {})]
     return all(
         isinstance(part, dict) and all(isinstance(value, int | float) for value in part.values()) for part in parts
     )

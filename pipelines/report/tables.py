@@ -241,7 +241,7 @@ def _result_row(run: Run, index: int, measure: str, metric: str, first: int, las
         error=number(errors.get(metric), 2),
         baseline=number(baselines.get(metric)),
         baseline_name=str(protocol.get("baseline", "")) if known else "",
-        n=str(protocol.get("n", NONE)),
+        n=str(result.get("counts", {}).get(metric, protocol.get("n", NONE))),
         paper=number(paper_value((measure, metric))),
     )
 

@@ -220,7 +220,7 @@ def test_an_evaluation_cut_short_at_the_last_step_is_made_up_for(tmp_path: Path,
     trainer.save_checkpoint(tmp_path / "state.ckpt")
     shutil.rmtree(tmp_path / "records")
     full, mini = Probe(), Probe()
-    mini.name = "probe_style_mini"  # type: ignore[method-assign]
+    mini.name, mini.mini = "probe_style_mini", True  # type: ignore[method-assign]
     train(tmp_path, make_context, [(full, config)], ckpt_path=tmp_path / "state.ckpt", mini=mini)
     assert (full.steps, mini.steps) == ([6], [6])
     again = Probe()
@@ -371,7 +371,7 @@ def test_problems_name_their_section() -> None:
 
 def test_few_samples_in_between_and_all_at_chosen_steps(tmp_path: Path, make_context: Make) -> None:
     full, mini = Probe(), Probe()
-    mini.name = "probe_style_mini"  # type: ignore[method-assign]
+    mini.name, mini.mini = "probe_style_mini", True  # type: ignore[method-assign]
     config = EvaluationConfig(every_n_steps=2, mini=2, full_at=(3, 4), at_start=True)
     _, log, _ = train(tmp_path, make_context, [(full, config)], mini=mini)
     assert (full.steps, mini.steps) == ([0, 3, 4, 6], [2, 4, 6])
@@ -386,6 +386,7 @@ def test_few_samples_in_between_and_all_at_chosen_steps(tmp_path: Path, make_con
 def test_few_samples_of_a_part_share_no_key_with_it(tmp_path: Path, make_context: Make) -> None:
     """A part of the official questions goes by the same name, however small it is."""
     full, mini = Probe(), Probe()
+    mini.mini = True
     config = EvaluationConfig(every_n_steps=2, mini=2, full_at=(3,), at_end=False)
     _, log, _ = train(tmp_path, make_context, [(full, config)], mini=mini)
     keys = [(step, key) for step, row in log.rows for key in row]

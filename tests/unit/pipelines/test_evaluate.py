@@ -132,6 +132,18 @@ def test_the_small_evaluation_has_a_name_of_its_own(
     assert "--mini needs evaluation.mini=N" in capsys.readouterr().err
 
 
+def test_the_n_beside_a_number_is_its_own_and_no_name_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "val_question_type/" + "what_color_is_the_thing_beside_the_other_" * 3
+    counts = {"val_overall": 10, long: 3}
+    metrics = {"val_overall": 0.5, long: 0.25, "n_other": 1.0}
+    result = Result(metrics=metrics, standard_errors={}, baselines={}, protocol={"n": 12}, counts=counts)
+    evaluate.show(evaluate.result_table({"vqav2_test-dev2015_style_mini": result}, title="a run", details=True))
+    lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert [(row[1].strip(), row[2].strip(), row[-2].strip()) for row in lines] == [
+        ("vqav2_test-dev2015_style_mini", name, n) for name, n in zip(metrics, ("10", "3", "12"), strict=True)
+    ]
+
+
 @pytest.mark.parametrize(("name", "shown"), [("pope", "0.8630"), ("pope_mini", "-"), ("pope_style", "-")])
 def test_only_an_official_measure_has_the_papers_value_beside_it(name: str, shown: str) -> None:
     result = Result(metrics={"f1_macro": 0.5}, standard_errors={}, baselines={}, protocol={"n": 9000})

@@ -3,6 +3,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -49,6 +50,9 @@ def test_pope_oracle_scores_all_points_beside_always_yes(benchmark: Path, make_c
     assert result.standard_errors["f1_macro"] == 0
     assert result.baselines["acc_macro"] == 0.5
     assert result.protocol["n"] == 36
+    assert result.counts.keys() == result.metrics.keys()
+    names = ("f1_macro", "f1_pooled", "unparsed_ratio", "f1_random", "random/f1", "popular/unparsed_ratio")
+    assert [result.n(name) for name in names] == [36, 36, 36, 12, 12, 12]
     assert result.protocol["splits"] == {"random": 12, "popular": 12, "adversarial": 12}
     assert set(result.protocol["files"]) == {f"coco_pope_{s}.json" for s in ("random", "popular", "adversarial")}
     lengths = Counter(
@@ -103,11 +107,43 @@ def test_gqa_consistency_and_choices_where_their_files_are_given(
     assert result is not None
     assert result.metrics["accuracy"] == pytest.approx(1 / 6)
     assert result.metrics["consistency"] == 0.5
+    # eight questions were asked: six balanced ones, of which the one that is answered correctly entails two others
+    assert (result.protocol["n"], result.n("accuracy"), result.n("consistency"), result.n("validity")) == (8, 6, 1, 6)
+    assert result.counts.keys() == result.metrics.keys()
     assert (result.metrics["validity"], result.metrics["plausibility"]) == (1, 0)
     assert result.protocol["splits"] == {"balanced": 6, "all": 2}
     assert set(result.protocol["files"]) == {"balanced_questions.json", "all_questions.json"}
     with pytest.raises(FileNotFoundError, match=r"none.json does not exist"):
         asking(questions="balanced_questions.json", choices="none.json").check(context)
+
+
+@pytest.mark.parametrize("key", ["raw", "gold", "image", "question", "prompt", "split"])
+def test_a_record_without_a_key_that_scoring_needs_is_named(
+    key: str, benchmark: Path, make_context: Make, speak: Speak
+) -> None:
+    context, measure = make_context(), pope(benchmark)
+    speak(context, {"thing": "Yes"})
+    measure.generate(context)
+    path = context.records / "pope_style" / "rank0.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    del records[2][key]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(ValueError, match=rf"line 3 of .*rank0\.jsonl is damaged \(it has no {key}\); delete the file"):
+        run_measure(measure, context, generate=False)
+
+
+def test_what_is_logged_of_few_answers_goes_by_a_name_of_its_own(
+    benchmark: Path, make_context: Make, speak: Speak
+) -> None:
+    context, measure = make_context(), pope(benchmark)
+    speak(context, {"thing": "Yes"})
+    measure.generate(context)
+    logged = Mock()
+    measure.publish(context, measure.records(context), logged)
+    measure.mini = True
+    measure.publish(context, [], logged)
+    keys = [call.args[1] for call in logged.log_table.call_args_list]
+    assert keys == ["eval/pope_style/answers", "eval_mini/pope_style/answers"]
 
 
 def test_a_suffix_that_the_question_has_is_not_said_twice(benchmark: Path) -> None:

@@ -193,6 +193,30 @@ def test_published_statistics_give_a_distance_only(
     np.savez(path, mu=np.zeros(80), sigma=np.eye(80))
     with pytest.raises(ValueError, match=r"mu of shape \(80,\).* the network's features need \(12,\)"):
         fid(benchmark, inception, reference=str(path)).check(make_context())
+    np.save(tmp_path / "a.npy", np.array({"mu": np.zeros(WIDTH), "sigma": np.eye(WIDTH)}), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"a\.npy is an npy file: .* Expected an npz with mu and sigma"):
+        fid(benchmark, inception, reference=str(tmp_path / "a.npy")).check(make_context())
+    (tmp_path / "published.pt").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"folder of reference pictures .*published\.pt is not a folder"):
+        fid(benchmark, inception, reference=str(tmp_path / "published.pt")).check(make_context())
+
+
+def test_linked_reference_pictures_count(
+    benchmark: Path, inception: Path, make_context: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two of six pictures lie behind a link that leads back as well."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "disk").mkdir()
+    for i in range(6):
+        shutil.copy(benchmark / f"images/{i}.jpg", tmp_path / ("disk" if i > 3 else "real"))
+    (tmp_path / "real" / "part").symlink_to("../disk")
+    (tmp_path / "disk" / "back").symlink_to("../real")
+    (tmp_path / "real" / "._0.jpg").write_bytes(b"\x00\x05\x16\x07")
+    linked = run(fid(benchmark, inception, reference=str(tmp_path / "real")), make_context(folder=tmp_path / "a"))
+    flat = run(fid(benchmark, inception), make_context(folder=tmp_path / "b"))
+    assert linked.protocol["n_reference"] == 6
+    assert linked.metrics == pytest.approx(flat.metrics, abs=1e-6)
+    assert "1 files that macOS added (._*, __MACOSX) are left out" in caplog.text
 
 
 def test_a_table_of_prompts(benchmark: Path, inception: Path, make_context: Make, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -103,6 +104,37 @@ def test_stored_result_counts_only_with_its_records(make_context: Make) -> None:
     assert letters.stored(context) == result
     (context.records / "letters_style" / "rank0.jsonl").unlink()
     assert letters.stored(context) is None
+
+
+def test_a_result_from_before_there_were_counts_is_read(make_context: Make) -> None:
+    context, letters = make_context(), Letters("abc")
+    result = run_measure(letters, context)
+    assert result is not None
+    path = context.records / "results.json"
+    stored = json.loads(path.read_text())
+    assert stored["letters_style"].pop("counts") == {}
+    path.write_text(json.dumps(stored))
+    found = letters.stored(context)
+    assert found == result
+    assert found is not None
+    assert found.n("n") == 3
+    stored["letters_style"]["metrics"]["n"] = "3"
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"letters_style in results\.json of .*: metrics\.n is '3', expected a number"):
+        letters.stored(context)
+
+
+@pytest.mark.parametrize("generate", [True, False])
+def test_records_without_their_protocol_are_never_scored(make_context: Make, generate: bool) -> None:
+    context, letters = make_context(), Letters("abc")
+    run_measure(letters, context)
+    before = (context.records / "results.json").read_bytes()
+    (context.records / "letters_style" / "protocol.json").unlink()
+    with pytest.raises(ValueError, match=r"letters_style holds records but no protocol\.json"):
+        run_measure(Letters("abc", suffix="x"), context, generate=generate)
+    with pytest.raises(ValueError, match=r"letters_style holds records but no protocol\.json"):
+        letters.stored(context)
+    assert (context.records / "results.json").read_bytes() == before
 
 
 def test_score_only_generates_nothing(make_context: Make) -> None:

@@ -2,6 +2,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -115,6 +116,71 @@ def test_cut_captions_are_counted(benchmark: Path, make_context: Make, tmp_path:
     result = run_measure(fid(benchmark, captions=str(tmp_path / "long.json"), n=6), make_context())
     assert result is not None
     assert result.protocol["captions_cut"] == 2
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ([0] * 15, r"codes of record 000000 of fd_pool: is \[0, .* expected at least 16 of them, not 15"),
+        ([0] * 15 + [16], r"codes of record 000000 of fd_pool: \[15\] is 16, expected less than 16"),
+        ([-1] * 16, r"codes of record 000000 of fd_pool: \[0\] is -1, expected at least 0"),
+        (["0"] * 16, r"codes of record 000000 of fd_pool: \[0\] is '0', expected a whole number"),
+        ("0" * 16, r"line 1 of .*rank0\.jsonl is damaged \(codes is '0+', not list\)"),
+    ],
+)
+def test_codes_that_no_tokenizer_decodes_are_refused(
+    codes: object, message: str, benchmark: Path, make_context: Make
+) -> None:
+    context, measure = make_context(), fid(benchmark, n=2)
+    with torch.no_grad():
+        measure.generate(context)
+    path = context.records / "fd_pool" / "rank0.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(record) + "\n" for record in (records[0] | {"codes": codes}, records[1])))
+    with pytest.raises(ValueError, match=message):
+        run_measure(measure, context, generate=False)
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ({"top_k": 1}, "top_k=1"),
+        ({"temperature": 0.01}, "temperature=0.01"),
+        ({"temperature": 1e-9, "top_k": 50}, "temperature=1e-09"),
+        ({"top_p": 1e-4}, "top_p=0.0001"),
+        ({"temperature": 0.7, "top_k": 2, "top_p": 0.5}, ""),
+        ({}, ""),
+    ],
+)
+def test_greedy_pictures_are_warned_about_with_the_way_out(
+    setting: dict[str, float], named: str, benchmark: Path, make_context: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    for rank in (0, 1):
+        fid(benchmark, **setting).check(make_context(rank=rank, world_size=2))
+    told = [message for message in caplog.messages if "greedy" in message]
+    assert len(told) == bool(named)
+    for message in told:
+        assert f"fd_pool: {named} is greedy" in message
+        assert message.endswith("Set top_k=0, temperature=1.0 and top_p=1.0")
+
+
+def test_the_n_of_recall_is_that_of_the_real_pictures_and_few_pictures_have_keys_of_their_own(
+    benchmark: Path, make_context: Make
+) -> None:
+    context, measure = make_context(), fid(benchmark)
+    measure.mini = True
+    logged = Mock()
+    result = run_measure(measure, context, publish=lambda _, records: measure.publish(context, records, logged))
+    assert result is not None
+    assert {name: result.n(name) for name in result.metrics} == {
+        "fd_5": 5,
+        "rfd_5": 5,
+        "kd_5": 5,
+        "kd_5/std": 5,
+        "precision_5": 5,
+        "recall_5": 6,
+    }
+    assert logged.log_images.call_args.args[1] == "eval_mini/fd_pool/pictures"
 
 
 def test_samples_write_a_png_for_every_prompt(make_context: Make) -> None:

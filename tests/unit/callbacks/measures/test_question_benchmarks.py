@@ -102,6 +102,9 @@ def test_vqav2_trivial_answer(tmp_path: Path, make_context: Make, speak: Speak) 
     assert result.metrics["val_overall"] == result.baselines["val_overall_always_yes"]
     assert result.metrics["val_yes_no"] == result.baselines["val_yes_no"] == pytest.approx(2 / 3)
     assert (result.metrics["val_number"], result.baselines["val_number"]) == (0, 1)
+    assert result.counts.keys() == result.metrics.keys()
+    names = ("overall", "overall_normalised", "yes_no", "number", "question_type/is_it")
+    assert [result.n(f"val_{name}") for name in names] == [5, 5, 3, 1, 3]
     assert [measure.is_correct(record) for record in measure.records(context)] == [True, True, False, False, False]
 
 
@@ -206,6 +209,9 @@ def test_mme_oracle(tmp_path: Path, make_context: Make, speak: Speak, kind: str)
     assert metrics["OCR/acc"] == metrics["OCR/acc_plus"] == 1
     assert (result.baselines["perception"], result.baselines["cognition"]) == (500, 200)
     assert (result.protocol["n"], result.protocol["splits"]["OCR"]) == (56, 4)
+    assert result.counts.keys() == metrics.keys()
+    names = ("perception", "cognition", "n_other", "OCR/acc", "OCR/acc_plus", "OCR/score")
+    assert [result.n(name) for name in names] == [40, 16, 56, 4, 2, 4]  # of acc_plus: pictures
     assert list(result.protocol["files"]) == [source.name]
 
 
@@ -288,6 +294,9 @@ def test_mmmu_oracle(tmp_path: Path, make_context: Make, speak: Speak) -> None:
     context, measure = make_context(), mmmu(write_mmmu(tmp_path))
     speak(context, {"first": "A", "second": "(B)", "third": "The answer is B", "much": "It is 12.50."})
     result = evaluate(measure, context)
+    assert result.counts.keys() == result.metrics.keys()
+    names = ("overall", "overall_strict", "multiple_choice", "n_fallback", "open", "domain/Science", "subject/Art")
+    assert [result.n(f"val_{name}") for name in names] == [4, 4, 3, 3, 1, 1, 2]
     assert result.metrics.pop("val_n_fallback") == 0
     assert set(result.metrics) >= {"val_overall", "val_overall_strict", "val_domain/Science", "val_subject/Art"}
     assert set(result.metrics.values()) == {1.0}

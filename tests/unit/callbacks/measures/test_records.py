@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,7 +71,74 @@ def test_results_of_other_measures_stay(tmp_path: Path) -> None:
         "pope": {"metrics": {"f1": 0.25}},
         "gqa": {"metrics": {"accuracy": 0.5}},
     }
-    assert [path.name for path in (tmp_path / "step").iterdir()] == ["results.json"]
+    assert sorted(path.name for path in (tmp_path / "step").iterdir()) == [".results.json.lock", "results.json"]
+
+
+WRITER = """
+import sys, pathlib
+from callbacks.measures.records import drop_result, write_result
+folder, name = pathlib.Path(sys.argv[1]), sys.argv[2]
+sys.stdin.read()  # both begin together
+for i in range(15):
+    write_result(folder, f"{name}{i}", {"n": i})
+    write_result(folder, f"{name}_dropped", {"n": i})
+    drop_result(folder, f"{name}_dropped")
+"""
+
+
+def test_processes_that_write_results_at_once_keep_each_others(tmp_path: Path) -> None:
+    root = Path(__file__).parents[4]
+    words = [sys.executable, "-c", WRITER, str(tmp_path)]
+    writers = [subprocess.Popen([*words, name], cwd=root, stdin=subprocess.PIPE) for name in ("a", "b")]
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.close()
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
+    assert read_results(tmp_path) == {f"{name}{i}": {"n": i} for name in ("a", "b") for i in range(15)}
+
+
+def test_two_different_records_of_a_sample_are_refused_and_repeats_are_not(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        book = RecordBook(tmp_path / "m", rank)
+        book.open({})
+        book.append([record("a"), record("a"), record(f"{rank}")])
+    assert book.read() == {key: record(key) for key in ("a", "0", "1")}
+    book.append([record("a") | {"raw": "no"}])
+    with pytest.raises(ValueError, match=r"m holds two different records of sample a; discard the records: .*--fresh"):
+        book.read()
+
+
+def test_records_without_their_protocol_are_refused(tmp_path: Path) -> None:
+    """Else they would be scored as if made under the protocol of whoever scores them."""
+    book = RecordBook(tmp_path / "m")
+    book.open({"suffix": "x"})
+    (book.folder / "protocol.json").unlink()
+    book.open({"suffix": "y"})  # there is no record yet
+    book.append([record("a")])
+    (book.folder / "protocol.json").unlink()
+    asked: list[Callable[[dict[str, str]], object]] = [book.open, book.require_protocol, book.is_of_other_weights]
+    for ask in asked:
+        with pytest.raises(ValueError, match=r"m holds records but no protocol\.json, .*; discard the records:"):
+            ask({"suffix": "y"})
+    assert not (book.folder / "protocol.json").exists()
+    book.discard()
+    book.open({"suffix": "y"})
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({}, r"line 2 of .*rank0\.jsonl is damaged \(it has no raw\); delete the file to rebuild it"),
+        ({"raw": None}, r"line 2 of .*rank0\.jsonl is damaged \(raw is None, not str\)"),
+        ({"raw": "yes", "codes": "12"}, r"line 2 of .*rank0\.jsonl is damaged \(codes is '12', not list\)"),
+    ],
+)
+def test_a_record_holds_what_its_measure_needs(tmp_path: Path, more: dict[str, object], message: str) -> None:
+    book = RecordBook(tmp_path / "m", keys={"raw": str, "codes": list})
+    book.open({})
+    book.append([record("a") | {"raw": "yes", "codes": [1]}, record("b") | more])
+    with pytest.raises(ValueError, match=message):
+        book.read()
 
 
 def test_records_of_other_weights_are_told_from_those_of_another_protocol(tmp_path: Path) -> None:
@@ -108,6 +178,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "protocol.json").write_text("{")
     with pytest.raises(ValueError, match=r"protocol\.json is damaged .*; discard the records: pipelines"):
         RecordBook(tmp_path).open({})
-    (tmp_path / "results.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"results\.json is damaged .*; delete it, and score again"):
-        read_results(tmp_path)
+    for content in ("[1]", "{", "[" * 100_000, "\udcff"):
+        (tmp_path / "results.json").write_text(content, errors="surrogateescape")
+        with pytest.raises(ValueError, match=r"results\.json is damaged .*; delete it, and score again"):
+            read_results(tmp_path)

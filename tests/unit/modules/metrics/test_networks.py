@@ -54,6 +54,9 @@ def test_the_known_torchscript_is_inception(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_hash_decides(tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=r"the file of the network ours .*net.pt is a git-lfs pointer.*git lfs pull"):
+        check_weights("ours", path)
     digest = script(Layers(), path)
     assert check_weights("ours", path, digest) == digest
     with pytest.raises(ValueError, match=rf"net.pt has sha256 {digest}, expected 00ff; fetch it again"):

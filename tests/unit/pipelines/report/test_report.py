@@ -15,6 +15,8 @@ from callbacks.measures.gqa import Gqa
 from callbacks.measures.registry import build_measures
 from modules.metrics.paper import TABLES, paper_value
 from pipelines.report.page import write_report
+from pipelines.report.read import read_runs
+from pipelines.report.tables import result_rows
 from pipelines.run.config import load
 
 from .reporting import BAD, Page, add_results, add_samples, make_run, result, write_json, write_lines
@@ -111,6 +113,16 @@ def test_a_result_stands_beside_baseline_error_and_paper(tmp_path: Path) -> None
     assert "LLaVA-v1.5 86.3 1500.1 81.8 64.7 –" in re.sub(r"<[^>]*>|\s+", " ", page.html).replace("  ", " ").replace(
         "  ", " "
     )
+
+
+def test_the_n_beside_a_number_is_its_own(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    measured = result({"accuracy": 0.5, "open": 0.25, "n": 1.0}, counts={"accuracy": 6, "open": 2}, protocol={"n": 8})
+    add_results(run, 6, {"gqa": measured, "old": result({"accuracy": 0.5}), "odd": measured | {"counts": [6]}})
+    [read] = read_runs([run])
+    found = [(row.measure, row.metric, row.n) for row in result_rows([read])]
+    assert found == [("gqa", "accuracy", "6"), ("gqa", "open", "2"), ("gqa", "n", "8"), ("old", "accuracy", "8")]
+    assert any("holds no result under odd" in note for note in read.notes)
 
 
 @pytest.mark.parametrize("measure", ["pope_style", "pope_mini", "gqa_style", "coco_style", "fd_pool", "speed_mini"])
