@@ -15,6 +15,7 @@ from datamodules.sources.coco import CocoConfig, build_coco
 from datamodules.sources.hf import HfConfig, build_hf
 from datamodules.sources.images import ImagesConfig, build_images
 from datamodules.sources.llava import LlavaConfig, build_llava
+from datamodules.sources.pretokenized import PretokenizedConfig, build_pretokenized
 from modules.reading import checked, read_json_lines
 from pipelines.prepare.tools import add_tools
 from pipelines.run.console import run_verb, say
@@ -76,6 +77,12 @@ SOURCES = {
         config=LlavaConfig,
         work=partial(_shards, build_llava),
         example="annotations=llava_v1_5_mix665k.json images=. out=data/mmu_llava name=llava",
+    ),
+    "pretokenized": Source(
+        about="captions with VQ codes that others made, one JSON object per line, to T2I shards",
+        config=PretokenizedConfig,
+        work=partial(_shards, build_pretokenized),
+        example="annotations=t2i.jsonl vq=vq_ds16_c2i.pt out=data/t2i name=released",
     ),
     "hf": Source(
         about="a Hugging Face data set to T2I shards (captions) or MMU shards (conversations or questions)",

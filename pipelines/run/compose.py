@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datamodules.mixed import MixedDataModule
 from datamodules.scenes.prepare import prepare_scenes
+from datamodules.sources.pretokenized import UNKNOWN_VQ
 from modules.adapter_files import WEIGHTS, load_adapters
 from modules.checkpoints import MANIFEST, StageResult, checkpoint_id, load_results
 from modules.files import sha256
@@ -16,6 +17,7 @@ from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer, load_image_tokenizer
 from modules.pretrained import load_pretrained
+from modules.reading import checked
 from modules.run_files import COMPLETE, CONFIG
 from modules.stages import STAGES, StageModule
 from modules.weight_files import weight_files
@@ -171,16 +173,27 @@ def build_data(
     """The data module of the stage's tasks.
 
     Raises:
-        ConfigError: the codes in the T2I shards are not from ``vq``.
+        ConfigError: the codes in the T2I shards are not from ``vq``, as far as it is known what they are from.
     """
     tasks = STAGES[config.stage.name].tasks
     data = MixedDataModule(config.data, config.model, tokenizer, tasks=tasks, seed=config.seed, report=report)
     if "t2i" in data.samples and vq is not None:
-        made_with = data.samples["t2i"].shards.meta.get("vq", {})
-        if made_with.get("fingerprint") != vq.fingerprint:
-            raise ConfigError(
-                f"the codes in {config.data.t2i} were made with VQ tokenizer {made_with.get('kind')} "
-                f"({made_with.get('fingerprint')}), but model.vq={config.model.vq} is {vq.name} ({vq.fingerprint}): "
-                "its pictures would be noise. Name the tokenizer that the shards were prepared with"
-            )
+        _compare_vq(config, data.samples["t2i"].shards.meta.get("vq"), vq)
     return data
+
+
+def _compare_vq(config: RunConfig, made_with: Any, vq: ImageTokenizer) -> None:
+    """Refuse shards whose codes are from another VQ tokenizer than ``vq``; warn if it is not known which it was."""
+    made_with = checked(made_with, dict[str, Any], f"{config.data.t2i}, vq of its meta")
+    sizes = (made_with.get("codebook_size"), made_with.get("tokens_per_image"))
+    if made_with.get("kind") == UNKNOWN_VQ and sizes == (vq.codebook_size, vq.tokens_per_image):
+        warn(
+            f"it is not known which VQ tokenizer made the codes in {config.data.t2i}. If it was not model.vq="
+            f"{config.model.vq}, its pictures are noise: look at some with `python -m pipelines.prepare peek --vq`"
+        )
+    elif made_with.get("fingerprint") != vq.fingerprint:
+        raise ConfigError(
+            f"the codes in {config.data.t2i} were made with VQ tokenizer {made_with.get('kind')} "
+            f"({made_with.get('fingerprint')}), but model.vq={config.model.vq} is {vq.name} ({vq.fingerprint}): "
+            "its pictures would be noise. Name the tokenizer that the shards were prepared with"
+        )

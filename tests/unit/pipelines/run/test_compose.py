@@ -1,5 +1,6 @@
 """What is refused before any training starts, and what a model starts from."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from datamodules.scenes.prepare import PreparedPaths
+from datamodules.sources.pretokenized import PretokenizedConfig, build_pretokenized
 from modules.adapter_files import AdapterFolders, save_adapter
 from modules.files import sha256
 from modules.omnimamba.initialise import initialise
@@ -126,3 +128,25 @@ def test_shards_of_another_vq_tokenizer_are_refused(prepared: PreparedPaths, fin
     message = rf"made with VQ tokenizer patch_kmeans \({right.fingerprint}\).* is patch_kmeans \({other.fingerprint}\)"
     with pytest.raises(ConfigError, match=message):
         build_data(config, tokenizer, other)
+
+
+def test_shards_whose_vq_tokenizer_is_not_known_are_warned_about(
+    prepared: PreparedPaths, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load(finished_run / "config.yaml")
+    right, tokenizer = build_vq(config.model), build_tokenizer(config.model)
+    assert right is not None
+    sizes = {"tokens_per_image": right.tokens_per_image, "codebook_size": right.codebook_size}
+    lines = [json.dumps({"captions": ["a"], "tokens": [n] * right.tokens_per_image}) + "\n" for n in range(3)]
+    (tmp_path / "t2i.jsonl").write_text("".join(lines))
+    for vq, warned in (("", True), (config.model.vq, False)):
+        made = PretokenizedConfig(
+            annotations=str(tmp_path / "t2i.jsonl"), out=str(tmp_path / f"{warned}"), processes=1, vq=vq, **sizes
+        )
+        data = replace(config.data, t2i=str(build_pretokenized(made)), mmu=str(prepared.mmu_instruct))
+        build_data(replace(config, data=data), tokenizer, right)
+        assert ("it is not known which VQ tokenizer made the codes in" in capsys.readouterr().err) == warned
+    smaller = PatchKMeans(right.codebook[:-1], image_size=right.image_size, patch_size=right.patch_size)
+    unknown = replace(data, t2i=str(tmp_path / "True" / "manifest.json"))
+    with pytest.raises(ConfigError, match=r"made with VQ tokenizer unknown \(None\), but model\.vq"):
+        build_data(replace(config, data=unknown), tokenizer, smaller)
