@@ -132,8 +132,15 @@ def _tables(run: Run) -> list[tuple[int, dict[str, Any]]]:
         for answers in read_answers(run, dict.fromkeys(results, step), TABLE_ROWS):
             rows = [[_cell(answer, column) for column in COLUMNS] for answer in answers.shown]
             table = wandb.Table(columns=list(COLUMNS), data=rows, allow_mixed_types=True)
-            found.append((step, {f"eval/{answers.measure}/answers": table}))
+            found.append((step, {f"{_prefix(run, answers.measure)}/answers": table}))
     return found
+
+
+def _prefix(run: Run, measure: str) -> str:
+    """The prefix under which the tracker logs a measure; the small evaluation has one of its own."""
+    mini = f"eval_mini/{measure.removesuffix('_mini')}"
+    small = measure.endswith("_mini") and any(name.startswith(f"{mini}/") for name in run.curves)
+    return mini if small else f"eval/{measure}"
 
 
 def _cell(answer: Answer, column: str) -> Any:

@@ -73,6 +73,18 @@ def test_pictures_and_answers_are_in_it(tmp_path: Path) -> None:
     assert dict(zip(table["columns"], table["data"][0], strict=True))["raw"] == "Yes"
 
 
+def test_answers_of_a_small_evaluation_are_logged_under_its_keys(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    log(run, (1, 6, {"eval_mini/pope/f1_macro": 1.0}), (1, 6, {"eval/gqa_mini/accuracy": 1.0}))
+    add_results(run, 6, {name: result({"f1_macro": 1.0}) for name in ("pope_mini", "gqa_mini")})
+    row = {"sample_id": "1", "question": "Is it?", "raw": "Yes", "gold": "yes"}
+    for name in ("pope_mini", "gqa_mini"):
+        write_lines(run / f"records/step-000000006/{name}/rank0.jsonl", [row])
+    [found] = [row for row in wandb_history(sync_run(run, offline=True)) if row["step"] == 6]
+    tables = {key for key in found if "/answers" in key}
+    assert {key.rpartition("/")[0] for key in tables} == {"eval_mini/pope", "eval/gqa_mini"}
+
+
 def test_it_is_made_anew_every_time(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     sync_run(run, offline=True)
