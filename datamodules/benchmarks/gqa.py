@@ -99,7 +99,7 @@ def read_choices(path: Path, questions: Sequence[Question]) -> dict[str, Allowed
 
 def question_id(sample_id: str) -> str:
     """The official id of a sample."""
-    return sample_id.rpartition("/")[2]
+    return sample_id.partition("/")[2]
 
 
 def _read(path: Path, images: Path) -> Iterator[Question]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from datamodules.benchmarks.gqa import read_choices, read_gqa
+from datamodules.benchmarks.gqa import question_id, read_choices, read_gqa
 
 RECORD: dict[str, Any] = {
     "question": "Which room is it?",
@@ -31,6 +31,9 @@ def test_reads_the_balanced_questions(tmp_path: Path) -> None:
     assert questions[0].image == tmp_path / "n1.jpg"
     assert (questions[0].question, questions[0].answer) == ("Which room is it?", "bedroom")
     assert questions[0].meta == RECORD
+    [odd] = read_gqa(write(tmp_path, {"a/1": RECORD}), tmp_path, official=False)
+    assert question_id(odd.sample_id) == "a/1"
+    path = write(tmp_path, {"201": RECORD, "202": RECORD})
     assert len(read_gqa(path, tmp_path, official=False, limit=1)) == 1
 
 
