@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch.distributed as dist
 
 from callbacks.steps import step_taken
 from callbacks.tracking import Tracker
 from datamodules.datasets import DataError
 from datamodules.mixed import MixedDataModule
+from modules.exchange import from_first, gathered
 from modules.json_lines import append_rows, drop_torn_line, read_rows
 from modules.omnimamba.config import Task
 from modules.run_files import BAD_SAMPLES
@@ -38,13 +38,11 @@ class BadSampleLog(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Count what earlier attempts found up to the step this one starts from."""
-        counts: list[Counter[Task]] = [Counter()]
+        counts: Counter[Task] = Counter()
         if trainer.is_global_zero:
             drop_torn_line(self.path)
-            counts = [Counter(row["task"] for row in read_bad_samples(self.path, trainer.global_step))]
-        if trainer.world_size > 1:
-            dist.broadcast_object_list(counts)
-        self.counts = counts[0]
+            counts.update(row["task"] for row in read_bad_samples(self.path, trainer.global_step))
+        self.counts = Counter(from_first(counts))
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
         """Collect; merge over the ranks at steps that are logged or saved."""
@@ -60,12 +58,8 @@ class BadSampleLog(pl.Callback):
         self._put_together(trainer)
 
     def _put_together(self, trainer: pl.Trainer) -> None:
-        found = [self._pending]
-        if trainer.world_size > 1:
-            found = [[] for _ in range(trainer.world_size)]
-            dist.all_gather_object(found, self._pending)
+        rows = [row for rank in gathered(self._pending) for row in rank]
         self._pending = []
-        rows = [row for rank in found for row in rank]
         if not rows:
             return
         if trainer.is_global_zero:

@@ -15,7 +15,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from callbacks.steps import step_taken
 from callbacks.tracking import read_metrics
 from modules.checkpoint_writing import snapshot, write_checkpoint
-from modules.checkpoints import STATE, CheckpointError, read_state, remove_old
+from modules.checkpoints import STATE, CheckpointError, NotFiniteError, read_state, remove_old
+from modules.exchange import from_first
 from modules.files import step_folders, step_name
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class Checkpointing(pl.Callback):
 
     Raises:
         CheckpointError: a checkpoint was not written, and ``on_error``, ``max_errors`` or the end of the run makes that
-            fatal.
+            fatal; or its state holds numbers that are not finite, which always is.
     """
 
     def __init__(
@@ -163,11 +164,13 @@ class Checkpointing(pl.Callback):
         if self._pending is None:
             return
         step, self._pending = self._pending, None
-        problem = trainer.strategy.broadcast(self._problem())
+        problem, fatal = from_first(self._problem())
         if not problem:
             self._saved, self._errors = step, 0
             return
         self._errors += 1
+        if fatal:
+            raise CheckpointError(problem)
         if must:
             raise CheckpointError(f"{problem}. The run cannot end without it; start the same command again")
         if self.config.on_error == "stop":
@@ -204,16 +207,16 @@ class Checkpointing(pl.Callback):
         except (OSError, ValueError) as error:  # the new checkpoint is complete all the same
             log.warning("old checkpoints in %s could not be removed: %s", self.folder, error)
 
-    def _problem(self) -> str | None:
-        """Why the pending checkpoint could not be written, or None; known on rank 0 only."""
+    def _problem(self) -> tuple[str | None, bool]:
+        """Why the pending checkpoint could not be written, or None, and whether that is fatal; known on rank 0 only."""
         if self._outcome is None:
-            return None
+            return None, False
         outcome, self._outcome = self._outcome, None
         try:
             outcome()
         except CheckpointError as error:
-            return str(error)
-        return None
+            return str(error), isinstance(error, NotFiniteError)
+        return None, False
 
     def _best(self) -> int | None:
         """The best step so far. The step just saved is not measured yet; it is kept because it is the newest."""

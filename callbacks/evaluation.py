@@ -11,9 +11,10 @@ import lightning.pytorch as pl
 from callbacks.measures.measure import EvaluationContext, Measure, Result
 from callbacks.measures.records import Record
 from callbacks.measures.registry import EvaluationConfig
-from callbacks.measures.running import EvaluationStoppedError, OutOfTimeError, exchange, on_all_ranks, run_measure
+from callbacks.measures.running import EvaluationStoppedError, OutOfTimeError, on_all_ranks, run_measure
 from callbacks.tracking import Tracker
 from modules.checkpoints import CheckpointError
+from modules.exchange import gathered
 from modules.files import step_name
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ class EvaluationCallback(pl.Callback):
                 self.tracker.log_files(f"{name}-{step_name(context.step)}", "eval_predictions", folder)
 
         known = on_all_ranks(lambda: context.rank == 0 and measure.stored(context) is not None)
-        if exchange(known)[0]:
+        if gathered(known)[0]:
             log.info("%s at step %d was evaluated before this resume", name, context.step)
             return
         run_measure(measure, context, publish=publish)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import lightning.pytorch as pl
-import torch.distributed as dist
 
 from datamodules.mixed import MixedDataModule
+from modules.exchange import gathered
 from modules.json_lines import drop_torn_line
 from modules.omnimamba.config import TASKS
 from modules.run_files import SAMPLES_LOG
@@ -38,10 +38,7 @@ class SampleLog(pl.Callback):
         assert isinstance(data, MixedDataModule)
         places = batch["places"]
         mine = {task: data.keys(task, places[task]) if task in places else [] for task in TASKS}
-        keys = [mine]
-        if trainer.world_size > 1:
-            keys = [{}] * trainer.world_size
-            dist.all_gather_object(keys, mine)
+        keys = gathered(mine)
         step = trainer.global_step + 1
         self._pending += [
             json.dumps({"step": step, "attempt": self.attempt, "rank": rank, **k}) + "\n" for rank, k in enumerate(keys)

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules.checkpoints import STATE, CheckpointError, commit
+from modules.checkpoints import STATE, CheckpointError, NotFiniteError, commit
 from modules.files import GIB
+from modules.finite import broken_tensor
 
 BESIDE = 2**20
 """Upper bound of the bytes that a checkpoint holds in addition to its tensors."""
@@ -25,8 +26,16 @@ def write_checkpoint(state: Mapping[str, Any], final: Path, step: int) -> None:
     """Write ``state``, the state at ``step``, as the checkpoint folder ``final``.
 
     Raises:
-        CheckpointError: the disk is full or fails. Nothing of this checkpoint is left; all others are unchanged.
+        NotFiniteError: the state holds NaN, infinity or a negative mean of squares.
+        CheckpointError: the disk is full or fails.
+        In both cases nothing of this checkpoint is left, and all others are unchanged.
     """
+    if (tensor := broken_tensor(state)) is not None:
+        raise NotFiniteError(
+            f"checkpoint {final} was not written: {tensor} holds NaN, infinity or a negative mean of squares, and "
+            "training could not go on from it. Earlier checkpoints are unchanged. Start the same command again to go "
+            "on from the last one, and lower optim.lr if it happens again"
+        )
     temporary = final.parent / f".{final.name}.tmp"
     try:
         for stale in final.parent.glob(".step-*.tmp"):  # from saves that were cut short

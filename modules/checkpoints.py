@@ -17,12 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from modules.files import move_into_place, sha256, step_folders, step_name
+from modules.finite import broken_tensor
 from modules.omnimamba.weight_names import shortened
 from modules.run_files import CHECKPOINTS
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 STATE = "state.ckpt"
+FINITE = "finite"
+"""In the manifest: all numbers were checked. Checkpoints of earlier versions are checked when they are read."""
 BITS = {2: torch.int16, 4: torch.int32}
 PIECE = 2**22
 
@@ -31,14 +34,21 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message says which one, why, and what to do."""
 
 
+class NotFiniteError(CheckpointError):
+    """A state was not saved, because training could not go on from it."""
+
+
 def commit(temporary: Path, final: Path, step: int) -> None:
-    """Add a manifest to the files in ``temporary`` and rename the folder to ``final``, all or nothing."""
+    """Add a manifest to the files in ``temporary`` and rename the folder to ``final``, all or nothing.
+
+    The caller has checked that all numbers are finite.
+    """
     files = {
         str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(temporary.rglob("*"))
         if path.is_file()
     }
-    manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files}
+    manifest = {"format_version": FORMAT_VERSION, "step": step, FINITE: True, "files": files}
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
     # an earlier attempt may have left a checkpoint of this step, later than the one this run resumed from
     move_into_place(temporary, final, over_folder=True)
@@ -54,6 +64,9 @@ def problem(folder: Path) -> str | None:
         return f"{MANIFEST} is missing or unreadable"
     if version != FORMAT_VERSION:
         return f"format version {version} is not {FORMAT_VERSION}, the one this code reads"
+    checked = manifest.get(FINITE) is True
+    if manifest.keys() - {FINITE} != {"format_version", "step", "files"} or checked != (FINITE in manifest):
+        return f"{MANIFEST} has other keys than it was written with"
     if STATE not in files:
         return f"{MANIFEST} does not list {STATE}"
     if folder.name.startswith("step-") and folder.name != step_name(step):
@@ -66,6 +79,8 @@ def problem(folder: Path) -> str | None:
             return f"{name} has {path.stat().st_size} bytes, the manifest says {size}"
         if sha256(path) != digest:
             return f"{name} was altered: its SHA-256 is not the manifest's"
+    if not checked and (tensor := broken_tensor(read_state(folder))):
+        return f"{tensor} holds numbers that training cannot go on from (NaN, infinity or a negative mean of squares)"
     return None
 
 

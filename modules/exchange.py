@@ -12,7 +12,7 @@ MOST_BYTES = 2**26
 
 
 def gathered(value: Any) -> list[Any]:
-    """``value``, plain data, of every rank in order. A collective call; alone it is the value itself.
+    """``value``, plain data, of every rank in order. A collective call; a single process keeps its value.
 
     Raises:
         ValueError: a rank sends more than `MOST_BYTES`.
@@ -31,7 +31,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def from_first(value: Any) -> Any:
-    """Rank 0's ``value``, plain data, on every rank. A collective call; alone it is the value itself.
+    """Rank 0's ``value``, plain data, on every rank. A collective call; a single process keeps its value.
 
     Raises:
         ValueError: it is longer than `MOST_BYTES`.
@@ -52,7 +52,7 @@ def _several() -> bool:
 
 
 def _encoded(value: Any) -> Tensor:
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # NCCL sends nothing from host memory
     return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
 
 

@@ -100,7 +100,8 @@ settle() {
         exit "$PREEMPTED"
     fi
     [ ! -e "$RUN/PREEMPTED" ] || requeue "told to stop at step $(cat "$RUN/PREEMPTED")" 3
-    [ "$code" != "$USER_ERROR" ] || fail "this does not mend itself; see above"
+    [ "$code" != "$PREEMPTED" ] || requeue "ended before training began" 10 # another job holds the run folder
+    [ "$code" != "$USER_ERROR" ] || fail "a new start would not help; see above"
     newest=$(find "$RUN/checkpoints" -maxdepth 1 -name 'step-*' -printf '%f\n' 2>/dev/null | sort | tail -n 1 || true)
     code=$((code ? code : 1))
     failures=$(grep -c '^failed' "$RUN/.starts-$JOB" 2>/dev/null || true)
@@ -117,7 +118,7 @@ requeue() {
     local starts=$RUN/.starts-$JOB # one line per start: how it ended
     echo "$1" >>"$starts"
     if [ "$(tail -n "$2" "$starts" | grep -cxF "$1")" = "$2" ]; then
-        say "$1, $2 times in a row: it would end so again"
+        say "$1, $2 times in a row: another start would end the same way"
         exit "$((code == PREEMPTED ? 1 : code))"
     fi
     say "requeued: $1"

@@ -18,10 +18,11 @@ from callbacks.measures.fid_config import POOL, FidConfig
 from callbacks.measures.measure import EvaluationContext, Result, file_hashes
 from callbacks.measures.pictures import Drawing, PictureMeasure, decode, require_vq, uniforms, warn_if_greedy
 from callbacks.measures.records import Record
-from callbacks.measures.running import exchange, on_all_ranks
+from callbacks.measures.running import on_all_ranks
 from callbacks.tracking import Tracker
 from datamodules.benchmarks.coco import CaptionPair, CaptionSet, Prompt, pictures_in, read_prompts, write_prompts
 from datamodules.images import centre_crop, read_image, to_image, to_tensor
+from modules.exchange import gathered
 from modules.metrics import kid
 from modules.metrics.features import FeatureSet, collect, take_parts, write_part
 from modules.metrics.fid import POOL_DIM, frechet, pool_features
@@ -119,7 +120,7 @@ class Fid(PictureMeasure):
         if context.world_size == 1:
             return
         # rank 0 decides: after an error, other ranks may have other features
-        missing = exchange(on_all_ranks(lambda: self._missing(context)))[0]
+        missing = gathered(on_all_ranks(lambda: self._missing(context)))[0]
         records = self.records(context)
         parts = {name: self._collect(context, records, name, context.rank, context.world_size) for name in missing}
         write_part(context.records / self.name, parts, context.rank, context.world_size)

@@ -3,13 +3,14 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from callbacks.measures.measure import EvaluationContext, Measure, Publish, Result
+from modules.exchange import gathered
 
 T = TypeVar("T")
 
@@ -42,15 +43,6 @@ def isolated(model: nn.Module) -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
-def exchange(value: T) -> list[T]:
-    """Return ``value`` of every rank, in order; wait for all of them."""
-    if not distributed.is_available() or not distributed.is_initialized():
-        return [value]
-    values: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
-
-
 def on_all_ranks(action: Callable[[], T]) -> T:
     """Run ``action`` and wait for the other ranks. If it fails on any rank, raise on all: none may wait forever."""
     failed = True
@@ -58,7 +50,7 @@ def on_all_ranks(action: Callable[[], T]) -> T:
         result = action()
         failed = False
     finally:
-        ranks = [rank for rank, other in enumerate(exchange(failed)) if other]
+        ranks = [rank for rank, other in enumerate(gathered(failed)) if other]
     if ranks:
         raise RuntimeError(f"evaluation failed on rank {', '.join(map(str, ranks))}; its own log says why")
     return result
@@ -82,9 +74,9 @@ def run_measure(
     with isolated(context.model):
         if generate:
             on_all_ranks(lambda: None if context.rank else measure.prepare(context))
-            if not all(exchange(on_all_ranks(lambda: measure.generate(context)))):
+            if not all(gathered(on_all_ranks(lambda: measure.generate(context)))):
                 raise EvaluationStoppedError(f"{measure.name} was told to stop")
-            share = exchange(on_all_ranks(lambda: measure.done(context)))[0]
+            share = gathered(on_all_ranks(lambda: measure.done(context)))[0]
             if share < 1:
                 raise OutOfTimeError(f"{measure.name} has {share:.0%} of its records when its time was up")
         on_all_ranks(lambda: measure.prepare_scoring(context))

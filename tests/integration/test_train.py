@@ -283,11 +283,13 @@ def test_a_runs_own_configuration_means_that_run_wherever_it_lies(finished: Path
     assert f"{moved} is complete" in done.stdout
 
 
-def test_two_trainings_in_one_folder_are_refused(finished: Path, train: Train, tmp_path: Path) -> None:
+def test_a_training_tries_again_later_if_another_one_holds_its_folder(
+    finished: Path, train: Train, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     (folder / "COMPLETE").unlink()
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = train(UNIFIED, folder, *LENGTH, code=2)
-    assert f"another process is training in run folder {folder}" in done.stderr
+        done = train(UNIFIED, folder, *LENGTH, "run.wait_seconds=0.1", code=75)
+    assert f"another process holds run folder {folder}; wait for it, or choose another run.dir" in done.stderr

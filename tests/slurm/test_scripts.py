@@ -132,7 +132,7 @@ def test_exit_code_0_without_complete_is_a_failure_tried_once_more(jobs: Jobs, s
     job.release()
     job.wait("FAILED")
     assert "requeued: failed at no checkpoint" in job.log
-    assert "failed at no checkpoint, 2 times in a row: it would end so again" in job.log
+    assert "failed at no checkpoint, 2 times in a row: another start would end the same way" in job.log
     assert len(started(calls)) == 2
 
 
@@ -147,11 +147,20 @@ def test_failures_with_progress_are_started_again_up_to_a_limit(jobs: Jobs, stan
     assert len(started(calls)) == 3
 
 
+def test_a_run_folder_that_another_job_holds_is_tried_again_later(jobs: Jobs, stand_in: StandIn) -> None:
+    calls = stand_in(f'[ "${{SLURM_RESTART_COUNT:-0}}" != 0 ] || exit 75\n{COMPLETES}')
+    job = jobs.submit("stage2.sh", *finished_stage_1(jobs))
+    job.release()
+    job.wait("COMPLETED")
+    assert "requeued: ended before training began" in job.log
+    assert len(started(calls)) == 2
+
+
 def test_what_only_the_user_can_mend_is_not_started_again(jobs: Jobs, stand_in: StandIn) -> None:
     calls = stand_in("exit 2")
     job = jobs.submit("stage2.sh", *finished_stage_1(jobs))
     job.wait("FAILED")
-    assert "this does not mend itself" in job.log
+    assert "a new start would not help" in job.log
     assert (len(started(calls)), job.restarts) == (1, 0)
 
 

@@ -1,7 +1,9 @@
 """When checkpoints are written, what becomes of training when they cannot be, and which is the best by a measure."""
 
 import errno
+import json
 import logging
+import math
 import os
 import tempfile
 import threading
@@ -20,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from callbacks import checkpointing
 from callbacks.checkpointing import CheckpointConfig, Checkpointing, best_step
 from modules.checkpoints import STATE, CheckpointError, latest_valid, problem, read_state
-from modules.files import step_name
+from modules.files import sha256, step_name
 
 KEY = "eval/pope/f1_macro"
 ROWS = [
@@ -247,3 +249,40 @@ def test_old_checkpoints_that_cannot_be_removed_cost_no_new_one(
     assert steps(tmp_path) == [1, 2, 3]
     assert latest_valid(tmp_path, pytest.fail) == tmp_path / step_name(3)
     assert f"old checkpoints in {tmp_path} could not be removed: [Errno 13] Permission denied" in caplog.text
+
+
+class Spoiled(pl.Callback):
+    """Makes a moment of step 3 something that training could not go on from."""
+
+    def __init__(self, moment: str, value: float) -> None:
+        self.moment, self.value = moment, value
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        if trainer.global_step == 3:
+            [weight, *_] = module.parameters()
+            trainer.optimizers[0].state[weight][self.moment][0, 0] = self.value
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize(("moment", "value"), [("exp_avg", math.nan), ("exp_avg_sq", math.inf), ("exp_avg_sq", -1e-9)])
+def test_a_state_that_training_cannot_go_on_from_is_not_saved_and_ends_the_run(
+    tmp_path: Path, moment: str, value: float, background: bool
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"optimizer_states\.0\.state\.0\.{moment} holds NaN, infinity or"):
+        train(tmp_path, extra=Spoiled(moment, value), keep_last=1, background=background)
+    assert steps(tmp_path) == [2]
+
+
+def test_an_older_checkpoint_is_checked_when_it_is_read(tmp_path: Path) -> None:
+    train(tmp_path, steps=2)
+    newest = tmp_path / "step-000000002"
+    state = read_state(newest, mapped=False)
+    state["state_dict"]["net.bias"][0] = math.nan
+    torch.save(state, newest / STATE)
+    manifest = json.loads((newest / "manifest.json").read_text())
+    manifest["files"][STATE] = {"bytes": (newest / STATE).stat().st_size, "sha256": sha256(newest / STATE)}
+    del manifest["finite"]
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    said: list[str] = []
+    assert latest_valid(tmp_path, said.append) == tmp_path / "step-000000001"
+    assert "state_dict.net.bias holds numbers that training cannot go on from" in said[0]

@@ -12,7 +12,8 @@ import torch
 from callbacks.measures import running as module
 from callbacks.measures.measure import EvaluationContext, Measure, Result, file_hashes
 from callbacks.measures.records import Record, read_results
-from callbacks.measures.running import OutOfTimeError, exchange, isolated, on_all_ranks, run_measure
+from callbacks.measures.running import OutOfTimeError, isolated, on_all_ranks, run_measure
+from modules.exchange import gathered
 
 Make = Callable[..., EvaluationContext]
 
@@ -188,12 +189,12 @@ def test_run_measure_isolates_the_model(make_context: Make) -> None:
 
 
 def test_one_process_exchanges_with_itself() -> None:
-    assert exchange("x") == ["x"]
+    assert gathered("x") == ["x"]
     assert on_all_ranks(lambda: 3) == 3
 
 
 def test_failure_of_another_rank_raises_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "exchange", lambda failed: [failed, True])
+    monkeypatch.setattr(module, "gathered", lambda failed: [failed, True])
     with pytest.raises(RuntimeError, match="evaluation failed on rank 1; its own log says why"):
         on_all_ranks(lambda: 3)
 
