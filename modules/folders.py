@@ -3,6 +3,8 @@
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,17 +33,29 @@ def files_below(folder: Path, left_out: Counter[str] | None = None) -> list[Path
             folders.sort()
             starts += [path for name in folders if (path := Path(place, name)).is_symlink()]
             found += [Path(place, name) for name in names]
-    kept = [path for path in found if not is_macos(path.relative_to(folder))]
-    if len(kept) < len(found):
-        if left_out is not None:
-            left_out["macos_files_left_out"] += len(found) - len(kept)
-        log.warning("%s: %d files that macOS added (._*, __MACOSX) are left out", folder, len(found) - len(kept))
+    kept = without_macos(found, folder)
+    if left_out is not None and len(kept) < len(found):
+        left_out["macos_files_left_out"] += len(found) - len(kept)
     return sorted(kept)
 
 
-def is_macos(path: Path) -> bool:
-    """Whether a file only holds what macOS stores about another file: AppleDouble, named ``._`` and its name."""
+def without_macos(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """Those of ``paths``, files below ``folder``, that do not only hold what macOS stores about another file."""
+    inner = [path.relative_to(folder) for path in paths]
+    kept = [path for path, name in zip(paths, inner, strict=True) if not _is_macos(name)]
+    if len(kept) < len(paths):
+        _warn(folder, len(paths) - len(kept))
+    return kept
+
+
+def _is_macos(path: Path) -> bool:
     return path.name.startswith("._") or "__MACOSX" in path.parts
+
+
+@cache
+def _warn(folder: Path, count: int) -> None:
+    """Say it once in a process, however often the folder is listed."""
+    log.warning("%s: %d files that macOS added (._*, __MACOSX) are left out", folder, count)
 
 
 def _fail(error: OSError) -> NoReturn:

@@ -18,7 +18,7 @@ from datamodules.benchmarks.questions import (
     require_unique,
 )
 from datamodules.images import ImageSource, StoredImage
-from modules.folders import is_macos
+from modules.folders import without_macos
 from modules.reading import checked, read_lines, require_file
 
 OFFICIAL_IMAGES = {
@@ -113,7 +113,8 @@ def _texts(source: Path) -> Iterator[tuple[str, Path, Path]]:
         folder = root / category
         apart = (folder / "questions_answers_YN").is_dir()
         texts, pictures = (folder / "questions_answers_YN", folder / "images") if apart else (folder, folder)
-        yield from ((category, path, pictures) for path in sorted(texts.glob("*.txt")) if not is_macos(path))
+        found = without_macos(list(texts.glob("*.txt")), texts)
+        yield from ((category, path, pictures) for path in sorted(found))
 
 
 def _table(path: Path) -> Iterator[Question]:

@@ -170,7 +170,7 @@ def test_broken_tables(tmp_path: Path, rows: list[str], message: str) -> None:
         read_mme(table(tmp_path, *rows), official=False)
 
 
-def test_byte_order_marks_and_files_of_macos_change_nothing(tmp_path: Path) -> None:
+def test_byte_order_marks_and_files_of_macos_change_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [f"{i}\t{CELL}\tIs it?\t{label}\tOCR\t1.jpg" for i, label in enumerate(("Yes", "No"))]
     path = table(tmp_path, *rows)
     path.write_text(path.read_text(), encoding="utf-8-sig")
@@ -179,6 +179,7 @@ def test_byte_order_marks_and_files_of_macos_change_nothing(tmp_path: Path) -> N
     (tmp_path / "OCR" / "._1.txt").write_bytes(b"\x00\x05\x16\x07\xff")
     assert [question.question[:5] for question in read_mme(tmp_path, official=False)] == ["Is th"] * 2
     assert [path.name for path in mme_files(tmp_path)] == ["1.txt"]
+    assert caplog.messages == [f"{tmp_path / 'OCR'}: 1 files that macOS added (._*, __MACOSX) are left out"]
 
 
 def test_pointers_of_git_lfs_are_named(tmp_path: Path) -> None:
