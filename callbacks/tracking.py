@@ -15,14 +15,19 @@ from typing import IO, Any
 from PIL import Image
 
 from callbacks.wandb_run import Report, TrackingConfig, WandbRun
+from modules.files import write_file
 from modules.json_lines import drop_torn_line, read_rows
-from modules.run_files import METRICS
+from modules.run_files import METRICS, METRICS_REST
 
 __all__ = ["Tracker", "TrackingConfig", "read_metrics"]
 
 log = logging.getLogger(__name__)
 
 Watch = Callable[[int, Mapping[str, float | None]], None]
+
+
+class MetricsError(ValueError):
+    """Rows of metrics.jsonl have no room on the disk."""
 
 
 class Tracker:
@@ -49,13 +54,14 @@ class Tracker:
         self.attempt = attempt
         self.watch = watch
         self._file: IO[bytes] | None = None
-        self._pending = b""
+        self._pending, self._done = b"", 0
         self._told = False
         self._wandb: WandbRun | None = None
         if not write:
             return
         drop_torn_line(folder / METRICS)
         self._file = (folder / METRICS).open("ab", buffering=0)
+        self._take_rest()
         if config.wandb == "disabled":
             report(f"W&B is disabled; metrics are in {folder}")
         else:
@@ -131,30 +137,68 @@ class Tracker:
 
         self._do(use)
 
+    def require_written(self) -> None:
+        """Called before a run is complete.
+
+        Raises:
+            MetricsError: rows still have no room.
+        """
+        if self._file is None or self._write():
+            return
+        rows = self._left().count(b"\n")
+        raise MetricsError(
+            f"{self.folder / METRICS} has no room for {rows} rows, which {METRICS_REST} holds if there is room for it: "
+            "make room, and start the same command again to complete the run"
+        )
+
     def close(self, exit_code: int = 0, *, preempted: bool = False) -> None:
-        """Flush, and end the W&B run; see `WandbRun.close`."""
+        """Flush, and end the W&B run; see `WandbRun.close`. Rows without room are kept in `METRICS_REST`."""
         if self._file is not None:
-            self._write()
+            if not self._write():
+                self._keep_rest()
             self._file.close()
             self._file = None
         if self._wandb is not None:
             self._wandb.close(exit_code, preempted=preempted)
             self._wandb = None
 
-    def _write(self) -> None:
+    def _write(self) -> bool:
         """Append the pending rows. If a full disk cut a row short, its rest is written first once there is room."""
         assert self._file is not None
         try:
-            while self._pending:
-                self._pending = self._pending[self._file.write(self._pending) :]
+            while self._done < len(self._pending):
+                self._done += self._file.write(self._pending[self._done :])
+            self._pending, self._done = b"", 0
+            return True
         except OSError as error:
             if not self._told:
                 self._told = True
                 log.error(
-                    "%s cannot be written (%s): training goes on. New rows stay in memory until there is room again, "
-                    "and are lost if the run ends before that. Make room on the disk",
+                    "%s cannot be written (%s): training goes on. New rows stay in memory until there is room again "
+                    f"or the run ends; then {METRICS_REST} holds them. Make room on the disk",
                     *(self.folder / METRICS, error),
                 )
+            return False
+
+    def _left(self) -> bytes:
+        """The rows that are not wholly in the file."""
+        return self._pending[self._pending.rfind(b"\n", 0, self._done) + 1 :]
+
+    def _keep_rest(self) -> None:
+        rows = self._left()
+        try:
+            drop_torn_line(self.folder / METRICS)
+            write_file(self.folder / METRICS_REST, rows.decode())
+        except OSError as error:
+            log.error("%d rows of %s are lost: %s", rows.count(b"\n"), self.folder / METRICS, error)
+
+    def _take_rest(self) -> None:
+        """Move rows of an earlier attempt to where they belong."""
+        rest = self.folder / METRICS_REST
+        if rest.is_file():
+            self._pending = rest.read_bytes()
+            if self._write():
+                rest.unlink()
 
     def _mirror(self, step: int, row: Callable[[], dict[str, Any]]) -> None:
         """Log the result of ``row`` to W&B. The W&B thread calls it, so it can neither slow nor fail training."""

@@ -18,6 +18,7 @@ from pipelines.run.console import say, warn
 from pipelines.run.ending import PREEMPTED
 from pipelines.run.hardware import COMPUTE, check_hardware, use_kernel_cache
 from pipelines.run.memory import estimate_memory
+from pipelines.run.output import outlived_output
 from pipelines.run.ranks import find_ranks, refuse_other_launch
 from pipelines.run.runfolder import HeldError, RunFolder, claim, open_run
 from pipelines.run.training import Training
@@ -36,7 +37,7 @@ def fit(config: RunConfig) -> Path:
     refuse_other_launch(config.hardware.devices, config.hardware.nodes)
     ranks = find_ranks(timedelta(minutes=config.hardware.timeout_minutes))
     check_hardware(config.hardware, deterministic=config.trainer.deterministic)
-    with ExitStack() as held:
+    with outlived_output(), ExitStack() as held:
         run = RunFolder.from_json(ranks.from_rank_0(lambda: _open(config, held if leads else None).as_json()))
         if run.complete:
             report(f"{run.path} is complete ({COMPLETE}); nothing to do")

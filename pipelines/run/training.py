@@ -119,6 +119,7 @@ class Training:
             return PREEMPTED
         if trainer.global_step < trainer.max_steps:
             raise RuntimeError(f"training ended at step {trainer.global_step} of {trainer.max_steps} without an error")
+        self.tracker.require_written()
         if self.leads:
             self.run.finish(trainer.global_step)
         return DONE

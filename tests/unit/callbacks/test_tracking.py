@@ -19,8 +19,9 @@ import wandb
 from PIL import Image
 
 from callbacks import wandb_run
-from callbacks.tracking import Tracker, TrackingConfig, read_metrics
-from modules.run_files import METRICS
+from callbacks.tracking import MetricsError, Tracker, TrackingConfig, read_metrics
+from modules.run_files import METRICS, METRICS_REST
+from tests.disks import mounted
 from tests.servers import silent_server
 from tests.wandb_files import wandb_entries, wandb_history
 
@@ -382,6 +383,29 @@ def test_rows_that_found_no_room_are_written_when_there_is_some(
     disk.room = 10_000
     tracker.log(4, {"x": 1.0})
     assert [json.loads(line)["step"] for line in disk.content.splitlines()] == [1, 2, 3, 4]
+
+
+def test_a_run_is_not_complete_while_rows_have_no_room_and_the_next_attempt_writes_them(
+    make: MakeTracker, tmp_path: Path
+) -> None:
+    with mounted(tmp_path / "disk", 4096) as disk:
+        whole = "".join(f'{{"step": {step}, "attempt": 1, "x": 1}}\n' for step in range(100))
+        (disk / METRICS).write_text(whole)
+        (tmp_path / METRICS).symlink_to(disk / METRICS)
+        tracker = make(attempt=2)
+        for step in range(100, 120):
+            tracker.log(step, {"x": 1})
+        with pytest.raises(MetricsError, match=rf"{METRICS} has no room for \d+ rows, which {METRICS_REST} holds"):
+            tracker.require_written()
+        tracker.close(2)
+        assert [row["step"] for row in read_metrics(tmp_path)] != list(range(120))
+        assert (tmp_path / METRICS_REST).is_file()
+        subprocess.run(["mount", "-o", "remount,size=64k", str(disk)], check=True)
+        tracker = make(attempt=3)
+        tracker.require_written()
+        tracker.close()
+        assert [row["step"] for row in read_metrics(tmp_path)] == list(range(120))
+        assert not (tmp_path / METRICS_REST).exists()
 
 
 LOGGING = """
