@@ -4,6 +4,7 @@ import logging
 import netrc
 import os
 import queue
+import shlex
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ class WandbRun:
             say(
                 redact(
                     f"{why}: W&B data is kept offline in {self.folder / 'wandb'}; "
-                    f"`python -m pipelines.report sync {self.folder}` uploads it"
+                    f"`python -m pipelines.report sync {shlex.quote(str(self.folder))}` uploads it"
                 )
             )
         return run

@@ -12,6 +12,7 @@ trained again; delete their folders to start over. Ends with exit code 1 if the 
 
 import argparse
 import os
+import shlex
 import sys
 import textwrap
 import time
@@ -65,10 +66,10 @@ def main() -> None:
     _sheet(unified).save(sheet)
     say(f"picture sheet: {sheet} (rows: real, through the VQ tokenizer, generated from the caption)")
     say(f"report of all three runs: {write_report(runs, unified.parent / 'report.html')} (open it in any browser)")
-    python = os.path.relpath(sys.executable)
+    python, folder = shlex.quote(os.path.relpath(sys.executable)), shlex.quote(str(unified))
     say(f"demo done in {time.monotonic() - started:.0f} s; ask it yourself:")
-    say(f'  {python} -m pipelines.generate {unified} text2image "a large red circle"')
-    say(f'  {python} -m pipelines.generate {unified} describe IMAGE "Is there a red circle in the image?" --short')
+    say(f'  {python} -m pipelines.generate {folder} text2image "a large red circle"')
+    say(f'  {python} -m pipelines.generate {folder} describe IMAGE "Is there a red circle in the image?" --short')
     failures = failures_of(t2i, unified)
     for failure in failures:
         say(f"DID NOT LEARN: {failure}")

@@ -94,10 +94,11 @@ def _write(folder: Path, weights: "dict[str, Tensor]", trained: "Trained", merge
     from modules.files import code_version
     from modules.run_files import CONFIG
     from pipelines.run.config import as_dict
+    from pipelines.run.texts import literally
     from pipelines.run.trained import TOKENIZER
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(as_dict(_config(trained, merged)))))
+    (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(literally(as_dict(_config(trained, merged))))))
     shutil.copy(trained.config.model.tokenizer, folder / TOKENIZER)
     facts = {"run": trained.config.name, "step": trained.step, "merged": merged or None, "code": code_version()}
     exports.write(weights, folder, facts)

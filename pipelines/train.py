@@ -33,15 +33,17 @@ def main() -> None:
     # imported here to keep --help fast
     from pipelines.run.config import load
     from pipelines.run.fit import fit
+    from pipelines.run.texts import override
 
     overrides = list(arguments.overrides)
     if not any(word.startswith("run.dir=") for word in overrides):
         if (arguments.config.parent / "provenance.json").is_file():
             # the config.yaml of a run folder means that run, even if the folder was moved
-            overrides.append(f"run.dir='{arguments.config.parent}'")
+            overrides.append(override("run.dir", arguments.config.parent))
         elif "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:
             # trials of a sweep share one configuration file, but each has its own run
-            overrides.append(f"run.dir='runs/sweeps/{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}'")
+            run = Path("runs/sweeps", os.environ["WANDB_SWEEP_ID"], os.environ["WANDB_RUN_ID"])
+            overrides.append(override("run.dir", run))
     fit(load(arguments.config, overrides))
 
 

@@ -94,7 +94,7 @@ class RunConfig:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.run.dir or f"runs/{self.name}").expanduser()
+        return Path(self.run.dir or f"runs/{self.name}")
 
     def problems(self) -> list[str]:
         """Broken rules of all sections, each with the way out."""
@@ -112,8 +112,6 @@ class RunConfig:
                 f"guards.spike_sigma={self.guards.spike_sigma} needs hardware.strategy=ddp: under "
                 f"{self.hardware.strategy} an update cannot be left out"
             )
-        if self.run.dir.startswith("~") and not _has_home(self.run.dir):
-            found.append(f"run.dir={self.run.dir} names the home of an unknown user; write the path out")
         if not self.name or "/" in self.name:
             found.append(f"name={self.name!r} must be a folder name: not empty, and without '/'")
         if self.checkpoint.best and self.evaluation.every_n_steps % self.checkpoint.every_n_steps:
@@ -147,21 +145,13 @@ class RunConfig:
         return found
 
 
-def _has_home(folder: str) -> bool:
-    try:
-        Path(folder).expanduser()
-    except RuntimeError:
-        return False
-    return True
-
-
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Load the configuration of a YAML file and its includes, with ``key=value`` overrides, and check it.
 
     Raises:
         ConfigError: it is wrong; the message names key, value, rule and way out.
     """
-    values = merge(read_yaml(path), dotlist(overrides), source="the command line")
+    values = merge(read_yaml(path), dotlist(overrides, RunConfig), source="the command line")
     return build(RunConfig, values, source=str(path))
 
 

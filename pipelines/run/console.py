@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from os.path import expanduser
 from typing import Any, NoReturn
 
 from modules.redaction import redact
@@ -45,6 +46,7 @@ def run_verb(main: Callable[[], None]) -> NoReturn:
     handler.setFormatter(_Redacted("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     faulthandler.enable(STDERR)  # a crash in native code shows at least where it was
+    sys.argv[1:] = [_at_home(word) for word in sys.argv[1:]]
     try:
         main()
     except SystemExit as stop:
@@ -63,6 +65,12 @@ def run_verb(main: Callable[[], None]) -> NoReturn:
         _complain("".join(traceback.format_exception(error)).rstrip("\n"))
         _leave(FAILED)
     _leave(DONE)
+
+
+def _at_home(word: str) -> str:
+    """A word of the command line with ~ expanded, which shells leave in ``--out=~/x``; see `texts` for key=value."""
+    option, mark, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{mark}{expanduser(value)}"
 
 
 def _leave(code: Any) -> NoReturn:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from modules.redaction import find_secrets, is_secret_key
+from pipelines.run.texts import as_typed, at_home, kind_of, unquoted
 
 Config = TypeVar("Config")
 
@@ -25,11 +27,13 @@ def parse_overrides(cls: type[Config], overrides: Sequence[str]) -> Config:
     Raises:
         ConfigError: an unknown key, a wrong type, a missing value or a broken rule.
     """
-    return build(cls, dotlist(overrides), source="the command line")
+    return build(cls, dotlist(overrides, cls), source="the command line")
 
 
-def dotlist(overrides: Sequence[str]) -> DictConfig:
-    """``["a.b=1", ...]`` as a nested configuration.
+def dotlist(overrides: Sequence[str], cls: type) -> DictConfig:
+    """``["a.b=1", ...]`` as a nested configuration of the dataclass ``cls``.
+
+    What is given for a text is that text as typed; other values are YAML.
 
     Raises:
         ConfigError: a word is not of the form key=value, its value is not valid YAML, or it contradicts an earlier one.
@@ -39,7 +43,7 @@ def dotlist(overrides: Sequence[str]) -> DictConfig:
         if "=" not in word.removeprefix("="):
             raise ConfigError(f"override '{word}' is not of the form key=value, for example trainer.max_steps=100")
         try:
-            values.merge_with_dotlist([word])
+            _set(values, word, cls)
         except (OmegaConfBaseException, YAMLError) as error:
             if is_secret_key(key := word.split("=")[0]):
                 raise _secrets_refused("the command line", [(key, "is named like a secret")]) from None
@@ -47,6 +51,16 @@ def dotlist(overrides: Sequence[str]) -> DictConfig:
                 f"override '{word}' cannot be read: {error}. Quote values with special characters."
             ) from error
     return values
+
+
+def _set(values: DictConfig, word: str, cls: type) -> None:
+    key, _, typed = word.partition("=")
+    try:
+        value = as_typed(kind_of(cls, key), typed)
+    except LookupError:
+        values.merge_with_dotlist([word])
+    else:
+        OmegaConf.update(values, key, value)
 
 
 def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
@@ -73,7 +87,7 @@ def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
         raise ConfigError(f"{path} must hold keys and values at its top level")
     merged = OmegaConf.create({})
     for name in _includes(own.pop("include", []), path):
-        merged = merge(merged, read_yaml(path.parent / name, (*_seen, path)), source=str(path))
+        merged = merge(merged, read_yaml(path.parent / expanduser(name), (*_seen, path)), source=str(path))
     return merge(merged, own, source=str(path))
 
 
@@ -104,17 +118,25 @@ def build(cls: type[Config], values: DictConfig, source: str) -> Config:
     Raises:
         ConfigError: see `parse_overrides`; or a secret is among the values.
     """
-    _refuse_secrets(OmegaConf.to_container(values), source)
+    plain: Any = OmegaConf.to_container(values)
+    _refuse_secrets(plain, source)
+    _refuse(list(unquoted(cls, plain)), source)
     try:
         config: Any = OmegaConf.to_object(merge(OmegaConf.structured(cls), values, source))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {_explain(error, values, cls)}") from error
     _refuse_secrets(asdict(config), source)  # an interpolation may have brought one
-    problems = _not_finite(config) + (config.problems() if hasattr(config, "problems") else [])
+    try:
+        result: Config = at_home(config)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    _refuse(_not_finite(result) + (result.problems() if hasattr(result, "problems") else []), source)
+    return result
+
+
+def _refuse(problems: Sequence[str], source: str) -> None:
     if problems:
         raise ConfigError(f"{source}:\n" + "\n".join(f"  - {problem}" for problem in problems))
-    result: Config = config
-    return result
 
 
 def _refuse_secrets(values: Any, source: str) -> None:

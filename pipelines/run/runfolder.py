@@ -27,6 +27,7 @@ from modules.run_files import CHECKPOINTS, COMPLETE, CONFIG, LOCK, METRICS, PREE
 from pipelines.run.config import FREE_ON_RESUME, RunConfig, as_dict, differences
 from pipelines.run.console import warn
 from pipelines.run.overrides import ConfigError, build, read_yaml
+from pipelines.run.texts import literally
 
 PACKAGES = ("torch", "lightning", "mamba-ssm", "causal-conv1d", "deepspeed", "wandb", "webdataset", "datasets", "peft",
             "omegaconf", "numpy", "pillow", "tokenizers", "safetensors")  # fmt: skip
@@ -60,7 +61,7 @@ class RunFolder:
             ConfigError: the values are not those of a run folder.
         """
         wanted = checked(values, _Opened, "the run folder that rank 0 has opened")
-        config = build(RunConfig, OmegaConf.create(wanted["config"]), source="rank 0")
+        config = build(RunConfig, OmegaConf.create(literally(wanted["config"])), source="rank 0")
         checkpoint = wanted["checkpoint"]
         return cls(config.folder, config, None if checkpoint is None else Path(checkpoint), wanted["complete"])
 
@@ -85,7 +86,7 @@ class RunFolder:
         run_id: str = known.get("wandb_run_id") or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(8)
         _refuse_other_trial(self.path, run_id)
         (self.path / COMPLETE).unlink(missing_ok=True)  # it exists if a complete run is trained further
-        write_file(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(as_dict(self.config))))
+        write_file(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(literally(as_dict(self.config)))))
         resumed = self.checkpoint.name if self.checkpoint else None
         before = [each["attempt"] for each in (*attempts, *read_metrics(self.path)) if "attempt" in each]
         number = 1 + max([len(attempts), *before])

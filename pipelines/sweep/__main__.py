@@ -41,13 +41,14 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
 
     # imported here to keep --help fast
+    from pipelines.run.config import RunConfig
     from pipelines.run.overrides import ConfigError, dotlist
     from pipelines.sweep.file import read_sweep
     from pipelines.sweep.runner import Runner
     from pipelines.sweep.trials import SweepFolder
 
     sweep = read_sweep(arguments.sweep)
-    dotlist(arguments.overrides)
+    dotlist(arguments.overrides, RunConfig)
     if taken := [word for word in arguments.overrides if word.startswith("run.dir=")]:
         raise ConfigError(f"{taken[0]}: every trial has its own run folder; --folder says where they are")
     folder = SweepFolder(arguments.folder or Path("runs/sweeps") / arguments.sweep.stem)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from modules.run_files import COMPLETE
 from pipelines.run.console import say, warn
 from pipelines.run.ending import INTERRUPTED, PREEMPTED
 from pipelines.run.overrides import ConfigError
+from pipelines.run.texts import override
 from pipelines.sweep.file import Sweep
 from pipelines.sweep.trials import SweepFolder, Trial, best
 
@@ -101,8 +102,9 @@ class Runner:
     def _words(self, trial: Trial) -> list[str]:
         """The arguments of ``pipelines.train``."""
         name = self.folder.path.name
-        ours = [f"name={name}-{trial.name}", f"tracking.group={name}"]  # so that W&B groups the trials
-        return [*self.sweep.words(trial.parameters), *ours, *self.overrides, f"run.dir={self.folder.run(trial)}"]
+        ours = [override("name", f"{name}-{trial.name}"), override("tracking.group", name)]  # so W&B groups the trials
+        run = override("run.dir", self.folder.run(trial))
+        return [*self.sweep.words(trial.parameters), *ours, *self.overrides, run]
 
     def _report(self, limit: int) -> None:
         trials = [trial for trial in self.folder.trials() if trial.number < limit]
@@ -118,21 +120,27 @@ class Runner:
 def train(words: Sequence[str], log: Path, claim: int) -> int:
     """Train in a separate process, which receives the signals of this one; return its exit code."""
     environment = {key: value for key, value in os.environ.items() if key not in NO_AGENT}
-    with log.open("a") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "pipelines.train", *words],
-            stdout=output, stderr=output, env=environment, pass_fds=[claim],
-        )  # fmt: skip
-        signs = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-        before = [signal.signal(sign, lambda number, _frame: process.send_signal(number)) for sign in signs]
+    early: list[int] = []
+    pass_on: Callable[[int], None] = early.append  # until there is a process
+    signs = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.signal(sign, lambda number, _frame: pass_on(number)) for sign in signs]
+    try:
+        with log.open("a") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-u", "-m", "pipelines.train", *words],
+                stdout=output, stderr=output, env=environment, pass_fds=[claim],
+            )  # fmt: skip
+        pass_on = process.send_signal
+        for number in early:
+            process.send_signal(number)
         try:
             return process.wait()
         except KeyboardInterrupt:  # the terminal sends Ctrl-C to the trial, too
             process.wait()
             raise
-        finally:
-            for sign, handler in zip(signs, before, strict=True):
-                signal.signal(sign, handler)
+    finally:
+        for sign, handler in zip(signs, before, strict=True):
+            signal.signal(sign, handler)
 
 
 def last_words(said: str, code: int) -> str:

@@ -38,7 +38,9 @@ def test_the_run_folder_is_named_by_the_run_unless_told(file: Path) -> None:
 def test_the_home_folder_may_be_written_short(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert load(file, ["run.dir=~/runs/a"]).folder == Path("/home/me/runs/a")
-    with pytest.raises(ConfigError, match=r"run\.dir=~nobody_here/a names the home of an unknown user"):
+    with pytest.raises(
+        ConfigError, match=r"run\.dir=~nobody_here/a: ~ stands for a home folder, but there is no such user"
+    ):
         load(file, ["run.dir=~nobody_here/a"])
 
 

@@ -16,6 +16,18 @@ def failing(error: Exception) -> None:
     raise error
 
 
+def test_the_home_folder_may_be_written_short_in_every_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells expand ``~/x``, but not ``--out=~/x`` or ``'~/x'``."""
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["verb", "~/runs/a", "--out=~/b.png", "--json", "~", "data.cache=~/c", "a ~ b", "--out=a~/b", "-x"]
+    monkeypatch.setattr(sys, "argv", words)
+    seen: list[str] = []
+    with pytest.raises(SystemExit):
+        run_verb(lambda: seen.extend(sys.argv))
+    home = ["verb", "/home/me/runs/a", "--out=/home/me/b.png", "--json", "/home/me", "data.cache=~/c", "a ~ b"]
+    assert seen == [*home, "--out=a~/b", "-x"]  # a configuration expands its own words
+
+
 CRASH = """
 import mmap, sys
 from pipelines.run.console import run_verb

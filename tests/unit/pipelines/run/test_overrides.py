@@ -83,7 +83,7 @@ def test_defaults_stand_and_later_words_win() -> None:
         (["name=x", "inner.share=much"], "inner.share (given: 'much'): Value 'much' of type 'str' could not be"),
         (["name=x", "on=perhaps"], "on (given: 'perhaps'): Value 'perhaps' is not a valid bool"),
         (["name=x", "kind=huge"], "kind (given: 'huge'): Invalid value 'huge', expected one of ['small', 'large']"),
-        (["name=null"], "name: Incompatible value 'None' for field of type 'str'"),
+        (["name=???"], "name has no value and needs one"),
         (["name=x", "paths=a"], "paths (given: 'a') must be a list: paths=[a]"),
         (["name=x", "inner=3"], "inner (given: 3): Merge error"),
         (["name=x", "inner=[1, 2]"], "inner (given: [1, 2]): Merge error"),
@@ -117,8 +117,8 @@ def test_a_value_that_is_no_yaml_is_refused() -> None:
 
 
 def test_dotlist_nests() -> None:
-    assert dotlist(["a.b=1", "a.c=[x]"]) == OmegaConf.create({"a": {"b": 1, "c": ["x"]}})
-    assert dotlist([]) == OmegaConf.create({})
+    assert dotlist(["a.b=1", "a.c=[x]"], Outer) == OmegaConf.create({"a": {"b": 1, "c": ["x"]}})
+    assert dotlist([], Outer) == OmegaConf.create({})
 
 
 def write(path: Path, text: str) -> Path:

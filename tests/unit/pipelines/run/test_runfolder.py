@@ -14,6 +14,7 @@ from datamodules.mixed import Counts
 from modules.checkpoints import STATE, CheckpointError, commit
 from pipelines.run.config import ConfigError, RunConfig, load
 from pipelines.run.runfolder import RunFolder, open_run, provenance
+from pipelines.run.texts import override
 
 MINIMAL = """
 name: tiny
@@ -68,6 +69,16 @@ def test_another_programs_config_is_not_a_run_of_this_one(folder: Path, configur
     with pytest.raises(ConfigError, match=r"belongs to another configuration:\n") as error:
         open_run(configured())
     assert "learning_rate: 3 there, None now" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["${name}", "o'brien", "lr #2", "\\${name}", "007"])
+def test_a_folder_of_an_odd_name_is_read_back(tmp_path: Path, configured: Callable[..., RunConfig], name: str) -> None:
+    config = configured(override("run.dir", tmp_path / name), override("tracking.group", name))
+    open_run(config).begin({"mmu": "a"})
+    again = load(tmp_path / name / "config.yaml")
+    assert (again.run.dir, again.tracking.group) == (str(tmp_path / name), name)
+    run = open_run(again)
+    assert RunFolder.from_json(run.as_json()) == run
 
 
 def test_begin_writes_what_can_be_run_again(folder: Path, configured: Callable[..., RunConfig]) -> None:
