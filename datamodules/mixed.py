@@ -7,14 +7,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from datamodules.datasets import CaptionChoice, DataError, MixedDataset, MMUSamples, Padding, T2ISamples
 from datamodules.encode import PromptTemplate
+from datamodules.handover import BatchLoader, hand_over, start_worker
 from datamodules.plan import Places, StepPlan, Stream
 from datamodules.shards.reader import ShardSet
 from datamodules.t2i_table import open_table
-from modules import signals
 from modules.omnimamba.config import TASKS, ModelConfig, Task
 from modules.omnimamba.tokenizer import TextTokenizer
 
@@ -127,8 +127,10 @@ class MixedDataModule(pl.LightningDataModule):
         tasks: Sequence[Task],
         seed: int,
         report: Report = lambda _: None,
+        hang_minutes: float = 0.0,
     ) -> None:
-        """Open the shards of ``tasks``; ``report`` is called with the progress of slow work.
+        """Open the shards of ``tasks``; ``report`` is called with the progress of slow work. If workers make no
+        micro-batch for ``hang_minutes``, training ends; 0: never.
 
         Raises:
             FileNotFoundError: a task has no manifest.
@@ -137,7 +139,7 @@ class MixedDataModule(pl.LightningDataModule):
         super().__init__()
         self.config = config
         self.seed = seed
-        self._report = report
+        self._report, self._hang_minutes = report, hang_minutes
         self.samples: dict[Task, T2ISamples | MMUSamples] = {}
         for task in (task for task in TASKS if task in tasks):
             shards = self._open(task)
@@ -194,18 +196,19 @@ class MixedDataModule(pl.LightningDataModule):
         if self.trainer is not None:
             self.plan = self._plan(self.trainer.global_rank, self.trainer.world_size)
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> BatchLoader:
         """An endless stream of micro-batches, from the committed position on."""
         workers = self.config.num_workers
-        return DataLoader(
+        return BatchLoader(
             MixedDataset(self.samples),
             batch_size=None,  # the sampler yields whole micro-batches
             sampler=_PlanSampler(self),
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=hand_over,
             pin_memory=self._for_gpu(),
             prefetch_factor=2 if workers else None,
-            worker_init_fn=_start_worker if workers else None,
+            worker_init_fn=start_worker if workers else None,
+            timeout=60 * self._hang_minutes if workers else 0,
         )
 
     def _for_gpu(self) -> bool:
@@ -274,12 +277,3 @@ class _PlanSampler(Sampler[dict[Task, Places]]):
 
     def __len__(self) -> int:
         return ENDLESS
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _start_worker(_worker: int) -> None:
-    signals.ignore()
-    torch.set_num_threads(1)

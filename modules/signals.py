@@ -133,7 +133,16 @@ class _Watcher(threading.Thread):
         if self._signal is not None and now - max(wait.since, self._signal[1]) > wait.patience + 2 * _POLL_SECONDS:
             number, _ = self._signal
             _say(f"told to stop by {signal.Signals(number).name} while waiting for {wait.what}; start again to go on")
+            _end_workers()
             os._exit(INTERRUPTED if number == signal.SIGINT else PREEMPTED)
+
+
+def _end_workers() -> None:
+    """End the worker processes, as Python does at a normal exit."""
+    multiprocessing = sys.modules.get("multiprocessing")  # not loaded for its own sake
+    if multiprocessing is not None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
 
 
 def _say(text: str) -> None:

@@ -176,7 +176,15 @@ def build_data(
         ConfigError: the codes in the T2I shards are not from ``vq``, as far as it is known what they are from.
     """
     tasks = STAGES[config.stage.name].tasks
-    data = MixedDataModule(config.data, config.model, tokenizer, tasks=tasks, seed=config.seed, report=report)
+    data = MixedDataModule(
+        config.data,
+        config.model,
+        tokenizer,
+        tasks=tasks,
+        seed=config.seed,
+        report=report,
+        hang_minutes=config.guards.hang_minutes,
+    )
     if "t2i" in data.samples and vq is not None:
         _compare_vq(config, data.samples["t2i"].shards.meta.get("vq"), vq)
     return data
