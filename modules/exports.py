@@ -3,15 +3,16 @@
 An exported folder holds ``model.safetensors`` and, written last, ``export.json`` with its size and SHA-256.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import torch
+from annotated_types import Ge
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from modules.checkpoints import CheckpointError
 from modules.files import sha256, write_json
@@ -22,10 +23,22 @@ from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.vision import DinoSiglip
 from modules.omnimamba.vq import ImageTokenizer
 from modules.published import PublishedWeights, from_published, to_published
+from modules.reading import read_json, require_file
 from modules.weight_files import SAFETENSORS
 
 EXPORT = "export.json"
 FORMAT_VERSION = 1
+
+
+class _File(TypedDict):
+    bytes: int
+    sha256: str
+
+
+class _Facts(TypedDict):
+    files: dict[str, _File]
+    step: Annotated[int, Ge(0)]
+    merged: NotRequired[Task | None]
 
 
 def all_weights(model: OmniMamba, vq: ImageTokenizer | None = None, *, encoders: bool = False) -> dict[str, Tensor]:
@@ -85,13 +98,14 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: the folder is damaged.
     """
-    try:
-        facts = json.loads((folder / EXPORT).read_text())
-        size, digest = (facts["files"][SAFETENSORS][key] for key in ("bytes", "sha256"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"exported folder {folder} has no readable {EXPORT}; export it again") from error
     path = folder / SAFETENSORS
-    if not path.is_file() or path.stat().st_size != size or sha256(path) != digest:
+    try:
+        facts: Any = read_json(folder / EXPORT, _Facts, "description")
+        entry = facts["files"][SAFETENSORS]
+        require_file(path, "exported weights")
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"exported folder {folder} cannot be read ({error}); export it again") from error
+    if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
         raise CheckpointError(f"{path} is missing or not what {EXPORT} says was written; export it again")
     with safe_open(str(path), framework="pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

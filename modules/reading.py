@@ -65,7 +65,8 @@ def parse_json(content: str | bytes, where: str) -> Any:
     except RecursionError:
         raise ValueError(f"{where} is nested too deeply to be read; these files have a few levels") from None
     except ValueError as error:
-        raise ValueError(f"{where} is not valid JSON ({error}); fetch it again, or fix it") from None
+        several = "holds several JSON values, but must hold one" if str(error).startswith("Extra data") else ""
+        raise ValueError(f"{where} {several or 'is not valid JSON'} ({error}); fetch it again, or fix it") from None
 
 
 def read_text(path: Path, what: str) -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from datamodules.shards.fetch import Progress, Wanted, cached_path, fetch, fetch_all, is_url, shown
 from datamodules.shards.manifest import DamagedShardError, Manifest, ShardEntry
+from modules.reading import require_file
 
 __all__ = ["DamagedShardError", "Index", "Sample", "ShardSet", "payload_fault", "read_index", "shard_files"]
 
@@ -74,6 +75,7 @@ class ShardSet:
         for entry, (tar, index) in zip(read.entries, shard_files(read, folder), strict=True):
             found = _existing(tar, read).stat().st_size
             if found != entry.bytes:
+                require_file(tar, "shard")  # which names a pointer of git-lfs
                 raise DamagedShardError(
                     f"shard {tar} has {found} bytes, its manifest says {entry.bytes}; copy or build it again"
                 )

@@ -159,9 +159,18 @@ def test_a_damaged_export_is_refused(run_folder: Path, tmp_path: Path) -> None:
     save_file(weights | {"llm_backbone.mamba.backbone.norm_f.weight": torch.zeros(16)}, out / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.safetensors is missing or not what export\.json says"):
         load_trained(out)
-    (out / "export.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"has no readable export\.json; export it again"):
+    (out / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a git-lfs pointer, .* `git lfs pull`.*; export"):
         load_trained(out)
+    for content, message in (
+        ("{}", "files is missing"),
+        ("[" * 100_000, "nested too deeply"),
+        (json.dumps(facts | {"step": "20"}), "step is '20', expected a whole number"),
+        (json.dumps(facts | {"files": {}}), "'model.safetensors'"),
+    ):
+        (out / "export.json").write_text(content)
+        with pytest.raises(CheckpointError, match=rf"exported folder .*out cannot be read \(.*{message}.*\); export"):
+            load_trained(out)
 
 
 def test_a_disk_that_loses_bits_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

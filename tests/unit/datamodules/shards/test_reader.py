@@ -249,6 +249,12 @@ def test_a_manifest_that_is_a_pointer_of_git_lfs_is_named(manifest: Path) -> Non
         ShardSet.open(manifest)
 
 
+def test_shards_that_are_pointers_of_git_lfs_are_named(manifest: Path) -> None:
+    (manifest.parent / "demo-000001.tar").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
+    with pytest.raises(ValueError, match=r"shard .*demo-000001\.tar is a git-lfs pointer, not the file itself"):
+        ShardSet.open(manifest)
+
+
 def test_a_linked_manifest_has_its_shards_next_to_it_or_to_its_target(manifest: Path, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     link = tmp_path / "here" / "t2i.json"

@@ -172,7 +172,7 @@ def test_a_missing_image_folder_is_named(official: Path) -> None:
             r"images\[0\]\.id is -1, expected at least 0",
         ),
         ('{"images": {}, "annotations": []}', r"images is {}, expected a list"),
-        ('{"images": []}\n{"annotations": []}', r"captions\.json is not valid JSON \(Extra data"),
+        ('{"images": []}\n{"annotations": []}', r"captions\.json holds several JSON values, but must hold one"),
         ("version https://git-lfs.github.com/spec/v1", r"captions\.json is a git-lfs pointer"),
         (
             '{"images": [{"id": "x", "file_name": "a"}], "annotations": []}',
