@@ -24,7 +24,7 @@ from datamodules.sources.t2i import (
 from modules.folders import files_below
 from modules.reading import read_entries, refuse_lfs_pointer, shown
 
-_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+_SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"))
 
 
 class _Line(TypedDict):
