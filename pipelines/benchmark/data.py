@@ -3,15 +3,12 @@
 Rates are medians of several rounds after a warm-up, all in one run on one machine: compare ratios, not runs.
 """
 
-import io
 import json
 import os
 import statistics
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from itertools import islice
 from multiprocessing import active_children
 from pathlib import Path
@@ -19,17 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.encode import PromptTemplate, encode_caption, encode_conversation
 from datamodules.images import mmu_pixels, opened, to_tensor
 from datamodules.mixed import Counts, DataConfig, MixedDataModule
-from datamodules.scenes.vocabulary import train_tokenizer
-from datamodules.shards.builder import build_shards
-from datamodules.shards.reader import Sample
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.tokenizer import TextTokenizer
+from pipelines.benchmark.samples import built, deep_sample, make_tokenizer, mmu_sample, photo, t2i_sample
 
 H100_T2I, H100_MMU = 120, 8
 """Samples per second that stage 2 of the 1.3B model consumes at most on one H100, computed from its FLOPs."""
@@ -75,11 +69,11 @@ class DataResult:
 def measure_data(config: DataBenchmarkConfig, say: Callable[[str], None]) -> list[DataResult]:
     """Measure everything; missing data are built first."""
     folder = Path(config.folder)
-    bench = _Bench(config, folder, _tokenizer(folder))
+    bench = _Bench(config, folder, make_tokenizer(folder))
     say(f"shards in {folder}")
-    bench.t2i = _built(folder / "t2i", config.t2i_samples, _t2i_sample, 8192)
-    bench.mmu = _built(folder / "mmu", config.mmu_samples, _mmu_sample, 1000)
-    bench.deep = _built(folder / "deep", config.deep_samples, _deep_sample, 1000)
+    bench.t2i = built(folder / "t2i", config.t2i_samples, t2i_sample, 8192)
+    bench.mmu = built(folder / "mmu", config.mmu_samples, mmu_sample, 1000)
+    bench.deep = built(folder / "deep", config.deep_samples, deep_sample, 1000)
     lines = []
     for part in (bench.decode, bench.t2i_stream, bench.mmu_stream, bench.mix, bench.memory, bench.resume):
         for line in part():
@@ -112,7 +106,7 @@ class _Bench:
         torch.set_num_threads(1)
 
     def decode(self) -> Iterator[DataResult]:
-        payloads = [_photo(i) for i in range(16)]
+        payloads = [photo(i) for i in range(16)]
         ours = self._rate(_endless(lambda: (mmu_pixels(payload, 384) for payload in payloads)), 1)
         pillow = self._rate(_endless(lambda: (_pillow(payload) for payload in payloads)), 1)
         yield DataResult(
@@ -269,85 +263,6 @@ def _pillow(payload: bytes) -> torch.Tensor:
     """The tensor of `mmu_pixels`, made with Pillow only."""
     with opened(payload) as image:
         return to_tensor(image.convert("RGB").resize((384, 384), Image.Resampling.BICUBIC))
-
-
-@dataclass(frozen=True)
-class _Row:
-    key: str
-    number: int
-
-
-@dataclass(frozen=True)
-class _Maker:
-    fields: Callable[[int], dict[str, bytes]]
-
-    def __call__(self, rows: Sequence[_Row], counts: Counter[str]) -> Iterator[Sample]:
-        for row in rows:
-            yield row.key, self.fields(row.number)
-
-
-def _built(folder: Path, count: int, fields: Callable[[int], dict[str, bytes]], per_shard: int) -> Path:
-    """The manifest of a set of ``count`` samples, built first if it is missing."""
-    rows = [_Row(f"sample-{number:08d}", number) for number in range(count)]
-    meta = {"source": "benchmark", "fields": fields.__name__}
-    cores = os.cpu_count() or 1
-    return build_shards(folder, "bench", rows, _Maker(fields), per_shard=per_shard, meta=meta, processes=cores)
-
-
-_WORDS = ("a", "the", "two", "red", "small", "man", "woman", "dog", "on", "with", "street", "table", "riding", "of")
-
-
-def _caption(number: int) -> str:
-    generator = np.random.default_rng(number)
-    return " ".join(generator.choice(_WORDS, 11))
-
-
-def _tokenizer(folder: Path) -> TextTokenizer:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        train_tokenizer((_caption(i) for i in range(2000)), path, vocab_size=400)
-    return TextTokenizer(path)
-
-
-def _t2i_sample(number: int) -> dict[str, bytes]:
-    codes = np.random.default_rng(number).integers(0, 16384, 256).astype("<u2")
-    captions = [_caption(5 * number + j) for j in range(5)]
-    return {"json": json.dumps({"captions": captions}).encode(), "vq": codes.tobytes()}
-
-
-def _mmu_sample(number: int) -> dict[str, bytes]:
-    return {"json": _talk(number), "jpg": _photo(number)}
-
-
-@lru_cache
-def _few_bytes() -> dict[str, bytes]:
-    return {"json": _talk(0), "jpg": _jpeg(np.zeros((8, 8, 3), np.uint8))}
-
-
-def _deep_sample(_number: int) -> dict[str, bytes]:
-    """The same small sample every time; only their number matters."""
-    return _few_bytes()
-
-
-def _talk(number: int) -> bytes:
-    values = (f"<image>\n{_caption(number)}?", " ".join(_caption(number + k) for k in range(8)))
-    turns = [{"from": who, "value": value} for who, value in zip(("human", "gpt"), values, strict=True)]
-    return json.dumps({"conversations": turns}).encode()
-
-
-def _photo(number: int) -> bytes:
-    """A JPEG of 640 x 480 pixels and about 150 KB, the average of COCO: coarse shapes with fine grain."""
-    generator = np.random.default_rng(number)
-    coarse = Image.fromarray(generator.integers(0, 255, (12, 16, 3)).astype(np.uint8))
-    smooth = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC), np.float32)
-    return _jpeg(np.clip(smooth + generator.normal(0, 13, smooth.shape), 0, 255).astype(np.uint8))
-
-
-def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
 
 
 def _processor() -> str:
