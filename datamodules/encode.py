@@ -23,6 +23,10 @@ class PromptTemplate:
     question: str = "In: {question}\nOut: "
     between_turns: str = "\n"
 
+    def asked(self, question: str) -> str:
+        """``question`` in the template; other braces of the template are plain text."""
+        return self.question.replace("{question}", question)
+
 
 def encode_caption(tokenizer: TextTokenizer, caption: str, length: int) -> list[int]:
     """``[t2i, sot, PAD..., caption, eot, soi, eoi]``: ``length + 5`` ids, the caption left-padded to ``length``.
@@ -42,7 +46,7 @@ def caption_overflow(tokenizer: TextTokenizer, caption: str, length: int) -> int
 
 def encode_question(tokenizer: TextTokenizer, question: str, template: PromptTemplate) -> list[int]:
     """Ids ``[mmu, soi, eoi, sot, question...]`` of a first question, up to the start of the answer."""
-    return [*_mmu_prefix(tokenizer), *tokenizer.encode(template.question.format(question=question))]
+    return [*_mmu_prefix(tokenizer), *tokenizer.encode(template.asked(question))]
 
 
 def _mmu_prefix(tokenizer: TextTokenizer) -> list[int]:
@@ -70,7 +74,7 @@ def encode_conversation(
     ids: list[int] = []
     labels: list[int] = []
     for number, (question, answer) in enumerate(turns):
-        prompt = template.question.format(question=question) if question else ""
+        prompt = template.asked(question) if question else ""
         prompt_ids = tokenizer.encode((template.between_turns if number else "") + prompt)
         answer_ids = [*tokenizer.encode(answer), tokenizer.end_of_text]
         room = length - len(ids) - len(prompt_ids) - 1

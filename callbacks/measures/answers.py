@@ -150,7 +150,7 @@ class QuestionMeasure(Measure):
                 "split": question.split,
                 "image": question.image.name,
                 "question": question.question,
-                "prompt": context.template.question.format(question=self.asked(question)),
+                "prompt": context.template.asked(self.asked(question)),
                 "raw": text,
                 "gold": question.answer,
                 "n_new_tokens": tokens,

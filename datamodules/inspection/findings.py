@@ -8,7 +8,7 @@ from datamodules.encode import PromptTemplate, encode_conversation
 from datamodules.images import opened
 from datamodules.inspection.evaluation_images import digest, picture_name
 from datamodules.inspection.verify import PICTURES
-from datamodules.stored import content_of, turns_of
+from datamodules.stored import captions_of, content_of, turns_of
 from modules.omnimamba.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, TextTokenizer
 
 MMU_LENGTH, MMU_FRAME, MMU_IMAGE = 449, 4, 729
@@ -87,7 +87,7 @@ def add_sample(
 
 def _add_text(found: Findings, content: Any, tokenizer: TextTokenizer | None, config: SurveyConfig) -> None:
     if "captions" in content:
-        captions = [str(caption) for caption in content["captions"]]
+        captions = captions_of(content)
         found.captions.append(len(captions))
         found.spelled += sum(_spells(caption, tokenizer) for caption in captions)
         if tokenizer is not None:

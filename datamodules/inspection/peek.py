@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from datamodules.encode import IGNORE, PromptTemplate, encode_caption, encode_conversation
 from datamodules.inspection.verify import PICTURES
 from datamodules.shards.reader import ShardSet
-from datamodules.stored import content_of, turns_of
+from datamodules.stored import captions_of, content_of, turns_of
 from modules.omnimamba.tokenizer import TextTokenizer
 
 _NEAREST = 3
@@ -73,9 +73,10 @@ def tokens(
         ids, labels = encode_conversation(tokenizer, turns_of(content), template, mmu_length)
         aligned = [IGNORE] * (len(ids) - len(labels)) + labels
     elif content.get("captions"):
-        if not 0 <= caption < len(content["captions"]):
-            raise ValueError(f"caption {caption} of {len(content['captions'])}; they are counted from 0")
-        ids = encode_caption(tokenizer, content["captions"][caption], caption_length)
+        captions = captions_of(content)
+        if not 0 <= caption < len(captions):
+            raise ValueError(f"caption {caption} of {len(captions)}; they are counted from 0")
+        ids = encode_caption(tokenizer, captions[caption], caption_length)
         aligned = [IGNORE] * len(ids)
     else:
         raise ValueError("the sample has neither conversations nor captions")

@@ -163,7 +163,7 @@ def _texts(scenes: Path) -> Iterator[str]:
     for entry in read_json(scenes / "llava" / "instruct.json", list[Any], "conversations file"):
         for turn in entry["conversations"]:
             text = turn["value"].removeprefix("<image>\n")
-            yield template.question.format(question=text) if turn["from"] == "human" else text
+            yield template.asked(text) if turn["from"] == "human" else text
 
 
 def _load(paths: Sequence[Path]) -> "Tensor":

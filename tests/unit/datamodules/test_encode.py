@@ -102,3 +102,12 @@ def test_special_tokens_spelled_in_texts_are_text_in_training_and_evaluation(tok
     assert asked == ids[: len(asked)]
     caption = encode_caption(t, "a [PAD] b", 12)
     assert caption.count(t.pad) == 12 - len("a [PAD] b")
+
+
+def test_other_braces_of_a_template_are_text(tokenizer: TextTokenizer) -> None:
+    template = PromptTemplate(question='{"lang": {x}} {question} {}')
+    assert encode_question(tokenizer, "{question}{0}", template)[4:] == tokenizer.encode(
+        '{"lang": {x}} {question}{0} {}'
+    )
+    ids, _ = encode_conversation(tokenizer, [("Q", "A")], template, 60, pad=False)
+    assert ids[4:-3] == tokenizer.encode('{"lang": {x}} Q {}')

@@ -85,6 +85,13 @@ def test_texts_that_spell_a_special_token_are_counted(tmp_path: Path, tokenizer:
     assert survey(write_shards(tmp_path / "mmu", "m", told, per_shard=3, meta={}), config=config).spelled == 2
 
 
+@pytest.mark.parametrize("captions", [None, "abc", [3], ["a", None], {"a": 1}, [""]])
+def test_captions_of_another_kind_are_unreadable(tmp_path: Path, captions: object) -> None:
+    samples = [("a", {"json": json.dumps({"captions": captions}).encode(), "vq": b"\0\0"})]
+    found = survey(write_shards(tmp_path / "t2i", "p", samples, per_shard=3, meta={}))
+    assert (found.unreadable, found.captions) == (1, None)
+
+
 def test_repeated_pictures_are_counted(talks: Path, pictures: Path) -> None:
     found = survey(talks)
     assert (found.repeated_contents, found.repeated_names) == (1, 1)
