@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from callbacks.steps import step_taken
 from callbacks.tracking import Tracker
 from datamodules.mixed import MixedDataModule
-from modules.files import GIB, write_json
+from modules.files import write_json
 from modules.zero import ZeroStrategy
 
 log = logging.getLogger(__name__)
 
 ENOUGH = 32
 """How many gradient norms must be known before one is called a spike."""
-CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 class DivergedError(ValueError):
@@ -223,26 +222,6 @@ class HangGuard(pl.Callback):
             faulthandler.dump_traceback_later(self.seconds, repeat=True, file=sys.__stderr__ or sys.stderr)
 
 
-class MemoryGuard:
-    """Watches the resident memory of this process and its workers, and warns once when it comes near the limit."""
-
-    def __init__(self, share: float) -> None:
-        self.share = share
-        self._warned = False
-
-    def look(self) -> float:
-        """GiB in use now."""
-        used, limit = resident_bytes(), memory_limit()
-        if used > self.share * limit and not self._warned:
-            self._warned = True
-            log.warning(
-                "this process and its workers hold %.1f of %.1f GiB of memory (guards.memory_share=%g); when "
-                "that is full the system kills one of them. Fewer data.num_workers need less",
-                *(used / GIB, limit / GIB, self.share),
-            )
-        return used / GIB
-
-
 def first_not_finite(module: nn.Module, batches: Sequence[Any]) -> str:
     """The first part of the model with a non-finite output for one of ``batches``, or a hint where else to look."""
     found: list[str] = []
@@ -275,28 +254,3 @@ def _watching(module: nn.Module, found: list[str]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process and its children; shared pages count once per process."""
-    import psutil
-
-    me = psutil.Process()
-    total = 0
-    for process in (me, *me.children(recursive=True)):
-        try:
-            total += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue  # it has just ended
-    return total
-
-
-def memory_limit() -> int:
-    """Memory limit of this process's cgroup in bytes: the batch system's limit if there is one, else the machine's."""
-    import psutil
-
-    total = int(psutil.virtual_memory().total)
-    for path in CGROUP_LIMITS:
-        if path.is_file() and (text := path.read_text().strip()).isdigit():
-            return min(total, int(text))
-    return total

@@ -24,7 +24,7 @@ class PromptTemplate:
     between_turns: str = "\n"
 
     def asked(self, question: str) -> str:
-        """``question`` in the template; other braces of the template are plain text."""
+        """The template with ``question`` filled in; other braces are plain text."""
         return self.question.replace("{question}", question)
 
 

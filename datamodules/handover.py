@@ -1,4 +1,4 @@
-"""How a micro-batch comes from the worker processes to training, and what becomes of a wait that does not end."""
+"""Hands micro-batches from the worker processes to training, and ends waits that would never end."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from datamodules.datasets import DataError
 from modules import signals
 
 PATIENCE_SECONDS = 10.0
-"""After a signal to stop, how long to wait for a micro-batch. Then the process ends, and what the last checkpoint does
-not hold is trained again."""
+"""How long to wait for a micro-batch after a signal to stop. Then the process ends, and the steps since the last
+checkpoint are trained again."""
 TELL_AFTER_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class _Failed:
-    """A worker's message, instead of a micro-batch."""
+    """A worker's error message, sent instead of a micro-batch."""
 
     why: str
 
@@ -33,7 +33,7 @@ def start_worker(_worker: int) -> None:
 def hand_over(batch: Any) -> Any:
     """Move ``batch`` to shared memory, if this is a worker.
 
-    The worker's queue would do it in a thread, where an error is printed and the main process waits for ever.
+    The worker's queue would do this in a thread, where an error is only printed and the main process waits forever.
     """
     if get_worker_info() is None:
         return batch
@@ -48,9 +48,9 @@ def hand_over(batch: Any) -> Any:
 
 
 class BatchLoader(DataLoader[Any]):
-    """A loader whose waits say what they wait for and end by a signal.
+    """A loader that says what it waits for, and whose waits a signal can end.
 
-    Iterating raises `DataError` if a worker cannot hand over a micro-batch, or none comes for ``timeout`` seconds.
+    Iterating raises `DataError` if a worker cannot hand over a micro-batch, or if none comes for ``timeout`` seconds.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -83,7 +83,7 @@ class _Batches:
         return batch
 
     def _end_workers(self) -> None:
-        """End the workers, which ignore the signal that Python would send at exit, and then wait for."""
+        """Kill the workers: they ignore the signal that Python sends at exit, so Python would wait for them."""
         workers = getattr(self._batches, "_workers", [])
         if workers:
             self._batches._shutdown_workers()  # type: ignore[attr-defined]

@@ -114,7 +114,7 @@ def result_table(results: "Mapping[str, Result]", *, title: str, details: bool =
 
 
 def show(table: "Table") -> None:
-    """Print all of a table. On a narrower console, rich would cut its names; a pipe counts as 80 columns wide."""
+    """Print a table in full width. rich would cut its names on a narrower console, or in a pipe (80 columns)."""
     from rich.console import Console
     from rich.measure import Measurement
 

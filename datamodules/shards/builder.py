@@ -28,6 +28,7 @@ from datamodules.shards.manifest import (
     Manifest,
     ShardEntry,
     ShardRecord,
+    brace_pattern,
     fingerprint_of,
     index_path,
     tar_path,
@@ -282,19 +283,6 @@ def write_manifest(
         "meta": dict(meta),
     }
     write_file(folder / MANIFEST, json.dumps(content, indent=2) + "\n", scratch)
-
-
-def brace_pattern(shards: Sequence[str]) -> str:
-    """The tar files of the sorted ``shards`` as webdataset reads them: ``name-{000000..000010}.tar``."""
-    name = shards[0].rsplit("-", 1)[0]
-    runs: list[list[str]] = []
-    for number in (shard.rsplit("-", 1)[1] for shard in shards):
-        if runs and int(number) == int(runs[-1][-1]) + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    parts = [run[0] if len(run) == 1 else f"{{{run[0]}..{run[-1]}}}" for run in runs]
-    return f"{name}-{parts[0] if len(parts) == 1 else '{' + ','.join(parts) + '}'}.tar"
 
 
 def _commit_path(folder: Path, shard: str) -> Path:

@@ -5,7 +5,7 @@ same folder, or next to the file that a linked manifest points to: ``NAME-000000
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +28,7 @@ class DamagedShardError(ValueError):
 
 
 class ShardRecord(TypedDict):
-    """A `ShardEntry` as it is stored."""
+    """A `ShardEntry` as stored in JSON."""
 
     name: Annotated[str, StringConstraints(pattern="^[A-Za-z0-9_-]+$")]
     n: _Count
@@ -58,7 +58,7 @@ class ShardEntry:
 
     @classmethod
     def of(cls, record: ShardRecord) -> "ShardEntry":
-        """The entry of a checked record, which may hold more."""
+        """The entry of a checked record; its other keys are ignored."""
         known: dict[str, Any] = {key: value for key, value in record.items() if key in ShardRecord.__annotations__}
         return cls(**known)
 
@@ -68,7 +68,7 @@ class Manifest:
     """A manifest that has been read and checked."""
 
     place: str
-    """Path or URL it was read from, or that a link leads to: its shards are in the same folder."""
+    """Path or URL it was read from, or the target of that link: the shards are in the same folder."""
     entries: list[ShardEntry]
     meta: dict[str, Any]
 
@@ -142,7 +142,7 @@ def _entries(manifest: _Content, where: str) -> list[ShardEntry]:
 
 
 def _shards_place(place: str, first: ShardEntry) -> str:
-    """``place``, or the file that it is a link to, if the shards are next to that one only."""
+    """``place``, or the target of the link ``place`` if the shards are only there."""
     if is_url(place) or not Path(place).is_symlink() or tar_path(Path(place).parent, first.name).exists():
         return place
     target = Path(place).resolve()
@@ -162,3 +162,16 @@ def index_path(folder: Path, shard: str) -> Path:
 def fingerprint_of(entries: Iterable[ShardEntry]) -> str:
     """What identifies the content of a data set: it changes with any byte of any shard."""
     return hashlib.sha256("".join(entry.sha256 for entry in entries).encode()).hexdigest()
+
+
+def brace_pattern(shards: Sequence[str]) -> str:
+    """The tar files of the sorted ``shards`` as webdataset reads them: ``name-{000000..000010}.tar``."""
+    name = shards[0].rsplit("-", 1)[0]
+    runs: list[list[str]] = []
+    for number in (shard.rsplit("-", 1)[1] for shard in shards):
+        if runs and int(number) == int(runs[-1][-1]) + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    parts = [run[0] if len(run) == 1 else f"{{{run[0]}..{run[-1]}}}" for run in runs]
+    return f"{name}-{parts[0] if len(parts) == 1 else '{' + ','.join(parts) + '}'}.tar"

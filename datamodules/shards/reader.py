@@ -75,7 +75,7 @@ class ShardSet:
         for entry, (tar, index) in zip(read.entries, shard_files(read, folder), strict=True):
             found = _existing(tar, read).stat().st_size
             if found != entry.bytes:
-                require_file(tar, "shard")  # which names a pointer of git-lfs
+                require_file(tar, "shard")  # raises a better message for a git-lfs pointer
                 raise DamagedShardError(
                     f"shard {tar} has {found} bytes, its manifest says {entry.bytes}; copy or build it again"
                 )

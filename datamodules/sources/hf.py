@@ -24,9 +24,9 @@ _KINDS: dict[str, tuple[str, dict[str, str]]] = {
     ".csv": ("csv", {}),
     ".tsv": ("csv", {"sep": "\t"}),
 }
-"""Loader and its options by the end of a file's name."""
+"""Loader and options by file extension."""
 _PACKED = (".gz", ".bz2", ".xz")
-"""What may follow the ends of the names of text files."""
+"""Extensions that may follow those of text files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class HfConfig(SourceConfig):
 
     dataset: str
     """Name on the hub, a folder made by ``save_to_disk``, a folder of data files, or a data file: .parquet, .arrow,
-    .json, .jsonl, .csv or .tsv, the texts also with .gz, .bz2 or .xz."""
+    .json, .jsonl, .csv or .tsv. Text files may also have .gz, .bz2 or .xz."""
     config: str = ""
     """Configuration of the data set, if it has several."""
     split: str = "train"
@@ -131,7 +131,7 @@ def _load(config: HfConfig) -> Any:
     if path.is_file():
         kind, options = _kind(path)
         require_file(path, "data set file")
-        # escaped: the library would take the name for a pattern, and read every file that fits it
+        # escaped: the library would treat the name as a pattern, and read every file that matches
         return datasets.load_dataset(kind, data_files=glob.escape(str(path)), split=config.split, **options)
     if path.is_dir():
         _check_folder(path)
@@ -153,18 +153,18 @@ def _kind(path: Path) -> tuple[str, dict[str, str]]:
     loader, options = _KINDS.get(first if last in _PACKED else last, ("", {}))
     if not loader or (last in _PACKED and loader not in ("json", "csv")):
         raise ValueError(
-            f"data set file {path} is of a kind that is not read; name one that ends in {', '.join(_KINDS)} "
-            f"(texts also with {', '.join(_PACKED)})"
+            f"data set file {path} has an unknown extension; name a file that ends in {', '.join(_KINDS)} "
+            f"(text files also with {', '.join(_PACKED)})"
         )
     if "::" in str(path):
-        raise ValueError(f"data set file {path}: `datasets` takes :: for a chain of places; rename the file or folder")
+        raise ValueError(f"data set file {path}: `datasets` reads :: as a chain of places; rename the file or folder")
     return loader, options
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise ValueError if `datasets` would read other files than those in ``folder``, or leave some out."""
+    """Raise ValueError if `datasets` would read files outside of ``folder``, or leave some out."""
     if glob.has_magic(str(folder)) or "::" in str(folder):
-        raise ValueError(f"data set folder {folder}: `datasets` takes * ? [ and :: for patterns; rename the folder")
+        raise ValueError(f"data set folder {folder}: `datasets` reads * ? [ and :: as patterns; rename the folder")
     for place, folders, names in os.walk(folder):
         if linked := [name for name in folders if Path(place, name).is_symlink()]:
             raise ValueError(
@@ -191,7 +191,7 @@ def _with_columns(dataset: Any, config: HfConfig) -> Any:
     if not (isinstance(kind, datasets.Image) or is_binary or is_struct):
         raise ValueError(
             f"data set {config.dataset}: column {config.image_column} holds {kind}, not images; "
-            "for names of files, use the source images or llava"
+            "if these are file names, use the source images or llava"
         )
     return dataset.select_columns(wanted).cast_column(config.image_column, datasets.Image(decode=False))
 

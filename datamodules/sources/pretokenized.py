@@ -1,4 +1,4 @@
-"""Captions with VQ codes that others made, one JSON object per line, to T2I shards."""
+"""Captions with existing VQ codes, one JSON object per line, to T2I shards."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from modules.files import sha256
 from modules.reading import checked, parse_json, require_file
 
 UNKNOWN_VQ = "unknown"
-"""Kind of the image tokenizer of codes whose tokenizer is not named."""
+"""Kind of the image tokenizer if it was not named."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -28,11 +28,11 @@ class PretokenizedConfig(SourceConfig):
     """Where the captions and codes are and where the shards go."""
 
     annotations: str
-    """File of lines {"captions": [texts], "tokens": [codes]}, as the authors of OmniMamba released theirs."""
+    """File with lines {"captions": [texts], "tokens": [codes]}, as released by the authors of OmniMamba."""
     tokens_per_image: int = 256
     codebook_size: int = 16384
     vq: str = ""
-    """The image tokenizer file that made the codes. Without it, training cannot check that it draws with the same."""
+    """The image tokenizer file that made the codes. Without it, training cannot check that it uses the same one."""
     name: str = "pretokenized"
     per_shard: int = 8192
 
@@ -66,7 +66,7 @@ def build_pretokenized(config: PretokenizedConfig, progress: Progress | None = N
 
     Raises:
         FileNotFoundError: a file of ``config`` is missing.
-        ValueError: the file is not one of lines, ``vq`` has other sizes, or nothing can be used; see `build_shards`.
+        ValueError: the file is a JSON list, ``vq`` has other sizes, or nothing can be used; see also `build_shards`.
         FileExistsError: ``config.out`` already holds another data set.
     """
     annotations = Path(config.annotations)
@@ -144,15 +144,15 @@ def _rows(path: Path, name: str) -> list[Line]:
 
 
 def _vq(config: PretokenizedConfig) -> dict[str, Any]:
-    """What is known of the image tokenizer, for the manifest."""
+    """What is known about the image tokenizer, for the manifest."""
     sizes = {"codebook_size": config.codebook_size, "tokens_per_image": config.tokens_per_image}
     if not config.vq:
         return {"kind": UNKNOWN_VQ, "fingerprint": None, **sizes}
     found = describe_vq(config.vq)
-    del found["device"]  # where the codes were made is not known
+    del found["device"]  # the device that made the codes is unknown
     for key, value in sizes.items():
         if found[key] != value:
             raise ValueError(
-                f"{key}={value}, but the image tokenizer {config.vq} has {found[key]}; it made other codes"
+                f"{key}={value}, but the image tokenizer {config.vq} has {found[key]}; it did not make these codes"
             )
     return found

@@ -260,10 +260,8 @@ class OmniMamba(nn.Module):
 
     def _image(self, codes: Tensor) -> Tensor:
         """Codes (..., I) to their embeddings (..., I, D)."""
-        if self.image_table is None:
-            rows = self.text_embedding(codes + self.config.vocab_size)
-        else:
-            rows = self.image_table(codes)
+        own = self.image_table
+        rows = self.text_embedding(codes + self.config.vocab_size) if own is None else own(codes)
         x: Tensor = self.image_mlp(rows)
         return x
 

@@ -34,15 +34,13 @@ def ssd_chunked(
     chunks = (length + padding) // chunk_size
     x = x_BLHP.view(batch, chunks, chunk_size, heads, size).transpose(2, 3)  # (B, K, H, Q, P)
     dt = dt_BLH.view(batch, chunks, chunk_size, heads).transpose(2, 3)  # (B, K, H, Q)
-    B = B_BLN.view(batch, chunks, chunk_size, -1)  # (B, K, Q, N)
-    C = C_BLN.view(batch, chunks, chunk_size, -1)
+    B, C = (t.view(batch, chunks, chunk_size, -1) for t in (B_BLN, C_BLN))  # (B, K, Q, N)
     seq = seq_idx_BL.view(batch, chunks, chunk_size)
     a_cum = (dt * A_H[:, None]).cumsum(-1)  # (B, K, H, Q): log decay from the chunk's start
     xdt = x * dt[..., None]
 
     # 1. Within a chunk: the quadratic form, causal and within one sequence.
-    causal = torch.ones(chunk_size, chunk_size, dtype=torch.bool, device=x.device).tril()
-    visible = (seq[..., :, None] == seq[..., None, :]) & causal  # (B, K, Q, Q)
+    visible = (seq[..., :, None] == seq[..., None, :]).tril()  # (B, K, Q, Q)
     decay = (a_cum[..., :, None] - a_cum[..., None, :]).masked_fill(~visible[:, :, None], -torch.inf).exp()
     y = ((C @ B.transpose(-1, -2))[:, :, None] * decay) @ xdt  # (B, K, H, Q, P)
 

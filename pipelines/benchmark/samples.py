@@ -1,4 +1,4 @@
-"""Makes the data that the data benchmark reads: random captions, codes and photos of a usual size."""
+"""Makes the data of the data benchmark: random captions, codes and photos of typical size."""
 
 import io
 import json

@@ -79,7 +79,7 @@ SOURCES = {
         example="annotations=llava_v1_5_mix665k.json images=. out=data/mmu_llava name=llava",
     ),
     "pretokenized": Source(
-        about="captions with VQ codes that others made, one JSON object per line, to T2I shards",
+        about="captions with existing VQ codes, one JSON object per line, to T2I shards",
         config=PretokenizedConfig,
         work=partial(_shards, build_pretokenized),
         example="annotations=t2i.jsonl vq=vq_ds16_c2i.pt out=data/t2i name=released",

@@ -173,7 +173,7 @@ def build_data(
     """The data module of the stage's tasks.
 
     Raises:
-        ConfigError: the codes in the T2I shards are not from ``vq``, as far as it is known what they are from.
+        ConfigError: the codes in the T2I shards are known to be from another VQ tokenizer than ``vq``.
     """
     tasks = STAGES[config.stage.name].tasks
     data = MixedDataModule(
@@ -191,13 +191,13 @@ def build_data(
 
 
 def _compare_vq(config: RunConfig, made_with: Any, vq: ImageTokenizer) -> None:
-    """Refuse shards whose codes are from another VQ tokenizer than ``vq``; warn if it is not known which it was."""
+    """Refuse shards whose codes are from another VQ tokenizer than ``vq``; warn if their tokenizer is unknown."""
     made_with = checked(made_with, dict[str, Any], f"{config.data.t2i}, vq of its meta")
     sizes = (made_with.get("codebook_size"), made_with.get("tokens_per_image"))
     if made_with.get("kind") == UNKNOWN_VQ and sizes == (vq.codebook_size, vq.tokens_per_image):
         warn(
-            f"it is not known which VQ tokenizer made the codes in {config.data.t2i}. If it was not model.vq="
-            f"{config.model.vq}, its pictures are noise: look at some with `python -m pipelines.prepare peek --vq`"
+            f"the VQ tokenizer that made the codes in {config.data.t2i} is unknown. If it was not model.vq="
+            f"{config.model.vq}, pictures will be noise: look at some with `python -m pipelines.prepare peek --vq`"
         )
     elif made_with.get("fingerprint") != vq.fingerprint:
         raise ConfigError(

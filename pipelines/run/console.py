@@ -68,7 +68,7 @@ def run_verb(main: Callable[[], None]) -> NoReturn:
 
 
 def _at_home(word: str) -> str:
-    """A word of the command line with ~ expanded, which shells leave in ``--out=~/x``; see `texts` for key=value."""
+    """A path from the command line with ~ expanded, which shells leave in ``--out=~/x``; see `texts` for key=value."""
     option, mark, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return f"{option}{mark}{expanduser(value)}"
 

@@ -1,4 +1,4 @@
-"""Output that a training outlives: a pipe that is closed, or a log file on a full disk."""
+"""Lets a training outlive its output: a closed pipe, or a log file on a full disk."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 
 class _Outlived:
-    """A text stream that is led to nowhere once it can no longer be written."""
+    """A text stream that is redirected to /dev/null once it can no longer be written."""
 
     def __init__(self, stream: TextIO, name: str) -> None:
         self._stream, self._name = stream, name
@@ -25,14 +25,14 @@ class _Outlived:
             return len(text)
 
     def flush(self) -> None:
-        """Write out what is buffered, or lose it."""
+        """Flush the buffer, or lose it."""
         try:
             self._stream.flush()
         except OSError as error:
             self._lose(error)
 
     def _lose(self, error: OSError) -> None:
-        """Lead the descriptor to nowhere: the stream still holds what it could not write, and tries it at exit."""
+        """Redirect the file descriptor to /dev/null, because the stream tries to write its buffer again at exit."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
@@ -43,9 +43,9 @@ class _Outlived:
 
 @contextmanager
 def outlived_output() -> Iterator[None]:
-    """Meanwhile, an error of standard output or standard error loses text, and nothing else."""
+    """In this block, errors of standard output and standard error lose only text."""
     before = sys.stdout, sys.stderr
-    # a process started without one of them has None there, which print accepts
+    # in a process started without one of them it is None, which print accepts
     sys.stdout = sys.stdout and _Outlived(sys.stdout, "standard output")
     sys.stderr = sys.stderr and _Outlived(sys.stderr, "standard error")
     try:

@@ -33,7 +33,7 @@ def parse_overrides(cls: type[Config], overrides: Sequence[str]) -> Config:
 def dotlist(overrides: Sequence[str], cls: type) -> DictConfig:
     """``["a.b=1", ...]`` as a nested configuration of the dataclass ``cls``.
 
-    What is given for a text is that text as typed; other values are YAML.
+    Values of text keys are taken as typed; other values are YAML.
 
     Raises:
         ConfigError: a word is not of the form key=value, its value is not valid YAML, or it contradicts an earlier one.

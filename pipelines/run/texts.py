@@ -26,9 +26,9 @@ def kind_of(cls: type, key: str) -> Any:
 
 
 def as_typed(kind: Any, typed: str) -> Any:
-    """The value of a word for a key of the type ``kind``, if it is a text or a tuple of texts.
+    """The value of an override for a key of the type ``kind``, if that is a text or a tuple of texts.
 
-    A text is what was typed; only quotes around all of it are taken off. In a list, every item is a text.
+    A text is used as typed; only quotes around all of it are removed. In a list, every item is a text.
 
     Raises:
         LookupError: ``kind`` is neither.
@@ -42,7 +42,7 @@ def as_typed(kind: Any, typed: str) -> Any:
 
 
 def override(key: str, value: Any) -> str:
-    """A word ``key=value`` that is read back as exactly ``value``: a text, a path, or plain data."""
+    """An override ``key=value`` that is read back as exactly ``value``: a text, a path, or plain data."""
     if isinstance(value, Path):
         value = f"./{value}" if str(value).startswith("~") else str(value)
     value = literally(value)
@@ -52,7 +52,7 @@ def override(key: str, value: Any) -> str:
 
 
 def literally(value: Any) -> Any:
-    """Plain data for OmegaConf, with the texts meant as they are: ``${`` does not begin an interpolation."""
+    """Plain data for OmegaConf with literal texts, in which ``${`` does not begin an interpolation."""
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", lambda found: f"{found[1] * 2}\\${{", value)
     if isinstance(value, dict):
@@ -71,13 +71,13 @@ def unquoted(cls: type, values: Mapping[Any, Any], prefix: str = "") -> Iterator
             for each in value if _is_texts(kind) and isinstance(value, list) else [value]:
                 if isinstance(each, bool | int | float | bytes):
                     yield (
-                        f"{key} is a text, but without quotes YAML reads what is there as {shown(each)}; put it in "
+                        f"{key} is a text, but without quotes YAML reads its value as {shown(each)}; put it in "
                         'quotes, as in "007", "1e5" or "no"'
                     )
 
 
 def at_home(value: Any, key: str = "") -> Any:
-    """``value``, a configuration or part of one, with ~ at the beginning of texts expanded to the home folder.
+    """A copy of ``value``, a configuration or part of one, with ~ at the start of texts expanded to the home folder.
 
     Raises:
         ValueError: there is no such user.

@@ -11,11 +11,12 @@ import torch
 from callbacks.bad_samples import BadSampleLog
 from callbacks.checkpointing import Checkpointing
 from callbacks.evaluation import EvaluationCallback
-from callbacks.guards import FiniteGuard, GradientGuard, HangGuard, MemoryGuard
+from callbacks.guards import FiniteGuard, GradientGuard, HangGuard
 from callbacks.measures.measure import EvaluationContext
 from callbacks.measures.registry import build_pairs
 from callbacks.norms import PartNorms
 from callbacks.preemption import Preemption
+from callbacks.resident import MemoryGuard
 from callbacks.samples_log import SampleLog
 from callbacks.steps import CommitPosition
 from callbacks.throughput import RestartClock, Show, Throughput

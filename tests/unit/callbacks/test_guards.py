@@ -12,18 +12,16 @@ import pytest
 import torch
 from torch import nn
 
-from callbacks import guards
+from callbacks import guards, resident
 from callbacks.guards import (
     DivergedError,
     FiniteGuard,
     GradientGuard,
     GuardConfig,
-    MemoryGuard,
     NoGradientError,
     first_not_finite,
-    memory_limit,
-    resident_bytes,
 )
+from callbacks.resident import MemoryGuard, memory_limit, resident_bytes
 from datamodules.mixed import MixedDataModule
 from datamodules.plan import Places
 from modules.optim import OptimConfig
@@ -189,8 +187,8 @@ def test_memory_counts_this_process_and_its_children() -> None:
 
 
 def test_memory_near_its_limit_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(guards, "resident_bytes", lambda: 19 * 2**30)
-    monkeypatch.setattr(guards, "memory_limit", lambda: 20 * 2**30)
+    monkeypatch.setattr(resident, "resident_bytes", lambda: 19 * 2**30)
+    monkeypatch.setattr(resident, "memory_limit", lambda: 20 * 2**30)
     guard = MemoryGuard(0.9)
     assert [guard.look(), guard.look()] == [19.0, 19.0]
     assert [record.getMessage().split(";")[0] for record in caplog.records] == [
@@ -200,7 +198,7 @@ def test_memory_near_its_limit_is_told_once(monkeypatch: pytest.MonkeyPatch, cap
 
 def test_the_limit_is_the_batch_systems_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "memory.max"
-    monkeypatch.setattr(guards, "CGROUP_LIMITS", (path,))
+    monkeypatch.setattr(resident, "CGROUP_LIMITS", (path,))
     machine = memory_limit()
     path.write_text("max\n")
     assert memory_limit() == machine

@@ -16,8 +16,9 @@ import pytest
 import torch
 import webdataset
 
-from datamodules.shards.builder import brace_pattern, build_shards
+from datamodules.shards.builder import build_shards
 from datamodules.shards.folders import FolderError
+from datamodules.shards.manifest import brace_pattern
 from datamodules.shards.reader import ShardSet
 from tests.unit.datamodules.writing import Item, Maker, build, items, payloads, threads_of_torch
 

@@ -227,7 +227,9 @@ def test_texts_are_read_by_the_end_of_their_name(tmp_path: Path, name: str, sepa
     pack = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}.get(Path(name).suffix, bytes)
     (tmp_path / name).write_bytes(pack(text.encode() + b"\n"))
     given = config(str(tmp_path / name), tmp_path, image_column="question", **COLUMNS)
-    with pytest.raises(ValueError, match=r"holds Value\(.*string'\), not images; for names of files, use the source"):
+    with pytest.raises(
+        ValueError, match=r"holds Value\(.*string'\), not images; if these are file names, use the source"
+    ):
         build_hf(given)
     assert hf._load(given)[0] == row
 
@@ -235,9 +237,7 @@ def test_texts_are_read_by_the_end_of_their_name(tmp_path: Path, name: str, sepa
 @pytest.mark.parametrize("name", ["r.txt", "r", "r.gz", "r.parquet.gz", "r.jsonl.zst", "r.zip", "r.pkl", ".jsonl"])
 def test_files_of_other_kinds_are_refused_by_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(
-        ValueError, match=rf"data set file .*{name} is of a kind that is not read; name one that ends in"
-    ):
+    with pytest.raises(ValueError, match=rf"data set file .*{name} has an unknown extension; name a file that ends in"):
         build_hf(config(str(tmp_path / name), tmp_path, **COLUMNS))
 
 
@@ -245,13 +245,13 @@ def test_folders_of_which_datasets_would_read_other_files_are_refused(tmp_path: 
     for name in ("set[1]", "set1", "whole", "elsewhere"):
         (tmp_path / name).mkdir()
         plain(name).to_parquet(tmp_path / name / "train.parquet")
-    with pytest.raises(ValueError, match=r"data set folder .*set\[1\]: `datasets` takes .* for patterns; rename"):
+    with pytest.raises(ValueError, match=r"data set folder .*set\[1\]: `datasets` reads .* as patterns; rename"):
         build_hf(config(str(tmp_path / "set[1]"), tmp_path, **COLUMNS))
     (tmp_path / "whole" / "part").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"holds the linked folder .*whole/part, which `datasets` does not enter"):
         build_hf(config(str(tmp_path / "whole"), tmp_path, **COLUMNS))
     (tmp_path / "a::b.parquet").write_bytes((tmp_path / "set1" / "train.parquet").read_bytes())
-    with pytest.raises(ValueError, match=r"`datasets` takes :: for a chain of places; rename"):
+    with pytest.raises(ValueError, match=r"`datasets` reads :: as a chain of places; rename"):
         build_hf(config(str(tmp_path / "a::b.parquet"), tmp_path, **COLUMNS))
 
 

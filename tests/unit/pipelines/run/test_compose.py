@@ -145,7 +145,7 @@ def test_shards_whose_vq_tokenizer_is_not_known_are_warned_about(
         )
         data = replace(config.data, t2i=str(build_pretokenized(made)), mmu=str(prepared.mmu_instruct))
         build_data(replace(config, data=data), tokenizer, right)
-        assert ("it is not known which VQ tokenizer made the codes in" in capsys.readouterr().err) == warned
+        assert ("the VQ tokenizer that made the codes in" in capsys.readouterr().err) == warned
     smaller = PatchKMeans(right.codebook[:-1], image_size=right.image_size, patch_size=right.patch_size)
     unknown = replace(data, t2i=str(tmp_path / "True" / "manifest.json"))
     with pytest.raises(ConfigError, match=r"made with VQ tokenizer unknown \(None\), but model\.vq"):

@@ -74,16 +74,16 @@ def test_choices_lists_and_keys_that_may_be_empty() -> None:
     [
         (
             "name: 007",
-            'name is a text, but without quotes YAML reads what is there as 7; put it in quotes, as in "007"',
+            'name is a text, but without quotes YAML reads its value as 7; put it in quotes, as in "007"',
         ),
-        ("name: 2024_11_05", "reads what is there as 20241105"),
-        ("name: 1e5", "name is a text, but without quotes YAML reads what is there as 100000.0"),
-        ("group: no", "group is a text, but without quotes YAML reads what is there as false"),
-        ("kind: on", "kind is a text, but without quotes YAML reads what is there as true"),
-        ("part: {folder: 1.5}", "part.folder is a text, but without quotes YAML reads what is there as 1.5"),
-        ("more: {folder: 0x1F}", "more.folder is a text, but without quotes YAML reads what is there as 31"),
-        ("paths: [a, 007]", "paths is a text, but without quotes YAML reads what is there as 7"),
-        ("name: !!binary aGVsbG8=", "name is a text, but without quotes YAML reads what is there as 5 bytes"),
+        ("name: 2024_11_05", "reads its value as 20241105"),
+        ("name: 1e5", "name is a text, but without quotes YAML reads its value as 100000.0"),
+        ("group: no", "group is a text, but without quotes YAML reads its value as false"),
+        ("kind: on", "kind is a text, but without quotes YAML reads its value as true"),
+        ("part: {folder: 1.5}", "part.folder is a text, but without quotes YAML reads its value as 1.5"),
+        ("more: {folder: 0x1F}", "more.folder is a text, but without quotes YAML reads its value as 31"),
+        ("paths: [a, 007]", "paths is a text, but without quotes YAML reads its value as 7"),
+        ("name: !!binary aGVsbG8=", "name is a text, but without quotes YAML reads its value as 5 bytes"),
     ],
 )
 def test_a_number_for_a_text_in_yaml_must_be_quoted(tmp_path: Path, yaml: str, message: str) -> None:
