@@ -28,10 +28,18 @@ def cluster() -> ClusterEnvironment | None:
     """The launcher that started this process together with others; None if Lightning starts them itself.
 
     Lightning's own requeue stays off: it saves inside a signal handler. The batch script requeues (slurm/lib.sh).
+
+    Raises:
+        ConfigError: the Slurm job was asked for in a way that Lightning does not support.
     """
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
-    return SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None
+    if not SLURMEnvironment.detect():
+        return None
+    try:
+        return SLURMEnvironment(auto_requeue=False)
+    except RuntimeError as error:  # the user's mistake in asking for tasks, with the way out
+        raise ConfigError(str(error)) from error
 
 
 @dataclass(frozen=True)

@@ -53,3 +53,47 @@ def test_listening_loads_nothing_heavy() -> None:
     code = "import sys, modules.signals; print('torch' in sys.modules, 'lightning' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+BLOCKED = """
+import ctypes
+from modules import signals
+signals.listen()
+with signals.waiting("something"):
+    print("up", flush=True)
+    while True:
+        ctypes.CDLL(None).sleep(60)  # C code; handlers of Python only run between two calls
+"""
+PATIENT = """
+import time
+from modules import signals
+signals.listen()
+with signals.waiting("something", patience=30, tell_after=0.1):
+    print("up", flush=True)
+    time.sleep(2)
+print(signals.received(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_wait_outside_of_python_ends_by_a_signal(number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", BLOCKED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert said.splitlines()[-1] == (f"told to stop by {number.name} while waiting for something; start again to go on")
+
+
+def test_a_wait_that_ends_in_time_is_left_alone_and_keeps_the_signal() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PATIENT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGTERM)
+    said, told = process.communicate(timeout=60)
+    assert (process.returncode, said, told) == (0, "SIGTERM\n", "waiting for something\n")
