@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from callbacks.steps import step_taken
 from callbacks.tracking import read_metrics
+from modules import signals
 from modules.checkpoint_writing import snapshot, write_checkpoint
 from modules.checkpoints import STATE, CheckpointError, NotFiniteError, read_state, remove_old
 from modules.exchange import from_first
@@ -152,7 +153,7 @@ class Checkpointing(pl.Callback):
             return
         try:
             self._outcome()
-        except CheckpointError as error:
+        except Exception as error:  # noqa: BLE001  # the first error is the one to raise
             log.error("CHECKPOINT NOT SAVED: %s", error)
 
     def settle(self, trainer: pl.Trainer, *, must: bool = False) -> None:
@@ -200,8 +201,12 @@ class Checkpointing(pl.Callback):
 
     def _write(self, state: dict[str, Any], step: int) -> None:
         final = self.folder / step_name(step)
-        write_checkpoint(state, final, step)
-        self.saved(final)
+        with signals.finishing():
+            write_checkpoint(state, final, step)
+        try:
+            self.saved(final)
+        except OSError as error:
+            log.warning("%s is saved, but could not be logged: %s", final, error)
         try:
             remove_old(self.folder, self.config.keep_last, newest=step, best=self._best())
         except (OSError, ValueError) as error:  # the new checkpoint is complete all the same
@@ -216,6 +221,9 @@ class Checkpointing(pl.Callback):
             outcome()
         except CheckpointError as error:
             return str(error), isinstance(error, NotFiniteError)
+        except Exception as error:  # whatever it is, the other ranks must learn it
+            log.exception("a checkpoint was not written")
+            return f"a checkpoint was not written: {error}", True
         return None, False
 
     def _best(self) -> int | None:

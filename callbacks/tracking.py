@@ -33,7 +33,7 @@ class MetricsError(ValueError):
 class Tracker:
     """Logs numbers, pictures and tables at a step. Made on every rank; only the one with ``write=True`` does anything.
 
-    Nothing here blocks: rows stay in memory while the disk is full, and W&B runs in a separate thread.
+    A full disk and W&B do not stop training: rows stay in memory meanwhile, and W&B runs in a separate thread.
     """
 
     def __init__(

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, get_worker_info
 from datamodules.datasets import DataError
 from modules import signals
 
-PATIENCE_SECONDS = 10.0
-"""How long to wait for a micro-batch after a signal to stop. Then the process ends, and the steps since the last
-checkpoint are trained again."""
+PATIENCE_SECONDS = 60.0
+"""How long to wait for a micro-batch after a signal to stop, so that its step can be saved. Then the process ends, and
+the steps since the last checkpoint are trained again."""
 TELL_AFTER_SECONDS = 60.0
 
 

@@ -60,7 +60,7 @@ def problem(folder: Path) -> str | None:
         manifest = json.loads((folder / MANIFEST).read_text())
         version, step = manifest["format_version"], int(manifest["step"])
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return f"{MANIFEST} is missing or unreadable"
     if version != FORMAT_VERSION:
         return f"format version {version} is not {FORMAT_VERSION}, the one this code reads"

@@ -41,8 +41,9 @@ def from_first(value: Any) -> Any:
     content = _encoded(value)
     size = torch.tensor([len(content)], device=content.device)
     dist.broadcast(size, 0)
+    length = _checked(int(size))  # on rank 0 too, or it would send to ranks that refuse
     if dist.get_rank():
-        content = content.new_zeros(_checked(int(size)))
+        content = content.new_zeros(length)
     dist.broadcast(content, 0)
     return _decoded(content)
 

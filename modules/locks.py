@@ -14,11 +14,12 @@ _POLL_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool | float = True) -> Iterator[int]:
+def locked(path: Path, *, wait: bool | float = True, patience: float = 0.0) -> Iterator[int]:
     """Hold the lock file ``path``. It is created if needed and never deleted, or two processes could hold the lock.
 
-    Yields its file descriptor. A process that inherits it also holds the lock, until both processes have ended.
-    ``wait`` may be a number of seconds. A signal to stop ends a process that waits (`modules.signals.waiting`).
+    Yields its file descriptor. A process that inherits it also holds the lock, until both have closed it.
+    ``wait`` may be a number of seconds. A signal to stop ends a process that waits ``patience``
+    seconds longer (`modules.signals.waiting`).
 
     Raises:
         BlockingIOError: another process still holds the lock after ``wait``.
@@ -26,17 +27,17 @@ def locked(path: Path, *, wait: bool | float = True) -> Iterator[int]:
     """
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
-        _take(lock, path, float("inf") if wait is True else float(wait))
+        _take(lock, path, float("inf") if wait is True else float(wait), patience)
         yield lock
     finally:
         os.close(lock)
 
 
-def _take(lock: int, path: Path, seconds: float) -> None:
+def _take(lock: int, path: Path, seconds: float, patience: float) -> None:
     deadline = time.monotonic() + seconds
     if _tried(lock):
         return
-    with signals.waiting(f"another process that holds {path}"):
+    with signals.waiting(f"another process that holds {path}", patience=patience):
         tries = 0
         while not _tried(lock):
             if time.monotonic() > deadline:

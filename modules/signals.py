@@ -4,7 +4,7 @@ Saving inside a handler would interrupt whatever the process was doing, for exam
 imports nothing heavy, so a process can listen before it loads anything.
 
 A handler runs between two steps of Python. A process that waits in C++ for another one never gets there, so a thread
-watches too: during a wait in which nothing can be lost (`waiting`), it ends the process.
+watches too: it ends the process if a wait (`waiting`) goes on after a signal.
 """
 
 import os
@@ -26,11 +26,13 @@ _POLL_SECONDS = 0.2
 
 _received: str | None = None
 _waits: "list[_Wait]" = []
+_one_at_a_time = threading.Lock()
+"""Held by work that must be finished."""
 
 
 @dataclass
 class _Wait:
-    """A wait in which nothing can be lost."""
+    """A wait that a signal may end."""
 
     what: str
     patience: float
@@ -65,27 +67,24 @@ def ignore() -> None:
 
 @contextmanager
 def waiting(what: str, *, patience: float = 0.0, tell_after: float = 5.0) -> Iterator[None]:
-    """Around a wait in which nothing can be lost; ``what`` says what for, after ``tell_after`` seconds.
+    """Around a wait; ``what`` says what for, after ``tell_after`` seconds.
 
-    A signal of `STOP`, or Ctrl-C, ends the process if the wait is not over ``patience`` seconds later.
+    A signal of `STOP`, or Ctrl-C, ends the process if the wait is not over ``patience`` seconds later. So without
+    patience, only wait like this while there is nothing to lose.
     """
-    begin_wait(what, patience=patience, tell_after=tell_after)
+    _Watcher.ensure()
+    _waits.append(_Wait(what, patience, tell_after))
     try:
         yield
     finally:
-        end_wait()
-
-
-def begin_wait(what: str, *, patience: float = 0.0, tell_after: float = 5.0) -> None:
-    """`waiting`, for a wait whose end is elsewhere in the code."""
-    _Watcher.ensure()
-    _waits.append(_Wait(what, patience, tell_after))
-
-
-def end_wait() -> None:
-    """The wait is over."""
-    if _waits:
         _waits.pop()
+
+
+@contextmanager
+def finishing() -> Iterator[None]:
+    """Around work in another thread, such as writing a checkpoint: the process does not end by `waiting` meanwhile."""
+    with _one_at_a_time:
+        yield
 
 
 def _note(number: int, _frame: FrameType | None = None) -> None:
@@ -132,6 +131,7 @@ class _Watcher(threading.Thread):
         # a little longer than asked for: if Python gets there, the process ends as usual
         if self._signal is not None and now - max(wait.since, self._signal[1]) > wait.patience + 2 * _POLL_SECONDS:
             number, _ = self._signal
+            _one_at_a_time.acquire()  # never released: the process ends
             _say(f"told to stop by {signal.Signals(number).name} while waiting for {wait.what}; start again to go on")
             _end_workers()
             os._exit(INTERRUPTED if number == signal.SIGINT else PREEMPTED)

@@ -4,7 +4,8 @@
 #   OMNIMAMBA_ENV    where Python is: the folder of a virtual or conda environment (default .venv), an Apptainer image
 #                    (*.sif), or a Pyxis image (*.sqsh, docker://...). An image must have python on its PATH
 #   RUNS             folder of the run folders, on a file system that all nodes share (default runs)
-#   MAX_FAILURES     how often a failed job is started again (default 10); being preempted does not count
+#   MAX_FAILURES     how often a failed job is started again (default 10); twice without progress is enough, and being
+#                    preempted does not count
 #   DOCTOR           0: do not run `pipelines.doctor check` on each node before training
 # Exit codes: 0 only if the run folder has COMPLETE; 75 if told to stop, to go on later; otherwise the training's own.
 
@@ -100,7 +101,7 @@ settle() {
         exit "$PREEMPTED"
     fi
     [ ! -e "$RUN/PREEMPTED" ] || requeue "told to stop at step $(cat "$RUN/PREEMPTED")" 3
-    [ "$code" != "$PREEMPTED" ] || requeue "ended before training began" 10 # another job holds the run folder
+    [ "$code" != "$PREEMPTED" ] || requeue "stopped while it waited" 10 # for the run folder, other ranks or data
     [ "$code" != "$USER_ERROR" ] || fail "a new start would not help; see above"
     newest=$(find "$RUN/checkpoints" -maxdepth 1 -name 'step-*' -printf '%f\n' 2>/dev/null | sort | tail -n 1 || true)
     code=$((code ? code : 1))

@@ -22,6 +22,8 @@ SAMPLE: Keys = {"sample_id": str, "split": str, "prompt": str}
 """What every record of a measure holds: key to type."""
 Record = dict[str, Any]
 """Holds the keys of `SAMPLE`; the rest is up to the measure."""
+PATIENCE_SECONDS = 60.0
+"""After a signal to stop, how long to wait for another evaluation: a training has steps to save."""
 
 
 class RecordBook:
@@ -111,7 +113,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 def write_result(folder: Path, name: str, result: Mapping[str, Any]) -> None:
     """Write one measure's result into the step's ``results.json``; the others stay, also those of other processes."""
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(lock_of(folder / RESULTS)):
+    with locked(lock_of(folder / RESULTS), patience=PATIENCE_SECONDS):
         write_json(folder / RESULTS, read_results(folder) | {name: result})
 
 
@@ -119,7 +121,7 @@ def drop_result(folder: Path, name: str) -> None:
     """Remove one measure's result, if there is one, from the step's ``results.json``."""
     if not (folder / RESULTS).is_file():
         return
-    with locked(lock_of(folder / RESULTS)):
+    with locked(lock_of(folder / RESULTS), patience=PATIENCE_SECONDS):
         results = read_results(folder)
         if results.pop(name, None) is not None:
             write_json(folder / RESULTS, results)

@@ -199,7 +199,7 @@ class LlamaGenVQ(nn.Module):
 
 
 def load_llamagen(path: Path) -> LlamaGenVQ:
-    """Load VQ-16 from LlamaGen's ``vq_ds16_c2i.pt``, or from a published OmniMamba checkpoint.
+    """Load VQ-16 from LlamaGen's ``vq_ds16_t2i.pt``, or from a published OmniMamba checkpoint.
 
     Raises:
         FileNotFoundError: there is no such file.

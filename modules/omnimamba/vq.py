@@ -177,7 +177,7 @@ class PatchKMeans(nn.Module):
 def load_image_tokenizer(path: str | Path) -> ImageTokenizer:
     """Load the image tokenizer in ``path``: of the kind stored in the file, or LlamaGen's VQ-16 by its names.
 
-    VQ-16 may be LlamaGen's own ``vq_ds16_c2i.pt``, or a published OmniMamba checkpoint.
+    VQ-16 may be LlamaGen's own ``vq_ds16_t2i.pt``, or a published OmniMamba checkpoint.
 
     Raises:
         FileNotFoundError: there is no such file.

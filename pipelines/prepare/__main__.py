@@ -82,7 +82,7 @@ SOURCES = {
         about="captions with existing VQ codes, one JSON object per line, to T2I shards",
         config=PretokenizedConfig,
         work=partial(_shards, build_pretokenized),
-        example="annotations=t2i.jsonl vq=vq_ds16_c2i.pt out=data/t2i name=released",
+        example="annotations=t2i.jsonl vq=vq_ds16_t2i.pt out=data/t2i name=released",
     ),
     "hf": Source(
         about="a Hugging Face data set to T2I shards (captions) or MMU shards (conversations or questions)",

@@ -1,6 +1,7 @@
 """The root of the typed configuration, and how it is read and written."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from datamodules.scenes.prepare import PrepareScenesConfig
 from modules.adapter_files import AdapterFolders
 from modules.omnimamba.config import TASKS, ModelConfig
 from modules.optim import OptimConfig
+from modules.reading import shown
 from modules.stages import STAGES, StageConfig
 from pipelines.run.hardware import HardwareConfig
 from pipelines.run.overrides import ConfigError, build, dotlist, merge, read_yaml
@@ -28,6 +30,10 @@ __all__ = [
     "differences",
     "load",
 ]
+
+_NAME = re.compile(r"\w([\w .+=,@%-]*[\w.+=,@%-])?")
+_LONGEST_NAME = 200
+"""Bytes; file systems allow 255, and lock files and temporary names are longer than the name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +118,11 @@ class RunConfig:
                 f"guards.spike_sigma={self.guards.spike_sigma} needs hardware.strategy=ddp: under "
                 f"{self.hardware.strategy} an update cannot be left out"
             )
-        if not self.name or "/" in self.name:
-            found.append(f"name={self.name!r} must be a folder name: not empty, and without '/'")
+        if not _NAME.fullmatch(self.name) or len(self.name.encode()) > _LONGEST_NAME:
+            found.append(
+                f"name={shown(self.name)} must be a folder name: letters, digits and ' ._+=,@%-', the first a letter, "
+                f"digit or _, the last no blank, at most {_LONGEST_NAME} bytes"
+            )
         if self.checkpoint.best and self.evaluation.every_n_steps % self.checkpoint.every_n_steps:
             found.append(
                 f"checkpoint.best needs a checkpoint at every evaluated step: checkpoint.every_n_steps="

@@ -19,6 +19,18 @@ from pipelines.run.ending import DONE, FAILED, INTERRUPTED, PREEMPTED, UNUSABLE,
 STDERR = 2
 """The file descriptor itself, because a replacement of `sys.stderr` may have none."""
 
+_ROOM = "make room, and start the same command again"
+_WAYS_OUT = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EROFS: "name another place, which can be written",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "remove the circle of links",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENOTEMPTY: "name another folder, or empty this one",
+}
+"""What the user can do about an error of the system."""
+
 
 def say(text: str = "") -> None:
     """Print a line for the user."""
@@ -58,8 +70,8 @@ def run_verb(main: Callable[[], None]) -> NoReturn:
         _complain("; ".join(["stopped by Ctrl-C", *map(str, stop.args)]))
         _leave(INTERRUPTED)
     except Exception as error:  # noqa: BLE001  # the outermost handler
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _complain(f"error: {error}: make room, and start the same command again")
+        if isinstance(error, OSError) and (way_out := _WAYS_OUT.get(error.errno or 0)):
+            _complain(f"error: {error}: {way_out}")
             _leave(UNUSABLE)
         # not through sys.excepthook: torch.distributed replaces it with one that delays the output
         _complain("".join(traceback.format_exception(error)).rstrip("\n"))

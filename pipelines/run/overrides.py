@@ -7,14 +7,17 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from modules.redaction import find_secrets, is_secret_key
 from pipelines.run.texts import as_typed, at_home, kind_of, unquoted
 
 Config = TypeVar("Config")
+_DEEPEST = 50
+"""Levels of nesting; libyaml crashes somewhere above 10,000."""
 
 
 class ConfigError(ValueError):
@@ -78,17 +81,31 @@ def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
             f"configuration file {path} does not exist{by}; configs/ holds the ones that come with the project"
         )
     try:
+        _refuse_depth(path)
         own = OmegaConf.load(path)
+    except MarkedYAMLError as error:  # its own text shows lines of the file, which may not be meant for this one
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ConfigError(f"{path} is not valid YAML: line {line}: {error.problem}") from error
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     except OSError as error:  # OmegaConf also raises this for a file that holds a single bare value
-        raise ConfigError(f"{path} cannot be read or holds no keys and values: {error}") from error
+        raise ConfigError(f"{path} cannot be read or holds no keys and values") from error
     if not isinstance(own, DictConfig):
         raise ConfigError(f"{path} must hold keys and values at its top level")
     merged = OmegaConf.create({})
     for name in _includes(own.pop("include", []), path):
         merged = merge(merged, read_yaml(path.parent / expanduser(name), (*_seen, path)), source=str(path))
     return merge(merged, own, source=str(path))
+
+
+def _refuse_depth(path: Path) -> None:
+    """Refuse a file that nests too deeply, on which the parser would crash; looking at it needs no recursion."""
+    depth = 0
+    with path.open(encoding="utf-8") as file:
+        for event in yaml.parse(file, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise ConfigError(f"{path} nests lists or keys more than {_DEEPEST} deep; no configuration does")
 
 
 def _includes(value: Any, path: Path) -> list[str]:

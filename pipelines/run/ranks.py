@@ -18,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from modules import signals
 from modules.exchange import MOST_BYTES
-from pipelines.run.ending import UNUSABLE
+from pipelines.run.ending import FAILED, UNUSABLE, USER_ERRORS
 from pipelines.run.overrides import ConfigError
 
 _NOT_OURS = "another program may use MASTER_PORT; choose another port"
@@ -74,11 +74,14 @@ class Ranks:
             if answer["code"] is not None:
                 raise SystemExit(answer["code"])
             return answer["value"]
-        answer = {"code": UNUSABLE, "value": None}
+        answer = {"code": FAILED, "value": None}
         try:
             answer = {"code": None, "value": make()}
         except SystemExit as stop:
             answer["code"] = stop.code
+            raise
+        except USER_ERRORS:
+            answer["code"] = UNUSABLE
             raise
         finally:
             self.store.set("answer", json.dumps(answer))

@@ -77,7 +77,7 @@ class Training:
                 raise
         if outcome.code == PREEMPTED:
             if not self.leads:
-                raise SystemExit(DONE)  # only rank 0's code counts; for another's, srun and Lightning kill rank 0
+                raise SystemExit(DONE)  # if another rank exits with another code, srun and Lightning kill rank 0
             warn(
                 f"told to stop by {signals.received() or 'a signal to another rank'}: saved at step "
                 f"{self.trainer.global_step}; start the same command again to go on from there"

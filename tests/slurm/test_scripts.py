@@ -152,7 +152,7 @@ def test_a_run_folder_that_another_job_holds_is_tried_again_later(jobs: Jobs, st
     job = jobs.submit("stage2.sh", *finished_stage_1(jobs))
     job.release()
     job.wait("COMPLETED")
-    assert "requeued: ended before training began" in job.log
+    assert "requeued: stopped while it waited" in job.log
     assert len(started(calls)) == 2
 
 

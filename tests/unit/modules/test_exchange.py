@@ -32,6 +32,8 @@ def work(rank: int, store: str, found: Any) -> None:
     exchange.MOST_BYTES = 100
     with pytest.raises(ValueError, match="a rank sends 1002 bytes, more than the 100 that are accepted"):
         exchange.gathered("x" * 1000)
+    with pytest.raises(ValueError, match="a rank sends 1002 bytes, more than the 100 that are accepted"):
+        exchange.from_first("x" * 1000)
     distributed.destroy_process_group()
 
 

@@ -115,7 +115,7 @@ def test_the_fingerprint_changes_with_weights_and_sizes(vq: LlamaGenVQ, weights:
     assert len(fingerprints) == 3
 
 
-@pytest.mark.parametrize(("name", "prefix"), [("vq_ds16_c2i.pt", ""), ("omnimamba.safetensors", PUBLISHED_PREFIX)])
+@pytest.mark.parametrize(("name", "prefix"), [("vq_ds16_t2i.pt", ""), ("omnimamba.safetensors", PUBLISHED_PREFIX)])
 def test_vq16_is_found_in_llamagens_file_and_in_a_published_checkpoint(tmp_path: Path, name: str, prefix: str) -> None:
     with torch.device("meta"):
         shapes = LlamaGenVQ(LlamaGenConfig()).state_dict()

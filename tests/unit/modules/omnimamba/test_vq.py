@@ -161,7 +161,7 @@ def test_files_without_a_codebook_and_pointers_of_git_lfs_are_named(tmp_path: Pa
     save_file({"x": torch.zeros(1)}, path, metadata={"kind": "patch_kmeans", "image_size": "8", "patch_size": "4"})
     with pytest.raises(ValueError, match="holds no codebook; was it made here"):
         load_image_tokenizer(path)
-    for name in ("vq.safetensors", "vq_ds16_c2i.pt"):
+    for name in ("vq.safetensors", "vq_ds16_t2i.pt"):
         (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
         with pytest.raises(ValueError, match=f"{name} is a git-lfs pointer, not the file itself; run `git lfs pull`"):
             load_image_tokenizer(tmp_path / name)

@@ -71,17 +71,19 @@ def test_the_value_of_rank_0_arrives_as_plain_data() -> None:
     assert Ranks(1, 2, shared).from_rank_0(lambda: pytest.fail("called on rank 1")) == value
 
 
-def test_a_failure_of_rank_0_ends_the_others_with_its_code() -> None:
+@pytest.mark.parametrize(("error", "code"), [(SystemExit(75), 75), (ConfigError("no"), 2), (OSError(5, "EIO"), 1)])
+def test_a_failure_of_rank_0_ends_the_others_with_its_code(error: BaseException, code: int) -> None:
     shared = store()
     shared.set("answer/1", "read")
 
     def fails() -> None:
-        raise SystemExit(75)
+        raise error
 
-    for rank in (0, 1):
-        with pytest.raises(SystemExit) as end:
-            Ranks(rank, 2, shared, timedelta(seconds=5)).from_rank_0(fails)
-        assert end.value.code == 75
+    with pytest.raises(type(error)):
+        Ranks(0, 2, shared, timedelta(seconds=5)).from_rank_0(fails)
+    with pytest.raises(SystemExit) as end:
+        Ranks(1, 2, shared, timedelta(seconds=5)).from_rank_0(fails)
+    assert end.value.code == code
 
 
 @pytest.mark.parametrize(
