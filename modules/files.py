@@ -66,7 +66,7 @@ def new_file(path: Path, scratch: Path | None = None) -> Iterator[BinaryIO]:
         with new_path(path, scratch) as partial, partial.open("wb") as file:
             yield file
     except OSError as error:
-        if error.errno is None or (error.filename is not None and ".partial-" not in str(error.filename)):
+        if error.errno is None or (error.filename is not None and PARTIAL not in str(error.filename)):
             raise  # of another file, which the caller was reading
         # the error of a write does not name the file, or the partial one
         raise OSError(error.errno, error.strerror, str(path)) from error
