@@ -49,7 +49,7 @@ def read_evaluation(places: list[Path]) -> EvaluationImages:
                 f"{place} names no picture; give a folder of pictures, or a JSON file or JSON lines with entries that "
                 f"hold {', '.join(_KEYS)}"
             )
-        names.update(digest(name.encode()) for name in found)
+        names.update(digest(name.encode(errors="surrogatepass")) for name in found)
     return EvaluationImages(names=_array(names), contents=_array(contents))
 
 

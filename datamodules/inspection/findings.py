@@ -77,8 +77,8 @@ def add_sample(
     except Exception:  # noqa: BLE001  # on damaged files, Pillow's plugins raise all kinds of errors
         found.unreadable += 1
     if isinstance(name, (str, int)):
-        found.files.append(digest(str(name).encode()))
-        found.names.append(digest(picture_name(name).encode()))
+        found.files.append(digest(str(name).encode(errors="surrogatepass")))
+        found.names.append(digest(picture_name(name).encode(errors="surrogatepass")))
     else:
         found.files.append(0)
         found.names.append(0)

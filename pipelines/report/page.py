@@ -27,6 +27,9 @@ from pipelines.report.tables import (
 )
 
 TEMPLATE = Path(__file__).with_name("report.html")
+MARK = '<meta name="generator" content="pipelines.report">'
+"""In every page, near its beginning."""
+
 GROUPS = (
     ("Losses", r"train/loss"),
     ("Measures", r"eval(_mini)?/"),
@@ -55,11 +58,21 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
 
     Raises:
         ValueError: one of them is not a run folder, or is named twice.
+        FileExistsError: ``out`` is another file than a report.
     """
+    _refuse_another_file(out)
     page = render(read_runs(list(paths)))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, page)
     return out
+
+
+def _refuse_another_file(out: Path) -> None:
+    """Only a page of ours is replaced, so that a wrong word loses no file."""
+    if out.is_dir():
+        raise FileExistsError(f"--out {out} is a folder; name a file in it, such as {out / 'report.html'}")
+    if out.exists() and MARK.encode() not in out.read_bytes()[:2000]:
+        raise FileExistsError(f"--out {out} is there and is no report; name another file, or remove it")
 
 
 def render(runs: Sequence[Run]) -> str:

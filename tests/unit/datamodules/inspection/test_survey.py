@@ -1,5 +1,6 @@
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -245,3 +246,8 @@ def test_names_of_coco_are_one_and_of_others_their_own() -> None:
         "000000000007"
     }
     assert picture_name("vg/VG_100K/7.jpg") == "7"
+
+
+def test_names_that_are_not_unicode_are_pictures_too(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+    assert len(read_evaluation([tmp_path]).names) == 1

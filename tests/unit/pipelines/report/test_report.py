@@ -372,6 +372,18 @@ def test_a_run_named_twice_is_refused(tmp_path: Path) -> None:
         write_report([run, tmp_path / "out" / ".." / "run"], tmp_path / "report.html")
 
 
+def test_only_a_report_is_written_over(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    config = (run / "config.yaml").read_bytes()
+    with pytest.raises(FileExistsError, match=r"config\.yaml is there and is no report; name another file, or remove"):
+        write_report([run], run / "config.yaml")
+    assert (run / "config.yaml").read_bytes() == config
+    with pytest.raises(FileExistsError, match=r"run is a folder; name a file in it, such as .*/run/report\.html"):
+        write_report([run], run)
+    for _ in range(2):
+        write_report([run], tmp_path / "report.html")
+
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
