@@ -3,14 +3,17 @@
 import os
 import re
 from collections.abc import Iterator
+from os.path import exists
 from typing import Any
 
 HIDDEN = "***"
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _SECRET = re.compile(
-    r"(?:^|_)(?:pass|password|passwd|passphrase|secret|credential|api_?key|(?:access|private|secret|auth|account)_key"
+    r"(?:^|_)(?:pass|[a-z]*(?:password|passwd|passphrase)|secret|credential|api_?key|(?:access|private|secret|auth|account)_key"
     r"|authorization|bearer|sas_token|token)s?$"
 )
+_SECRET_VARIABLE = re.compile(r"_(?:PWD|PAT|KEY|AUTH)$")
+"""Further names of environment variables with secrets, such as DB_PWD, GITHUB_PAT and OPENAI_KEY."""
 _TEXT_TOKEN = re.compile(r"(?:^|_)(?:pad|eos|bos|unk|sep|cls|mask|image|start|end|stop|special|per|each)_token$")
 """Names of text tokens, which are not secrets."""
 _USER_IN_ADDRESS = re.compile(r"(?P<before>\b[a-z][a-z0-9+.-]*://)(?P<secret>[^/\s@\"']+)@", re.IGNORECASE)
@@ -83,7 +86,11 @@ def _has_password(text: str) -> bool:
 
 
 def _secrets_of_environment() -> list[str]:
-    values = {value for name, value in os.environ.items() if is_secret_key(name) and len(value) >= _LEAST}
+    values = {
+        value
+        for name, value in os.environ.items()
+        if (is_secret_key(name) or _SECRET_VARIABLE.search(name)) and len(value) >= _LEAST and not exists(value)
+    }
     return sorted(values, key=len, reverse=True)
 
 

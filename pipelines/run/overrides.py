@@ -81,7 +81,7 @@ def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
             f"configuration file {path} does not exist{by}; configs/ holds the ones that come with the project"
         )
     try:
-        _refuse_depth(path)
+        _refuse_shape(path)
         own = OmegaConf.load(path)
     except MarkedYAMLError as error:  # its own text shows lines of the file, which may not be meant for this one
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
@@ -98,11 +98,13 @@ def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
     return merge(merged, own, source=str(path))
 
 
-def _refuse_depth(path: Path) -> None:
-    """Refuse a file that nests too deeply, on which the parser would crash; looking at it needs no recursion."""
+def _refuse_shape(path: Path) -> None:
+    """Refuse a bare text, which would become a key, and nesting on which the parser would crash."""
     depth = 0
     with path.open(encoding="utf-8") as file:
         for event in yaml.parse(file, Loader=yaml.SafeLoader):
+            if depth == 0 and isinstance(event, yaml.ScalarEvent):
+                raise ConfigError(f"{path} must hold keys and values at its top level")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _DEEPEST:
                 raise ConfigError(f"{path} nests lists or keys more than {_DEEPEST} deep; no configuration does")

@@ -1,5 +1,7 @@
 """Secrets are hidden wherever they stand; what merely sounds like one is left alone."""
 
+from pathlib import Path
+
 import pytest
 
 from modules.redaction import find_secrets, is_secret_key, redact, redacted
@@ -81,6 +83,19 @@ def test_what_the_environment_keeps_secret_is_known_by_its_value(monkeypatch: py
     assert redact(f"header {SECRET} abc") == "header *** abc"
     assert list(find_secrets({"name": f"run-{SECRET}"})) == [("name", "holds a secret")]
     assert list(find_secrets({"name": "run-abc"})) == []
+
+
+@pytest.mark.parametrize("name", ["PGPASSWORD", "DB_PWD", "GITHUB_PAT", "OPENAI_KEY", "MYSQL_ROOT_PASSWORD"])
+def test_variables_of_well_known_programs_hold_secrets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "correct-horse")
+    assert redact("group: correct-horse") == "group: ***"
+    assert list(find_secrets({"group": "correct-horse"})) == [("group", "holds a secret")]
+
+
+@pytest.mark.parametrize("name", ["PWD", "OLDPWD", "SSL_KEY"])
+def test_variables_that_name_a_place_hold_none(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, str(tmp_path))
+    assert redact(f"in {tmp_path}") == f"in {tmp_path}"
 
 
 def test_keys_of_well_known_services_are_known_by_their_shape() -> None:
