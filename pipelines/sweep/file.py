@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from modules.reading import shown
 from pipelines.run.overrides import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +77,7 @@ def read_sweep(path: Path) -> Sweep:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold keys and values at its top level")
+    _check_shape(path, content)
     metric = content.get("metric")
     if not isinstance(metric, dict) or "name" not in metric:
         raise ConfigError(
@@ -84,6 +86,23 @@ def read_sweep(path: Path) -> Sweep:
     config, fixed = _command(path, content.get("command"))
     _check_parameters(path, content.get("parameters"))
     return Sweep(path, content, config, fixed, str(metric["name"]), metric.get("goal") == "maximize")
+
+
+def _check_shape(path: Path, content: Mapping[str, Any]) -> None:
+    """What W&B's engine takes for granted, and fails on without a message."""
+    parameters, cap = content.get("parameters", {}), content.get("run_cap", 1)
+    problems = []
+    if not isinstance(content.get("method"), str):  # the engine says which names it knows
+        problems.append(f"method={shown(content.get('method'))} must be grid, random or bayes")
+    if type(cap) is not int or cap < 1:
+        problems.append(f"run_cap={shown(cap)} must be a whole number, at least 1, without quotes")
+    if not isinstance(parameters, dict):
+        problems.append(f"parameters={shown(parameters)} must be keys, each with what to try, not a list or a value")
+    for key, spec in parameters.items() if isinstance(parameters, dict) else ():
+        if isinstance(spec, dict) and not isinstance(spec.get("values", []), list):
+            problems.append(f"parameters.{key}.values={shown(spec['values'])} must be a list, such as [1, 2]")
+    if problems:
+        raise ConfigError(f"{path} is not a sweep that W&B accepts:\n" + "\n".join(f"  - {p}" for p in problems))
 
 
 def _command(path: Path, command: Any) -> tuple[str, tuple[str, ...]]:

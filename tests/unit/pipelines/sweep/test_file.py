@@ -87,6 +87,10 @@ def test_parameters_are_spelt_as_the_agent_spells_them(tmp_path: Path) -> None:
         ({"parameters": {"optim": {"parameters": {}}}}, "parameters.optim is nested; write its keys with dots"),
         ({"parameters": {"a": {"values": [1, None]}}}, "parameters.a tries null, .* add a=null to the command"),
         ({"parameters": {"a": {"value": None}}}, "parameters.a tries null"),
+        ({"method": None}, "is not a sweep that W&B accepts:\n  - method=null must be grid, random or bayes"),
+        ({"parameters": [{"optim.lr": {}}]}, r"  - parameters=\[.*\] must be keys, each with what to try, not a list"),
+        ({"parameters": {"optim.lr": {"values": 0.1}}}, "  - parameters.optim.lr.values=0.1 must be a list, such as"),
+        ({"run_cap": "4"}, "  - run_cap='4' must be a whole number, at least 1, without quotes"),
     ],
 )
 def test_what_trials_cannot_do_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
