@@ -18,6 +18,7 @@ import os
 from pathlib import Path
 
 from modules import signals
+from modules.run_files import PROVENANCE
 from pipelines.run.console import run_verb
 
 
@@ -37,7 +38,7 @@ def main() -> None:
 
     overrides = list(arguments.overrides)
     if not any(word.startswith("run.dir=") for word in overrides):
-        if (arguments.config.parent / "provenance.json").is_file():
+        if (arguments.config.parent / PROVENANCE).is_file():
             # the config.yaml of a run folder means that run, even if the folder was moved
             overrides.append(override("run.dir", arguments.config.parent))
         elif "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:
