@@ -10,7 +10,7 @@ from callbacks.steps import step_taken
 from callbacks.tracking import Tracker
 from datamodules.datasets import DataError
 from datamodules.mixed import MixedDataModule
-from modules.exchange import from_first, gathered
+from modules.exchange import from_rank_0, gathered
 from modules.json_lines import append_rows, drop_torn_line, read_rows
 from modules.omnimamba.config import Task
 from modules.run_files import BAD_SAMPLES
@@ -42,7 +42,7 @@ class BadSampleLog(pl.Callback):
         if trainer.is_global_zero:
             drop_torn_line(self.path)
             counts.update(row["task"] for row in read_bad_samples(self.path, trainer.global_step))
-        self.counts = Counter(from_first(counts))
+        self.counts = Counter(from_rank_0(counts))
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
         """Collect; merge over the ranks at steps that are logged or saved."""

@@ -17,7 +17,7 @@ from callbacks.tracking import read_metrics
 from modules import signals
 from modules.checkpoint_writing import snapshot, write_checkpoint
 from modules.checkpoints import STATE, CheckpointError, NotFiniteError, read_state, remove_old
-from modules.exchange import from_first
+from modules.exchange import from_rank_0
 from modules.files import step_folders, step_name
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class Checkpointing(pl.Callback):
         if self._pending is None:
             return
         step, self._pending = self._pending, None
-        problem, fatal = from_first(self._problem())
+        problem, fatal = from_rank_0(self._problem())
         if not problem:
             self._saved, self._errors = step, 0
             return

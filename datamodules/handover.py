@@ -1,15 +1,15 @@
 """Hands micro-batches from the worker processes to training, and ends waits that would never end."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from datamodules.datasets import DataError
 from modules import signals
+from modules.tensors import named_tensors
 
 PATIENCE_SECONDS = 60.0
 """How long to wait for a micro-batch after a signal to stop, so that its step can be saved. Then the process ends, and
@@ -38,7 +38,8 @@ def hand_over(batch: Any) -> Any:
     if get_worker_info() is None:
         return batch
     try:
-        _share(batch)
+        for _, tensor in named_tensors(batch):
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
     except (RuntimeError, OSError) as error:
         return _Failed(
             f"a data worker cannot hand over a micro-batch: {error}. Make room in /dev/shm (in a container: "
@@ -89,14 +90,3 @@ class _Batches:
             self._batches._shutdown_workers()  # type: ignore[attr-defined]
         for worker in workers:
             worker.kill()
-
-
-def _share(value: Any) -> None:
-    if isinstance(value, Tensor):
-        value.share_memory_()  # type: ignore[no-untyped-call]
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            _share(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            _share(each)

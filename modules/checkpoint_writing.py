@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from modules.checkpoints import STATE, CheckpointError, NotFiniteError, commit
 from modules.files import GIB
 from modules.finite import broken_tensor
+from modules.tensors import named_tensors
 
 BESIDE = 2**20
 """Upper bound of the bytes that a checkpoint holds in addition to its tensors."""
@@ -59,7 +59,7 @@ def write_checkpoint(state: Mapping[str, Any], final: Path, step: int) -> None:
 def snapshot(state: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of ``state`` on the CPU. It can be written while training goes on, because training does not change
     it."""
-    moved = {id(tensor): tensor.cpu() for tensor in _tensors(state) if tensor.device.type != "cpu"}
+    moved = {id(tensor): tensor.cpu() for _, tensor in named_tensors(state) if tensor.device.type != "cpu"}
     return copy.deepcopy(state, moved)
 
 
@@ -76,7 +76,9 @@ def _without_crc32() -> Iterator[None]:
 
 def stored_bytes(state: Mapping[str, Any]) -> int:
     """Bytes of the tensors in ``state``. Tensors that share memory are stored once."""
-    memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(state)}
+    memory = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for _, tensor in named_tensors(state)
+    }
     return sum(memory.values())
 
 
@@ -94,14 +96,3 @@ def _disk_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _tensors(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors(each)

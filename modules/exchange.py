@@ -30,7 +30,7 @@ def gathered(value: Any) -> list[Any]:
     return [_decoded(part[:length]) for part, length in zip(parts, lengths, strict=True)]
 
 
-def from_first(value: Any) -> Any:
+def from_rank_0(value: Any) -> Any:
     """Rank 0's ``value``, plain data, on every rank. A collective call; a single process keeps its value.
 
     Raises:

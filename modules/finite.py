@@ -1,10 +1,12 @@
 """Finds numbers in a training state that training could not go on from."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from modules.tensors import named_tensors
 
 SQUARES = "exp_avg_sq"
 """AdamW's name for its mean of squares."""
@@ -16,7 +18,7 @@ def broken_tensor(state: Mapping[str, Any]) -> str | None:
 
     None if there is none. Each tensor is read once, on its own device, and a device is waited for once.
     """
-    found = [(name, tensor) for name, tensor in _named("", state) if tensor.is_floating_point() and tensor.numel()]
+    found = [(name, tensor) for name, tensor in named_tensors(state) if tensor.is_floating_point() and tensor.numel()]
     by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
     for name, tensor in found:
         ends = torch.stack(list(torch.aminmax(tensor.detach()))).double()  # NaN anywhere makes both NaN
@@ -29,14 +31,3 @@ def broken_tensor(state: Mapping[str, Any]) -> str | None:
         if not good
     }
     return next((name for name, _ in found if name in broken), None)
-
-
-def _named(prefix: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield prefix, value
-    elif isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from _named(f"{prefix}.{key}" if prefix else str(key), each)
-    elif isinstance(value, list | tuple):
-        for number, each in enumerate(value):
-            yield from _named(f"{prefix}.{number}", each)

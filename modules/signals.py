@@ -26,11 +26,11 @@ _POLL_SECONDS = 0.2
 
 _received: str | None = None
 _waits: "list[_Wait]" = []
-_one_at_a_time = threading.Lock()
+_must_finish = threading.Lock()
 """Held by work that must be finished."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Wait:
     """A wait that a signal may end."""
 
@@ -73,17 +73,18 @@ def waiting(what: str, *, patience: float = 0.0, tell_after: float = 5.0) -> Ite
     patience, only wait like this while there is nothing to lose.
     """
     _Watcher.ensure()
-    _waits.append(_Wait(what, patience, tell_after))
+    wait = _Wait(what, patience, tell_after)
+    _waits.append(wait)
     try:
         yield
     finally:
-        _waits.pop()
+        _waits.remove(wait)  # threads wait too, so it need not be the last
 
 
 @contextmanager
 def finishing() -> Iterator[None]:
     """Around work in another thread, such as writing a checkpoint: the process does not end by `waiting` meanwhile."""
-    with _one_at_a_time:
+    with _must_finish:
         yield
 
 
@@ -131,7 +132,7 @@ class _Watcher(threading.Thread):
         # a little longer than asked for: if Python gets there, the process ends as usual
         if self._signal is not None and now - max(wait.since, self._signal[1]) > wait.patience + 2 * _POLL_SECONDS:
             number, _ = self._signal
-            _one_at_a_time.acquire()  # never released: the process ends
+            _must_finish.acquire()  # never released: the process ends
             _say(f"told to stop by {signal.Signals(number).name} while waiting for {wait.what}; start again to go on")
             _end_workers()
             os._exit(INTERRUPTED if number == signal.SIGINT else PREEMPTED)

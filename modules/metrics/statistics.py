@@ -20,6 +20,8 @@ Array = NDArray[np.float64]
 ROUNDING = 1e-6
 """Of the largest covariance: how far a file's numbers, often float32, may be from symmetry and from 0."""
 _NPY = b"\x93NUMPY"
+_DAMAGED = (ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile)
+"""What zipfile and numpy raise for damaged or encrypted files. A disk that fails to read raises OSError, its own."""
 _CONVERT = "s = np.load(npy, allow_pickle=True).item(); np.savez(npz, mu=s['mu'], sigma=s['sigma'])"
 
 
@@ -98,7 +100,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
-    except (ValueError, OSError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{path} is not an npz file of plain arrays ({error})") from error
 
 

@@ -20,7 +20,7 @@ from pipelines.run.hardware import COMPUTE, check_hardware, use_kernel_cache
 from pipelines.run.memory import estimate_memory
 from pipelines.run.output import outlived_output
 from pipelines.run.ranks import find_ranks, refuse_other_launch
-from pipelines.run.runfolder import HeldError, RunFolder, claim, open_run
+from pipelines.run.runfolder import HeldError, RunFolder, claim, open_run, settle
 from pipelines.run.training import Training
 from pipelines.run.warmup import warm_up
 
@@ -52,16 +52,18 @@ def fit(config: RunConfig) -> Path:
 
 
 def _open(config: RunConfig, held: ExitStack | None) -> RunFolder:
-    """Open the run folder, and hold it until ``held`` is closed. It is read again after it is held.
+    """Open the run folder, and hold it until ``held`` is closed. Its checkpoints are read once, while it is held.
 
     Raises:
         SystemExit: `PREEMPTED`, if another process holds it, so that a batch script tries again later.
     """
-    run = open_run(config)
-    if run.complete or held is None:
-        return run
+    if held is None:
+        return open_run(config)
+    settle(config)  # before the lock is written into the folder, or it is waited for
+    if (config.folder / COMPLETE).is_file() and (run := open_run(config)).complete:
+        return run  # not held: it may be on a disk that cannot be written
     try:
-        held.enter_context(claim(run.path, config.run.wait_seconds))
+        held.enter_context(claim(config.folder, config.run.wait_seconds))
     except HeldError as error:
         warn(str(error))
         raise SystemExit(PREEMPTED) from error

@@ -86,7 +86,7 @@ def build_strategy(config: HardwareConfig) -> Strategy | str:
     timeout = timedelta(minutes=config.timeout_minutes)
     if config.strategy != "ddp":
         return ZeroStrategy(ZERO_LEVELS[config.strategy], timeout=timeout)
-    if config.devices * config.nodes == 1:
+    if config.ranks == 1:
         return "auto"
     return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)  # otherwise gradients would be stored twice
 

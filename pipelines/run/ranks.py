@@ -117,18 +117,16 @@ def refuse_other_launch(devices: int, nodes: int) -> None:
     launcher = cluster()
     if launcher is None:
         return
-    started, asked = (
-        launcher.world_size(),
-        f"hardware.devices={devices} and hardware.nodes={nodes} ask for {devices * nodes}",
-    )
+    started, wanted = launcher.world_size(), devices * nodes
+    asked = f"hardware.devices={devices} and hardware.nodes={nodes} ask for {wanted}"
     if isinstance(launcher, TorchElasticEnvironment):
         here = int(os.environ["LOCAL_WORLD_SIZE"])
-        if (started, here) != (devices * nodes, devices):
+        if (started, here) != (wanted, devices):
             raise ConfigError(
                 f"torchrun started {started} processes, {here} on this node, but {asked}. Set both keys to match "
                 "torchrun"
             )
-    elif started != devices * nodes:
+    elif started != wanted:
         raise ConfigError(
             f"the Slurm job has {started} tasks, but {asked}. Set both keys to match the job, and start all its tasks "
             "with srun; to train in one process inside this job, unset SLURM_NTASKS"

@@ -137,16 +137,15 @@ def claim(folder: Path, seconds: float = 0.0) -> Iterator[None]:
         yield
 
 
-def open_run(config: RunConfig) -> RunFolder:
-    """Decide what to do with the configuration's run folder; nothing is written yet.
+def settle(config: RunConfig) -> RunConfig:
+    """``config`` as its run folder completes it. Nothing is written, and no checkpoint is read.
 
     Raises:
         ConfigError: the folder belongs to another configuration, or is not a run folder.
-        CheckpointError: it has checkpoints, but all of them are damaged.
     """
     path = config.folder
     if not path.exists() or not any(file for file in path.iterdir() if not file.name.startswith(".")):
-        return RunFolder(path, _settled(config), None, complete=False)
+        return _settled(config)
     if not (path / CONFIG).is_file():
         raise ConfigError(
             f"run folder {path} holds files but no {CONFIG}: it is not a run of this project, and nothing is "
@@ -161,6 +160,17 @@ def open_run(config: RunConfig) -> RunFolder:
         )
     config = _settled(config, stored)
     _refuse_changes(config, {str(key): value for key, value in stored.items()})
+    return config
+
+
+def open_run(config: RunConfig) -> RunFolder:
+    """Decide what to do with the configuration's run folder; nothing is written yet.
+
+    Raises:
+        ConfigError: the folder belongs to another configuration, or is not a run folder.
+        CheckpointError: it has checkpoints, but all of them are damaged.
+    """
+    config, path = settle(config), config.folder
     checkpoint = latest_valid(path / CHECKPOINTS, warn)
     complete = _reached_its_end(config, checkpoint)
     metrics = path / METRICS

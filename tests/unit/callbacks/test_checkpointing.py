@@ -286,3 +286,25 @@ def test_an_older_checkpoint_is_checked_when_it_is_read(tmp_path: Path) -> None:
     said: list[str] = []
     assert latest_valid(tmp_path, said.append) == tmp_path / "step-000000001"
     assert "state_dict.net.bias holds numbers that training cannot go on from" in said[0]
+
+
+def test_any_failure_of_a_save_ends_the_run_on_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(checkpointing, "write_checkpoint", fail)
+    with pytest.raises(CheckpointError, match="a checkpoint was not written: CUDA error"):
+        train(tmp_path)
+
+
+def test_a_checkpoint_that_cannot_be_logged_is_saved_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_checkpoint: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    original = Checkpointing.__init__
+    monkeypatch.setattr(Checkpointing, "__init__", lambda self, *given: original(self, *given, saved=fail))
+    train(tmp_path, steps=1)
+    assert steps(tmp_path) == [1]
+    assert "step-000000001 is saved, but could not be logged: [Errno 5] Input/output error" in caplog.text

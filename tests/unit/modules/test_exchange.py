@@ -9,7 +9,7 @@ from modules import exchange
 
 def test_a_single_process_keeps_its_value() -> None:
     assert exchange.gathered({"a": 1}) == [{"a": 1}]
-    assert exchange.from_first("x") == "x"
+    assert exchange.from_rank_0("x") == "x"
 
 
 class Trap:
@@ -24,16 +24,16 @@ def work(rank: int, store: str, found: Any) -> None:
     long = "é" * (rank * 100_000)
     found[rank] = [
         exchange.gathered({"rank": rank, "text": long, "none": None, "list": [1.5, []]}),
-        exchange.from_first([rank, "of 2"]),
+        exchange.from_rank_0([rank, "of 2"]),
     ]
-    for call in (exchange.gathered, exchange.from_first):
+    for call in (exchange.gathered, exchange.from_rank_0):
         with pytest.raises(TypeError, match="Trap is not JSON serializable"):  # before anything is sent
             call(Trap())
     exchange.MOST_BYTES = 100
     with pytest.raises(ValueError, match="a rank sends 1002 bytes, more than the 100 that are accepted"):
         exchange.gathered("x" * 1000)
     with pytest.raises(ValueError, match="a rank sends 1002 bytes, more than the 100 that are accepted"):
-        exchange.from_first("x" * 1000)
+        exchange.from_rank_0("x" * 1000)
     distributed.destroy_process_group()
 
 

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -97,3 +98,32 @@ def test_a_wait_that_ends_in_time_is_left_alone_and_keeps_the_signal() -> None:
     process.send_signal(signal.SIGTERM)
     said, told = process.communicate(timeout=60)
     assert (process.returncode, said, told) == (0, "SIGTERM\n", "waiting for something\n")
+
+
+BUSY = """
+import ctypes, sys, threading, time
+from modules import signals
+def work():
+    with signals.finishing():
+        started.set()
+        time.sleep(2)
+        open(sys.argv[1], "w").write("done")
+started = threading.Event()
+signals.listen()
+threading.Thread(target=work).start()
+started.wait()
+with signals.waiting("something"):
+    print("up", flush=True)
+    while True:
+        ctypes.CDLL(None).sleep(60)
+"""
+
+
+def test_work_that_must_finish_is_finished_first(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", BUSY, str(tmp_path / "file")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert (tmp_path / "file").read_text() == "done"

@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,26 @@ def test_refuses_what_is_no_npz(tmp_path: Path) -> None:
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match=r"broken.npz is not an npz file of plain arrays"):
         read_statistics(path, 3, {})
+    np.savez(path, mu=MU, sigma=SIGMA)
+    encrypted = path.read_bytes()
+    place = encrypted.index(b"PK\x01\x02") + 8  # the flags in the directory of the archive
+    path.write_bytes(encrypted[:place] + bytes([encrypted[place] | 1]) + encrypted[place + 1 :])
+    with pytest.raises(ValueError, match=r"broken.npz is not an npz file of plain arrays .*encrypted"):
+        read_statistics(path, 3, {})
     path.write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match=r"broken.npz is a git-lfs pointer"):
         read_statistics(path, 3, {})
     with pytest.raises(FileNotFoundError, match=r"reference statistics .*nowhere.npz does not exist"):
         read_statistics(tmp_path / "nowhere.npz", 3, {})
+
+
+def test_a_disk_that_fails_is_not_called_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        read_statistics(save(tmp_path / "good.npz", mu=MU, sigma=SIGMA), 3, {})
 
 
 def test_an_npy_is_refused_with_the_way_to_an_npz(tmp_path: Path) -> None:

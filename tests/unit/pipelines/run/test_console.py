@@ -62,6 +62,23 @@ def test_a_full_disk_is_a_message(number: int, capsys: pytest.CaptureFixture[str
     )
 
 
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [
+        (errno.EROFS, "name another place, which can be written"),
+        (errno.ENAMETOOLONG, "choose a shorter name"),
+        (errno.ELOOP, "remove the circle of links"),
+        (errno.EMFILE, "allow more open files (ulimit -n)"),
+        (errno.ENOTEMPTY, "name another folder, or empty this one"),
+    ],
+)
+def test_what_the_user_can_change_is_a_message(number: int, way_out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_verb(lambda: failing(OSError(number, os.strerror(number), "run")))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: [Errno {number}] {os.strerror(number)}: 'run': {way_out}\n"
+
+
 def test_another_failure_of_the_system_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         run_verb(lambda: failing(OSError(errno.EIO, os.strerror(errno.EIO))))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from torch.distributed import TCPStore
 
+from pipelines.run import ranks
 from pipelines.run.overrides import ConfigError
 from pipelines.run.ranks import Ranks, refuse_other_launch
 
@@ -100,6 +101,14 @@ def test_a_message_that_rank_0_did_not_write_is_refused(content: bytes) -> None:
     shared = store()
     shared.set("answer", content)
     with pytest.raises(ConfigError, match="the message from rank 0 is not in its format; another program may use MAST"):
+        Ranks(1, 2, shared).from_rank_0(lambda: None)
+
+
+def test_a_message_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = store()
+    shared.set("answer", b"x" * 101)
+    monkeypatch.setattr(ranks, "MOST_BYTES", 100)
+    with pytest.raises(ConfigError, match="rank 0 sent 101 bytes, too many for its message; another program may use"):
         Ranks(1, 2, shared).from_rank_0(lambda: None)
 
 
