@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from callbacks.wandb_names import length_problems, mode_problems, place_problems, tag_problems
 from modules.redaction import redact, redacted
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ class TrackingConfig:
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """``auto``: what WANDB_MODE says. If it is not set: online if an API key is found, offline otherwise."""
     project: str = "omnimamba"
+    entity: str | None = None
+    """The user or team whose project it is; null: what W&B has for its key."""
     group: str | None = None
     tags: tuple[str, ...] = ()
     patience_seconds: float = 30.0
@@ -37,9 +40,13 @@ class TrackingConfig:
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
-        if self.patience_seconds > 0:
-            return []
-        return [f"tracking.patience_seconds={self.patience_seconds} must be above 0"]
+        found = place_problems(self.project, self.entity, "tracking.project", "tracking.entity")
+        found += length_problems(self.group, "tracking.group") + tag_problems(self.tags, "tracking.tags")
+        if self.wandb == "auto":
+            found += mode_problems()
+        if not self.patience_seconds > 0:
+            found.append(f"tracking.patience_seconds={self.patience_seconds} must be above 0")
+        return found
 
 
 class WandbRun:
@@ -143,6 +150,7 @@ class WandbRun:
 
         run = wandb.init(
             project=self.config.project,
+            entity=self.config.entity,
             group=self.config.group,
             tags=list(self.config.tags),
             id=self.id,

@@ -1,7 +1,7 @@
 """Write one HTML page about runs, or upload their whole history to Weights & Biases.
 
     python -m pipelines.report RUN [RUN ...] [--out report.html]
-    python -m pipelines.report sync RUN [RUN ...] [--offline]
+    python -m pipelines.report sync RUN [RUN ...] [--offline] [--project PROJECT] [--entity ENTITY]
 
 Examples:
     python -m pipelines.report runs/demo_unified
@@ -13,7 +13,8 @@ The page shows all RUNs: curves, results next to the paper's and to trivial base
 and attempts. It is a single file without scripts and needs no network.
 
 sync builds one W&B run from RUN/metrics.jsonl and uploads it. It replaces whatever the server has of that run. With
---offline it only says how to upload it from another machine. Name a run folder called sync as ./sync.
+--offline it only says how to upload it from another machine. --project and --entity (a user or a team) name another
+place at W&B than the run's own. Name a run folder called sync as ./sync.
 """
 
 import argparse
@@ -34,6 +35,8 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     if sync:
         parser.add_argument("--offline", action="store_true", help="build the W&B run, but do not upload it")
+        parser.add_argument("--project", help="W&B project (default: the run's tracking.project)")
+        parser.add_argument("--entity", help="W&B user or team (default: the run's tracking.entity)")
     else:
         parser.add_argument(
             "--out", type=Path, default=Path("report.html"), help="where the page goes (default: report.html)"
@@ -44,7 +47,7 @@ def main() -> None:
         from pipelines.report.sync import sync_run
 
         for run in arguments.runs:
-            sync_run(run, offline=arguments.offline)
+            sync_run(run, offline=arguments.offline, project=arguments.project, entity=arguments.entity)
         return
     from pipelines.report.page import write_report
 

@@ -10,14 +10,21 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from callbacks.measures.answers import COLUMNS, TABLE_ROWS
 from callbacks.tracking import read_metrics
+from callbacks.wandb_names import length_problems, place_problems, tag_problems
+from callbacks.wandb_run import TrackingConfig
 from datamodules.images import read_image
 from modules.files import step_name, step_of
 from modules.json_lines import read_rows
+from modules.reading import checked
 from modules.run_files import CONFIG, METRICS, PROVENANCE, RECORDS
 from pipelines.report.read import METRIC_KEYS, Run, read_runs
 from pipelines.report.samples import Answer, read_answers, read_captions, sample_folders
@@ -28,18 +35,41 @@ MERGED = "wandb_merged"
 """Subfolder of the run folder for the merged run; rebuilt each time."""
 
 
-def sync_run(folder: Path, *, offline: bool = False) -> Path:
+class _Tracking(TypedDict, total=False):
+    """What config.yaml says about W&B; other keys do not matter here."""
+
+    project: str
+    entity: str | None
+    group: str | None
+    tags: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _About:
+    """How W&B files a run."""
+
+    project: str
+    entity: str | None
+    group: str | None
+    tags: tuple[str, ...]
+    name: str
+
+
+def sync_run(folder: Path, *, offline: bool = False, project: str | None = None, entity: str | None = None) -> Path:
     """Build the merged W&B run of ``folder``, upload it unless ``offline``, and return its path.
+
+    ``project`` and ``entity`` take the place of the run's own.
 
     Raises:
         ConfigError: a training is writing into the folder.
-        ValueError: it is not a run folder, its files are damaged, or the upload failed.
+        ValueError: it is not a run folder, its files are damaged, W&B does not take its names, or the upload failed.
     """
     [run] = read_runs([folder])
     if not run.wandb_run_id or not run.config:
         raise ValueError(f"{CONFIG} or {PROVENANCE} in {folder} is missing or damaged, so its W&B run is unknown")
+    about = _about(run, project, entity)
     with claim(folder):
-        merged, steps = _merge(run)
+        merged, steps = _merge(run, about)
     say(f"{run.label}: {steps} steps in {merged}")
     command = [sys.executable, "-m", "wandb", "sync", str(merged.resolve())]
     if offline:
@@ -56,18 +86,57 @@ def sync_run(folder: Path, *, offline: bool = False) -> Path:
     return merged
 
 
-def _merge(run: Run) -> tuple[Path, int]:
-    """Write the run's history as a new offline W&B run; return its folder and the number of steps."""
-    import wandb
+def _about(run: Run, project: str | None, entity: str | None) -> _About:
+    """How W&B shall file ``run``.
+
+    Raises:
+        ValueError: W&B would refuse it.
+    """
+    where = f"{run.path / CONFIG}: tracking"
+    kept = checked(run.get("tracking", {}), _Tracking, where)
+    own = TrackingConfig()
+    about = _About(
+        project=project if project is not None else kept.get("project", own.project),
+        entity=entity if entity is not None else kept.get("entity"),
+        group=kept.get("group"),
+        tags=tuple(kept.get("tags", ())),
+        name=checked(run.get("name", run.label), str, f"{run.path / CONFIG}: name"),
+    )
+    keys = [f"--{key}" if given is not None else f"tracking.{key}"
+            for key, given in (("project", project), ("entity", entity))]  # fmt: skip
+    problems = place_problems(about.project, about.entity, *keys)
+    problems += length_problems(about.group, "tracking.group") + tag_problems(about.tags, "tracking.tags")
+    if problems := problems + length_problems(about.name, "name"):
+        raise ValueError(
+            f"W&B would not take {run.path}: {'; '.join(problems)}. Name another place with --project and --entity, or "
+            f"correct {run.path / CONFIG}"
+        )
+    return about
+
+
+def _merge(run: Run, about: _About) -> tuple[Path, int]:
+    """Write the run's history as a new offline W&B run; return its folder and the number of steps.
+
+    Raises:
+        ValueError: metrics.jsonl is damaged, or W&B failed.
+    """
+    from wandb import Error
 
     history = _history(run)
     shutil.rmtree(run.path / MERGED, ignore_errors=True)
     (run.path / MERGED).mkdir()
+    try:
+        return _write(run, about, history), len(history)
+    except Error as error:
+        raise ValueError(f"W&B could not build its run in {run.path / MERGED}: {error}") from error
+
+
+def _write(run: Run, about: _About, history: Mapping[int, dict[str, Any]]) -> Path:
+    """Write ``history`` and the records of the run with W&B; return the folder."""
+    import wandb
+
     session = wandb.init(
-        project=run.get("tracking.project"),
-        group=run.get("tracking.group"),
-        tags=run.get("tracking.tags"),
-        name=run.get("name"),
+        **asdict(about),
         id=run.wandb_run_id,
         dir=run.path / MERGED,
         config=run.config,
@@ -81,7 +150,7 @@ def _merge(run: Run) -> tuple[Path, int]:
     _log_records(run, session)
     folder = Path(session.settings.sync_dir)
     session.finish()
-    return folder, len(history)
+    return folder
 
 
 def _history(run: Run) -> dict[int, dict[str, Any]]:

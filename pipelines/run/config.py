@@ -11,6 +11,7 @@ from callbacks.checkpointing import CheckpointConfig
 from callbacks.guards import GuardConfig
 from callbacks.measures.registry import EvaluationConfig
 from callbacks.tracking import TrackingConfig
+from callbacks.wandb_names import length_problems
 from datamodules.mixed import DataConfig
 from datamodules.scenes.prepare import PrepareScenesConfig
 from modules.adapter_files import AdapterFolders
@@ -123,6 +124,8 @@ class RunConfig:
                 f"name={shown(self.name)} must be a folder name: letters, digits and ' ._+=,@%-', the first a letter, "
                 f"digit or _, the last no blank, at most {_LONGEST_NAME} bytes"
             )
+        if self.tracking.wandb != "disabled":
+            found += length_problems(self.name, "name")
         if self.checkpoint.best and self.evaluation.every_n_steps % self.checkpoint.every_n_steps:
             found.append(
                 f"checkpoint.best needs a checkpoint at every evaluated step: checkpoint.every_n_steps="

@@ -20,6 +20,7 @@ from PIL import Image
 
 from callbacks import wandb_run
 from callbacks.tracking import MetricsError, Tracker, TrackingConfig, read_metrics
+from callbacks.wandb_names import MODES
 from modules.run_files import METRICS, METRICS_REST
 from tests.disks import mounted
 from tests.servers import silent_server
@@ -535,3 +536,61 @@ def test_secrets_in_settings_and_reasons_are_hidden(
 def test_problems_of_tracking() -> None:
     assert TrackingConfig().problems() == []
     assert TrackingConfig(patience_seconds=0).problems() == ["tracking.patience_seconds=0 must be above 0"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"project": "team/omni"},
+            "tracking.project='team/omni' holds /; W&B takes none of / \\ # ? % :; a team or user",
+        ),
+        ({"project": "a:b#c"}, "tracking.project='a:b#c' holds # :;"),
+        ({"project": "p" * 129}, "has 129 characters, but W&B takes at most 128; shorten it"),
+        ({"project": ""}, "tracking.project='' must be printable text"),
+        ({"project": "a\nb"}, "tracking.project='a\\nb' must be printable text"),
+        ({"entity": "a/b"}, "tracking.entity='a/b' holds /"),
+        ({"entity": " me"}, "tracking.entity=' me' must be printable text without blanks around it"),
+        ({"group": "g" * 129}, "tracking.group='ggg"),
+        ({"tags": ("fine", "")}, "tracking.tags[1]='' has 0 characters, but W&B takes tags of 1 to 64; shorten it"),
+        ({"tags": ("t" * 65,)}, "has 65 characters, but W&B takes tags of 1 to 64"),
+    ],
+)
+def test_names_that_wandb_refuses_are_refused_when_the_configuration_is_read(
+    given: dict[str, Any], message: str
+) -> None:
+    [problem] = TrackingConfig(**given).problems()
+    assert message in problem
+    assert problem.startswith("tracking.")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"project": "p" * 128, "entity": "my-team_1", "group": "g" * 128, "tags": ("t" * 64, "a/b: c")},
+        {"project": "Modèle d'été (2)"},
+    ],
+)
+def test_names_that_wandb_takes_are_taken_and_no_rule_is_stricter_than_its_own(given: dict[str, Any]) -> None:
+    assert TrackingConfig(**given).problems() == []
+    wandb.Settings(project=given["project"], run_tags=given.get("tags"), run_group=given.get("group"))
+
+
+@pytest.mark.parametrize("given", [{"project": "a%b"}, {"project": "p" * 129}, {"tags": ("t" * 65,)}, {"tags": ("",)}])
+def test_what_we_refuse_wandb_refuses(given: dict[str, Any]) -> None:
+    assert TrackingConfig(**given).problems()
+    with pytest.raises((ValueError, wandb.Error)):
+        wandb.Settings(project=given.get("project"), run_tags=given.get("tags"))
+
+
+def test_a_mode_in_the_environment_that_wandb_does_not_know_is_refused_where_it_would_be_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "Offline")
+    [problem] = TrackingConfig().problems()
+    assert problem.startswith("WANDB_MODE='Offline' must be one of online, offline")
+    assert TrackingConfig(wandb="offline").problems() == []
+    for mode in MODES:
+        monkeypatch.setenv("WANDB_MODE", mode)
+        assert TrackingConfig().problems() == []
+        wandb.Settings(mode=mode)

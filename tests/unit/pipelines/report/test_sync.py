@@ -117,6 +117,36 @@ def test_a_run_without_an_id_is_refused(tmp_path: Path) -> None:
         sync_run(run, offline=True)
 
 
+def test_another_place_may_be_named_when_the_runs_own_is_one_that_wandb_refuses(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "config.yaml").write_text("name: mine\ntracking: {project: team/omni, tags: [old]}\n")
+    with pytest.raises(USER_ERRORS, match=r"W&B would not take .*: tracking.project='team/omni' holds /.*--project"):
+        sync_run(run, offline=True)
+    with pytest.raises(USER_ERRORS, match=r"--entity='a:b' holds :"):
+        sync_run(run, offline=True, project="omni", entity="a:b")
+    assert not (run / "wandb_merged").exists()
+    found = wandb_entries(sync_run(run, offline=True, project="omni", entity="team"))
+    [record] = [record["run"] for record in found if record["type"] == "run"]
+    assert (record["project"], record["entity"], record["tags"]) == ("omni", "team", ["old"])
+
+
+@pytest.mark.parametrize(
+    "line", ["tracking: 5", "tracking: {project: 5}", "tracking: {tags: old}", f"tracking: {{tags: [{'t' * 65}]}}"]
+)
+def test_what_a_configuration_says_about_wandb_is_checked(tmp_path: Path, line: str) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "config.yaml").write_text(f"name: mine\n{line}\n")
+    with pytest.raises(USER_ERRORS, match=r"config\.yaml"):
+        sync_run(run, offline=True)
+
+
+def test_what_wandb_itself_refuses_is_a_sentence(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    write_json(run / "provenance.json", {"wandb_run_id": "a/b", "attempts": []})
+    with pytest.raises(USER_ERRORS, match=r"W&B could not build its run in .*wandb_merged: Run ID cannot contain"):
+        sync_run(run, offline=True)
+
+
 def test_without_a_key_the_upload_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

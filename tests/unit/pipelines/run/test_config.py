@@ -167,6 +167,8 @@ def test_the_values_that_a_round_trip_could_lose(file: Path) -> None:
         ("checkpoint.keep_last=0", "checkpoint.keep_last=0 must be at least 1"),
         ("checkpoint.max_errors=0", "checkpoint.max_errors=0 must be at least 1"),
         ("evaluation.every_n_steps=-1", "evaluation.every_n_steps=-1 must be 0 (only at start or end) or more"),
+        ("tracking.project=team/omni", "tracking.project='team/omni' holds /"),
+        (f"name={'n' * 129}", "has 129 characters, but W&B takes at most 128; shorten it"),
         ("evaluation.batch_size=0", "evaluation.batch_size=0 must be at least 1"),
         ("evaluation.fid={captions: c, images: i, n: 1}", "evaluation.fid: n=1 must be at least 2"),
         ("evaluation.samples={n: 2}", "evaluation.samples: give either prompts or a captions file"),
