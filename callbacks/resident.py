@@ -50,6 +50,6 @@ def memory_limit() -> int:
 
     total = int(psutil.virtual_memory().total)
     for path in CGROUP_LIMITS:
-        if path.is_file() and (text := path.read_text().strip()).isdigit():
+        if path.is_file() and (text := path.read_text(encoding="utf-8").strip()).isdigit():
             return min(total, int(text))
     return total

@@ -30,7 +30,7 @@ class SampleLog(pl.Callback):
         """Open the file, on rank 0."""
         if trainer.is_global_zero:
             drop_torn_line(self.path)
-            self._file = self.path.open("a")
+            self._file = self.path.open("a", encoding="utf-8")
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the keys, with the step they will go into."""

@@ -49,7 +49,7 @@ def commit(temporary: Path, final: Path, step: int) -> None:
         if path.is_file()
     }
     manifest = {"format_version": FORMAT_VERSION, "step": step, FINITE: True, "files": files}
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     # an earlier attempt may have left a checkpoint of this step, later than the one this run resumed from
     move_into_place(temporary, final, over_folder=True)
 
@@ -57,7 +57,7 @@ def commit(temporary: Path, final: Path, step: int) -> None:
 def problem(folder: Path) -> str | None:
     """Why the checkpoint ``folder`` is damaged, or None if it is not."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_bytes())
         version, step = manifest["format_version"], int(manifest["step"])
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
@@ -129,7 +129,7 @@ def checkpoint_id(folder: Path) -> str:
     """Name and SHA-256 of a complete checkpoint, to note what was made with it; "" if there is none."""
     if not (folder / MANIFEST).is_file():
         return ""
-    return f"{folder.name} {json.loads((folder / MANIFEST).read_text())['files'][STATE]['sha256']}"
+    return f"{folder.name} {json.loads((folder / MANIFEST).read_bytes())['files'][STATE]['sha256']}"
 
 
 def read_state(folder: Path, *, mapped: bool = True) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def _write(folder: Path, weights: "dict[str, Tensor]", trained: "Trained", merge
     from pipelines.run.trained import TOKENIZER
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(literally(as_dict(_config(trained, merged))))))
+    config = OmegaConf.to_yaml(OmegaConf.create(literally(as_dict(_config(trained, merged)))))
+    (folder / CONFIG).write_text(config, encoding="utf-8")
     shutil.copy(trained.config.model.tokenizer, folder / TOKENIZER)
     facts = {"run": trained.config.name, "step": trained.step, "merged": merged or None, "code": code_version()}
     exports.write(weights, folder, facts)

@@ -255,7 +255,7 @@ def _drain(batches: Iterator[Any], count: int) -> None:
 
 def _memory_of_workers() -> dict[int | None, float]:
     """Resident memory of each data worker, MB."""
-    pages = {child.pid: Path(f"/proc/{child.pid}/statm").read_text().split()[1] for child in active_children()}
+    pages = {child.pid: Path(f"/proc/{child.pid}/statm").read_bytes().split()[1] for child in active_children()}
     return {worker: int(count) * os.sysconf("SC_PAGE_SIZE") / 1e6 for worker, count in pages.items()}
 
 
@@ -266,7 +266,7 @@ def _pillow(payload: bytes) -> torch.Tensor:
 
 
 def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.partition(": ")[2]
     return "unknown"

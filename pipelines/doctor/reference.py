@@ -65,7 +65,7 @@ def _read(file: Path) -> tuple[dict[str, Any], Path, dict[str, Tensor]]:
             raise FileNotFoundError(
                 f"{path} does not exist; a reference is STEM.json, with STEM_weights and STEM_tensors next to it"
             )
-    return json.loads(file.read_text()), paths[1], load_file(paths[2])
+    return json.loads(file.read_text(encoding="utf-8")), paths[1], load_file(paths[2])
 
 
 def _language_rows(

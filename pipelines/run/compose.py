@@ -137,7 +137,7 @@ def build_model(
             report(line)
         for result in results:
             assert result.checkpoint is not None
-            manifest = (result.checkpoint / MANIFEST).read_text()
+            manifest = (result.checkpoint / MANIFEST).read_text(encoding="utf-8")
             started_from(Origin(result.origin, checkpoint_id(result.checkpoint), result.run_id, manifest))
     return model
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from modules.redaction import redact
 from pipelines.run import ending
 from pipelines.run.ending import DONE, FAILED, INTERRUPTED, PREEMPTED, UNUSABLE, USER_ERRORS
+from pipelines.run.output import show_replacements
 
 STDERR = 2
 """The file descriptor itself, because a replacement of `sys.stderr` may have none."""
@@ -58,8 +59,10 @@ def run_verb(main: Callable[[], None]) -> NoReturn:
     handler.setFormatter(_Redacted("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     faulthandler.enable(STDERR)  # a crash in native code shows at least where it was
+    show_replacements()
     sys.argv[1:] = [_at_home(word) for word in sys.argv[1:]]
     try:
+        _refuse_other_bytes(sys.argv[1:])
         main()
     except SystemExit as stop:
         _leave(stop.code)
@@ -83,6 +86,22 @@ def _at_home(word: str) -> str:
     """A path from the command line with ~ expanded, which shells leave in ``--out=~/x``; see `texts` for key=value."""
     option, mark, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return f"{option}{mark}{expanduser(value)}"
+
+
+def _refuse_other_bytes(words: Sequence[str]) -> None:
+    """Refuse words with bytes that Python could not read as text; no file could name what they name.
+
+    Raises:
+        ValueError: a word holds such bytes.
+    """
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"argument {word!a} is not valid Unicode here; if it looks right to you, set LC_ALL=C.UTF-8 or "
+                "PYTHONUTF8=1, otherwise rename what it names"
+            ) from None
 
 
 def _leave(code: Any) -> NoReturn:

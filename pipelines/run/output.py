@@ -1,10 +1,17 @@
-"""Lets a training outlive its output: a closed pipe, or a log file on a full disk."""
+"""Output that neither ends nor fails a verb: a closed pipe, a log file on a full disk, a terminal without Unicode."""
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from typing import Any, TextIO
+
+
+def show_replacements() -> None:
+    """From now on, standard output shows ? for what its encoding cannot show, for example under LC_ALL=C."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 class _Outlived:

@@ -191,7 +191,7 @@ def _reached_its_end(config: RunConfig, checkpoint: Path | None) -> bool:
     file = path / COMPLETE
     if not file.is_file():
         return False
-    text = file.read_text(errors="replace").strip()
+    text = file.read_text(encoding="utf-8", errors="replace").strip()
     if not text.isdecimal():
         raise ConfigError(f"{file} is damaged: it holds {text[:20]!r} instead of a step. Delete it and start again")
     step = int(text)

@@ -61,7 +61,7 @@ def build_callbacks(
 
     def saved(checkpoint: Path) -> None:
         started_from = [f"{origin.run_id} {origin.checkpoint}" for origin in parts.origins]
-        tracker.log_checkpoint(checkpoint.name, (checkpoint / MANIFEST).read_text(), started_from)
+        tracker.log_checkpoint(checkpoint.name, (checkpoint / MANIFEST).read_text(encoding="utf-8"), started_from)
 
     saving = Checkpointing(config.checkpoint, config.folder / CHECKPOINTS, facts, saved)
     throughput = Throughput(tracker, config.model, log_every, show, beside, _peak(config))

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from modules.reading import shown
+from modules.reading import read_text, shown
 from pipelines.run.overrides import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -72,8 +72,8 @@ def read_sweep(path: Path) -> Sweep:
             f"sweep file {path} does not exist; configs/sweeps/ holds the ones that come with the project"
         )
     try:
-        content = yaml.safe_load(path.read_text())  # as W&B reads it: 1e-3 is a string, 1.0e-3 a number
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(read_text(path, "sweep file"))  # as W&B reads it: 1e-3 is a string, 1.0e-3 a number
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold keys and values at its top level")
@@ -140,7 +140,7 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
         )
     done = subprocess.run(
         [python, "-c", "from pipelines.sweep.engine import main; main()"],
-        cwd=ROOT, input=json.dumps(request), capture_output=True, text=True, check=False,
+        cwd=ROOT, input=json.dumps(request), capture_output=True, encoding="utf-8", check=False,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"W&B's sweep engine failed under {python}:\n{done.stderr.strip()}")

@@ -125,7 +125,7 @@ def train(words: Sequence[str], log: Path, claim: int) -> int:
     signs = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     before = [signal.signal(sign, lambda number, _frame: pass_on(number)) for sign in signs]
     try:
-        with log.open("a") as output:
+        with log.open("a", encoding="utf-8") as output:
             process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "pipelines.train", *words],
                 stdout=output, stderr=output, env=environment, pass_fds=[claim],

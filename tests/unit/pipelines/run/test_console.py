@@ -28,6 +28,20 @@ def test_the_home_folder_may_be_written_short_in_every_word(monkeypatch: pytest.
     assert seen == [*home, "--out=a~/b", "-x"]  # a configuration expands its own words
 
 
+@pytest.mark.parametrize("word", ["run.dir=a\udcff", "--out=\udcc3\udca9t\udcc3\udca9.html"])
+def test_a_word_that_is_not_unicode_here_is_a_message(
+    word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["verb", "fine.yaml", "été=1", word])
+    with pytest.raises(SystemExit) as end:
+        run_verb(lambda: failing(AssertionError("it ran")))
+    assert end.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: argument ")
+    assert "\\udc" in shown
+    assert "set LC_ALL=C.UTF-8 or PYTHONUTF8=1, otherwise rename" in shown
+
+
 CRASH = """
 import mmap, sys
 from pipelines.run.console import run_verb

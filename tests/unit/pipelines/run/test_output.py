@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[4]
 TALKS = """
 import sys
 from rich.console import Console
@@ -35,6 +36,40 @@ def test_what_cannot_be_written_is_lost_and_the_work_goes_on(tmp_path: Path, whe
         assert result.stderr.count("standard output can no longer be written") == 1
     assert result.returncode == 0, result.stderr
     assert done.read_text() == "done"
+
+
+SPEAKS = """
+import logging
+from pathlib import Path
+from modules.files import write_json
+from modules.json_lines import append_rows
+from pipelines.run.console import run_verb, say, warn
+def main():
+    say("un été à Łódź")
+    warn("été")
+    logging.getLogger().warning("été")
+    write_json(Path("été.json"), {"a": "été"})
+    append_rows(Path("été.jsonl"), [{"a": "été"}])
+run_verb(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"LC_ALL": "C"}, "un été à Łódź\n".encode()),
+        ({"LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii"}, b"un ?t? ? ??d?\n"),
+        ({"PYTHONIOENCODING": "latin-1"}, "un été à ?ód?\n".encode("latin-1")),
+    ],
+)
+def test_whatever_the_locale_files_are_utf_8_and_output_has_replacements(
+    tmp_path: Path, settings: dict[str, str], said: bytes
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings}
+    done = subprocess.run([sys.executable, "-c", SPEAKS], cwd=tmp_path, env=environment, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, said), done.stderr
+    assert (tmp_path / "été.json").read_bytes() == '{\n "a": "été"\n}\n'.encode()
+    assert (tmp_path / "été.jsonl").read_bytes() == '{"a": "été"}\n'.encode()
 
 
 def test_it_ends_well_if_standard_error_is_gone_too(tmp_path: Path) -> None:
