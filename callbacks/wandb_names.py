@@ -8,6 +8,7 @@ from modules.reading import shown
 MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
 """What W&B reads from WANDB_MODE."""
 _FORBIDDEN = "/\\#?%:"
+_FORBIDDEN_IN_ID = ":;,#?/'"
 _LONGEST, _LONGEST_TAG = 128, 64
 
 
@@ -35,6 +36,14 @@ def length_problems(text: str | None, key: str) -> list[str]:
     if text is None or len(text) <= _LONGEST:
         return []
     return [f"{key}={shown(text)} has {len(text)} characters, but W&B takes at most {_LONGEST}; shorten it"]
+
+
+def id_problems(run_id: str, key: str) -> list[str]:
+    """What W&B refuses of a run's id."""
+    if not run_id or run_id != run_id.strip() or set(run_id) & set(_FORBIDDEN_IN_ID) or not run_id.isprintable():
+        return [f"{key}={shown(run_id)} is no run id: W&B takes printable text without blanks around it or any of "
+                f"{' '.join(_FORBIDDEN_IN_ID)}"]  # fmt: skip
+    return length_problems(run_id, key)
 
 
 def mode_problems() -> list[str]:

@@ -1,6 +1,5 @@
 """Reads a run folder for the report. Damaged or missing parts become notes; the rest is shown."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from modules.files import step_folders, step_name, step_of
 from modules.json_lines import read_rows
 from modules.run_files import COMPLETE, CONFIG, METRICS, PROVENANCE, RECORDS
 from pipelines.run.overrides import read_yaml
+from pipelines.run.provenance import read_provenance
 
 METRIC_KEYS = {"step": int, "attempt": int}
 P = ParamSpec("P")
@@ -96,7 +96,7 @@ def _read(path: Path, label: str) -> Run:
         )
     run = Run(path=path, label=label, complete=(path / COMPLETE).is_file())
     run.config = run.noted(_config, path / CONFIG) or {}
-    run.wandb_run_id, run.attempts = run.noted(_provenance, path / PROVENANCE) or ("", [])
+    run.wandb_run_id, run.attempts = run.noted(_provenance, path) or ("", [])
     _read_curves(run)
     for folder in step_folders(path / RECORDS):
         results = run.noted(read_results, folder) or {}
@@ -120,17 +120,11 @@ def _config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def _provenance(path: Path) -> tuple[str, list[dict[str, Any]]]:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: code, machine and attempts are unknown")
-    try:
-        content = json.loads(path.read_text())
-        run_id, attempts = content["wandb_run_id"], content["attempts"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): code, machine and attempts are unknown") from error
-    if not isinstance(attempts, list) or not all(isinstance(attempt, dict) for attempt in attempts):
-        raise ValueError(f"{path} is damaged: attempts is not a list of objects")
-    return str(run_id), attempts
+def _provenance(folder: Path) -> tuple[str, list[dict[str, Any]]]:
+    known = read_provenance(folder)
+    if known is None:
+        raise ValueError(f"{folder / PROVENANCE} is missing: code, machine and attempts are unknown")
+    return known.get("wandb_run_id", ""), [{**attempt} for attempt in known["attempts"]]
 
 
 def _read_curves(run: Run) -> None:

@@ -16,7 +16,7 @@ from pipelines.run.compose import Parts, build_parts, make_embedded_data
 from pipelines.run.config import RunConfig
 from pipelines.run.console import say, warn
 from pipelines.run.ending import PREEMPTED
-from pipelines.run.hardware import COMPUTE, check_hardware, use_kernel_cache
+from pipelines.run.hardware import COMPUTE, check_hardware, other_arithmetic, use_kernel_cache, use_threads
 from pipelines.run.memory import estimate_memory
 from pipelines.run.output import outlived_output
 from pipelines.run.ranks import find_ranks, refuse_other_launch
@@ -42,7 +42,7 @@ def fit(config: RunConfig) -> Path:
         if run.complete:
             report(f"{run.path} is complete ({COMPLETE}); nothing to do")
             return run.path
-        _set_up(run.config)
+        _set_up(run, report)
         parts = build_parts(run.config, report, resumed=run.checkpoint is not None)
         _introduce(run, parts, report)
         if run.config.hardware.accelerator == "gpu":
@@ -73,12 +73,13 @@ def _open(config: RunConfig, held: ExitStack | None) -> RunFolder:
     return run
 
 
-def _set_up(config: RunConfig) -> None:
+def _set_up(run: RunFolder, report: Callable[[str], None]) -> None:
     """Apply the settings of this process."""
     for name in ("lightning.pytorch", "lightning.fabric"):  # the run prints its own messages
         logging.getLogger(name).setLevel(logging.WARNING)
-    if config.hardware.threads:
-        torch.set_num_threads(config.hardware.threads)
+    use_threads(run.config.hardware, run.threads, report)
+    if run.config.hardware.accelerator == "cpu" and (difference := other_arithmetic(run.threads, run.cpu_capability)):
+        warn(difference)
 
 
 def _introduce(run: RunFolder, parts: Parts, report: Callable[[str], None]) -> None:

@@ -1,6 +1,7 @@
 """The hardware of a run: its configuration, whether this machine has it, and how several devices work together."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -32,7 +33,8 @@ class HardwareConfig:
     """Keep only the input of each block for the backward pass and recompute the rest: a third more work for a fraction
     of the memory."""
     threads: int = 0
-    """CPU threads per process; 0 leaves it to torch."""
+    """CPU threads per process; 0: as many as the run had before, or what torch chooses. Other numbers sum in another
+    order."""
     timeout_minutes: float = 60.0
     """How long a rank waits for the others before it ends with an error, for example while one of them evaluates."""
     kernel_cache: str = ""
@@ -79,6 +81,32 @@ def check_hardware(config: HardwareConfig, *, deterministic: bool = False) -> No
         raise ConfigError(
             f"hardware.threads={config.threads}, but this machine has {cores} CPU cores; 0 leaves it to torch"
         )
+
+
+def use_threads(config: HardwareConfig, before: int, report: Callable[[str], None]) -> None:
+    """Set the number of threads that torch computes with: the configured one, or on a CPU that of the attempt
+    ``before`` (0: there is none), or this process's share of the cores.
+
+    OMP_NUM_THREADS is set too: without it, Lightning sets another number when it starts the ranks.
+    """
+    kept = 0 if config.threads or config.accelerator != "cpu" else before
+    threads = config.threads or kept
+    if not threads and config.devices > 1 and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, len(os.sched_getaffinity(0)) // config.devices)
+    if threads and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+        if kept:
+            report(f"{kept} CPU threads per process, as before (hardware.threads)")
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+
+
+def other_arithmetic(threads: int, capability: str) -> str:
+    """What to say if this process computes otherwise than one with ``threads`` CPU threads and torch's CPU
+    ``capability``; "" if not. Unknown ones, 0 and "", are not compared."""
+    now = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+    pairs = [("CPU threads", threads, now[0]), ("CPU instructions", capability, now[1])]
+    differ = [f"{what}: {old} before, {new} now" for what, old, new in pairs if old and old != new]
+    return f"the bits may differ from those of a run without this stop ({'; '.join(differ)})" if differ else ""
 
 
 def build_strategy(config: HardwareConfig) -> Strategy | str:

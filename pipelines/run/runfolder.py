@@ -2,13 +2,11 @@
 
 import json
 import os
-import platform
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,10 @@ from omegaconf import OmegaConf
 from typing_extensions import TypedDict
 
 from callbacks.tracking import read_metrics
+from callbacks.wandb_names import id_problems
 from datamodules.mixed import Counts
 from modules.checkpoints import latest_valid, read_facts
-from modules.files import code_version, step_name, write_file
+from modules.files import step_name, write_file
 from modules.locks import locked
 from modules.omnimamba.config import TASKS
 from modules.reading import checked
@@ -27,16 +26,16 @@ from modules.run_files import CHECKPOINTS, COMPLETE, CONFIG, LOCK, METRICS, PREE
 from pipelines.run.config import FREE_ON_RESUME, RunConfig, as_dict, differences
 from pipelines.run.console import warn
 from pipelines.run.overrides import ConfigError, build, read_yaml
+from pipelines.run.provenance import Attempt, Provenance, provenance, read_provenance
 from pipelines.run.texts import literally
-
-PACKAGES = ("torch", "lightning", "mamba-ssm", "causal-conv1d", "deepspeed", "wandb", "webdataset", "datasets", "peft",
-            "omegaconf", "numpy", "pillow", "tokenizers", "safetensors")  # fmt: skip
 
 
 class _Opened(TypedDict):
     config: dict[str, Any]
     checkpoint: str | None
     complete: bool
+    threads: int
+    cpu_capability: str
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,21 @@ class RunFolder:
     config: RunConfig
     checkpoint: Path | None
     complete: bool
+    threads: int = 0
+    """CPU threads of the attempt that is resumed; 0 if nothing is, or it is not known."""
+    cpu_capability: str = ""
+    """The instruction set that torch used in that attempt."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for `from_json`."""
         checkpoint = self.checkpoint and str(self.checkpoint)
-        return {"config": as_dict(self.config), "checkpoint": checkpoint, "complete": self.complete}
+        return {
+            "config": as_dict(self.config),
+            "checkpoint": checkpoint,
+            "complete": self.complete,
+            "threads": self.threads,
+            "cpu_capability": self.cpu_capability,
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "RunFolder":
@@ -63,7 +72,14 @@ class RunFolder:
         wanted = checked(values, _Opened, "the run folder that rank 0 has opened")
         config = build(RunConfig, OmegaConf.create(literally(wanted["config"])), source="rank 0")
         checkpoint = wanted["checkpoint"]
-        return cls(config.folder, config, None if checkpoint is None else Path(checkpoint), wanted["complete"])
+        return cls(
+            config.folder,
+            config,
+            None if checkpoint is None else Path(checkpoint),
+            wanted["complete"],
+            wanted["threads"],
+            wanted["cpu_capability"],
+        )
 
     def begin(self, data: dict[str, str], weights: dict[str, str] | None = None) -> tuple[str, int]:
         """Write config.yaml and provenance.json. Only rank 0 calls this.
@@ -79,32 +95,33 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / PREEMPTED).unlink(missing_ok=True)
-        known = _read_json(self.path / PROVENANCE) or self._known_elsewhere()
-        attempts, weights = known.get("attempts", []), weights or {}
+        known = _provenance(self.path) or self._known_elsewhere()
+        attempts, weights = known["attempts"], weights or {}
         if self.checkpoint is not None and attempts:
             _refuse_other_encoder(attempts[-1].get("weights", {}), weights)
-        run_id: str = known.get("wandb_run_id") or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(8)
+        given = os.environ.get("WANDB_RUN_ID")
+        run_id = known.get("wandb_run_id") or given or secrets.token_hex(8)
+        if run_id == given and (problems := id_problems(run_id, "WANDB_RUN_ID")):
+            raise ConfigError(f"{problems[0]}; correct or unset it")
         _refuse_other_trial(self.path, run_id)
         (self.path / COMPLETE).unlink(missing_ok=True)  # it exists if a complete run is trained further
         write_file(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(literally(as_dict(self.config)))))
         resumed = self.checkpoint.name if self.checkpoint else None
         before = [each["attempt"] for each in (*attempts, *read_metrics(self.path)) if "attempt" in each]
         number = 1 + max([len(attempts), *before])
-        attempts = [*attempts, {"attempt": number, "time": round(time.time(), 3), "resumed": resumed, "data": data,
-                                "weights": weights, **provenance()}]  # fmt: skip
-        facts = redacted({"wandb_run_id": run_id, "attempts": attempts})
+        attempt = {"attempt": number, "time": round(time.time(), 3), "resumed": resumed, "data": data,
+                   "weights": weights, **provenance()}  # fmt: skip
+        facts = redacted({"wandb_run_id": run_id, "attempts": [*attempts, attempt]})
         write_file(self.path / PROVENANCE, json.dumps(facts, indent=1))
         return run_id, number
 
-    def _known_elsewhere(self) -> dict[str, Any]:
+    def _known_elsewhere(self) -> Provenance:
         """The W&B run id from the resumed checkpoint, if provenance.json is missing."""
-        if self.checkpoint is None:
-            return {}
-        if not (run_id := read_facts(self.checkpoint).get("wandb_run_id")):
-            return {}
+        if self.checkpoint is None or not (run_id := read_facts(self.checkpoint).get("wandb_run_id")):
+            return {"attempts": []}
         if (self.path / METRICS).is_file():
             warn(f"{self.path / PROVENANCE} is missing; the run continues as W&B run {run_id}, from {self.checkpoint}")
-        return {"wandb_run_id": run_id}
+        return {"wandb_run_id": run_id, "attempts": []}
 
     def finish(self, step: int) -> None:
         """Mark the run as complete. Only rank 0 calls this."""
@@ -169,6 +186,7 @@ def open_run(config: RunConfig) -> RunFolder:
     Raises:
         ConfigError: the folder belongs to another configuration, or is not a run folder.
         CheckpointError: it has checkpoints, but all of them are damaged.
+        ConfigError: provenance.json is damaged.
     """
     config, path = settle(config), config.folder
     checkpoint = latest_valid(path / CHECKPOINTS, warn)
@@ -178,7 +196,17 @@ def open_run(config: RunConfig) -> RunFolder:
         warn(
             f"{path} has no checkpoint yet: the run starts again from its beginning; {METRICS} is kept and appended to"
         )
-    return RunFolder(path, config, checkpoint, complete)
+    last: Attempt = {}
+    if checkpoint is not None and not complete and (known := _provenance(path)) is not None and known["attempts"]:
+        last = known["attempts"][-1]
+    return RunFolder(path, config, checkpoint, complete, last.get("threads", 0), last.get("cpu_capability", ""))
+
+
+def _provenance(path: Path) -> Provenance | None:
+    try:
+        return read_provenance(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _reached_its_end(config: RunConfig, checkpoint: Path | None) -> bool:
@@ -265,38 +293,3 @@ def _refuse_other_trial(path: Path, run_id: str) -> None:
             f"run folder {path} belongs to W&B run {run_id}, but the sweep's agent started run {given}; leave "
             "run.dir out, so that each trial has its own folder"
         )
-
-
-def provenance() -> dict[str, Any]:
-    """Code, packages and machine of this attempt."""
-    return {
-        "code": code_version(),
-        "packages": _versions(),
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "cpu_cores": os.cpu_count(),
-    }
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except ValueError:
-        content = None
-    attempts = content.get("attempts") if isinstance(content, dict) else None
-    whole = isinstance(attempts, list) and all(isinstance(attempt, dict) for attempt in attempts)
-    if not isinstance(content, dict) or not whole:
-        raise ConfigError(f"{path} is damaged; move it away to continue without this run's history and W&B run")
-    return content

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from datamodules.mixed import Counts
 from modules.checkpoints import STATE, CheckpointError, commit
 from pipelines.run.config import ConfigError, RunConfig, load
-from pipelines.run.runfolder import RunFolder, open_run, provenance
+from pipelines.run.provenance import provenance
+from pipelines.run.runfolder import RunFolder, open_run
 from pipelines.run.texts import override
 
 MINIMAL = """
@@ -311,11 +312,49 @@ def test_a_folder_that_another_rank_is_just_making_counts_as_new(
     assert open_run(configured()).checkpoint is None
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"attempts": null}', '{"attempts": [1]}', "\0\0"])
-def test_a_damaged_provenance_is_named(begun: Path, configured: Callable[..., RunConfig], content: str) -> None:
-    (begun / "provenance.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"provenance\.json is damaged; move it away"):
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"[1]", b"5", b"null", b"\0\0", b"\xff\xfe", b"[" * 100_000, b'{"wandb_run_id": "a", "attem'),
+        *(b"{}", b'{"attempts": null}', b'{"attempts": [1]}', b'{"attempts": {"0": {}}}'),
+        *(
+            b'{"attempts": [], "wandb_run_id": 5}',
+            b'{"attempts": [{"weights": [1]}]}',
+            b'{"attempts": [{"data": "x"}]}',
+        ),
+        *(
+            b'{"attempts": [{"attempt": "two"}]}',
+            b'{"attempts": [{"attempt": 1e400}]}',
+            b'{"attempts": [{"time": NaN}]}',
+        ),
+        *(b'{"attempts": [{"time": 1e300}]}', b'{"attempts": [{"threads": -1}]}', b'{"attempts": [{"resumed": 4}]}'),
+    ],
+)
+def test_a_damaged_provenance_is_named(begun: Path, configured: Callable[..., RunConfig], content: bytes) -> None:
+    (begun / "provenance.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"provenance\.json is damaged \(.*; restore it, or move it away") as error:
+        open_run(configured())
+    assert len(str(error.value)) < 500
+    with pytest.raises(ConfigError, match=r"provenance\.json is damaged"):
+        RunFolder(begun, configured(), None, complete=False).begin({})
+
+
+def test_a_resume_knows_how_the_attempt_before_computed(begun: Path, configured: Callable[..., RunConfig]) -> None:
+    run = open_run(configured())
+    assert (run.threads, run.cpu_capability) == (torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
+    assert RunFolder.from_json(run.as_json()) == run
+    (begun / "provenance.json").write_text('{"attempts": [{"threads": 7}, {"code": "older"}]}')
+    assert open_run(configured()).threads == 0
+
+
+@pytest.mark.parametrize("given", ["a/b", " a", "a:b", "a\nb", "i" * 129])
+def test_an_id_in_the_environment_that_wandb_refuses_is_refused(
+    folder: Path, configured: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", given)
+    with pytest.raises(ConfigError, match=r"WANDB_RUN_ID=.*W&B takes .*; correct or unset it"):
         open_run(configured()).begin({})
+    assert not (folder / "config.yaml").exists()
 
 
 def test_a_resumed_run_keeps_its_vision_encoder(folder: Path, configured: Callable[..., RunConfig]) -> None:
