@@ -15,8 +15,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from callbacks.steps import step_taken
 from callbacks.tracking import read_metrics
 from modules import signals
-from modules.checkpoint_writing import snapshot, write_checkpoint
-from modules.checkpoints import STATE, CheckpointError, NotFiniteError, read_state, remove_old
+from modules.checkpoint_writing import remove_old, snapshot, write_checkpoint
+from modules.checkpoints import STATE, CheckpointError, NotFiniteError, read_state
 from modules.exchange import from_rank_0
 from modules.files import step_folders, step_name
 
@@ -118,6 +118,8 @@ class Checkpointing(pl.Callback):
         self.facts = facts
         self.saved = saved
         self._saved = -1
+        self._undamaged: dict[str, bool] = {}
+        """Name of a checkpoint to whether it is; reading all of them at every save would take long."""
         self._errors = 0
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: int | None = None
@@ -135,6 +137,7 @@ class Checkpointing(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Count the step we resumed from as saved."""
         self._saved = trainer.global_step
+        self._undamaged[step_name(self._saved)] = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
         """Save at multiples of ``every_n_steps``."""
@@ -208,7 +211,8 @@ class Checkpointing(pl.Callback):
         except OSError as error:
             log.warning("%s is saved, but could not be logged: %s", final, error)
         try:
-            remove_old(self.folder, self.config.keep_last, newest=step, best=self._best())
+            self._undamaged[final.name] = True
+            remove_old(self.folder, self.config.keep_last, newest=step, best=self._best(), known=self._undamaged)
         except (OSError, ValueError) as error:  # the new checkpoint is complete all the same
             log.warning("old checkpoints in %s could not be removed: %s", self.folder, error)
 

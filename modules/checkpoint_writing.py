@@ -1,4 +1,5 @@
 """Writes a checkpoint completely or not at all: directly into its folder, with a clear message if that fails.
+Removes old ones.
 
 Lightning's own code writes through /tmp, holds the whole state in memory a second time, and ignores some errors
 silently.
@@ -13,8 +14,8 @@ from typing import Any
 
 import torch
 
-from modules.checkpoints import STATE, CheckpointError, NotFiniteError, commit
-from modules.files import GIB
+from modules.checkpoints import MANIFEST, STATE, CheckpointError, NotFiniteError, commit, problem
+from modules.files import GIB, step_folders, step_name
 from modules.finite import broken_tensor
 from modules.tensors import named_tensors
 
@@ -96,3 +97,27 @@ def _disk_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def remove_old(
+    checkpoints: Path, keep_last: int, newest: int, best: int | None = None, known: dict[str, bool] | None = None
+) -> None:
+    """Delete the checkpoints before the last ``keep_last`` undamaged ones up to step ``newest``, except ``best``.
+
+    Damaged ones do not count as kept: no good one is deleted for their sake. Those of later steps than ``newest``, the
+    one just written, stay: they were skipped when the run resumed. ``known`` says of folders' names whether they are
+    undamaged; those not in it are read, and added. The manifest is deleted first, so a half-deleted checkpoint is never
+    used.
+    """
+    known = {} if known is None else known
+    kept = 0
+    for folder in step_folders(checkpoints)[::-1]:
+        if folder.name > step_name(newest):
+            continue
+        if kept < keep_last:
+            if folder.name not in known:
+                known[folder.name] = problem(folder) is None
+            kept += known[folder.name]
+        elif best is None or folder.name != step_name(best):
+            (folder / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(folder)

@@ -7,7 +7,6 @@ folder was damaged afterwards.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from modules.files import move_into_place, sha256, step_folders, step_name
 from modules.finite import broken_tensor
 from modules.omnimamba.weight_names import shortened
+from modules.plain_torch import read_training_state
 from modules.run_files import CHECKPOINTS
 
 FORMAT_VERSION = 1
@@ -64,8 +64,8 @@ def problem(folder: Path) -> str | None:
         return f"{MANIFEST} is missing or unreadable"
     if version != FORMAT_VERSION:
         return f"format version {version} is not {FORMAT_VERSION}, the one this code reads"
-    checked = manifest.get(FINITE) is True
-    if manifest.keys() - {FINITE} != {"format_version", "step", "files"} or checked != (FINITE in manifest):
+    checked_before = manifest.get(FINITE) is True
+    if manifest.keys() - {FINITE} != {"format_version", "step", "files"} or checked_before != (FINITE in manifest):
         return f"{MANIFEST} has other keys than it was written with"
     if STATE not in files:
         return f"{MANIFEST} does not list {STATE}"
@@ -79,9 +79,18 @@ def problem(folder: Path) -> str | None:
             return f"{name} has {path.stat().st_size} bytes, the manifest says {size}"
         if sha256(path) != digest:
             return f"{name} was altered: its SHA-256 is not the manifest's"
-    if not checked and (tensor := broken_tensor(read_state(folder))):
-        return f"{tensor} holds numbers that training cannot go on from (NaN, infinity or a negative mean of squares)"
-    return None
+    return None if checked_before else _broken(folder)
+
+
+def _broken(folder: Path) -> str | None:
+    """Why training cannot go on from a state whose numbers nobody has checked yet."""
+    try:
+        tensor = broken_tensor(read_state(folder))
+    except CheckpointError as error:
+        return str(error.__cause__)
+    return tensor and (
+        f"{tensor} holds numbers that training cannot go on from (NaN, infinity or a negative mean of squares)"
+    )
 
 
 def latest_valid(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
@@ -137,9 +146,17 @@ def read_state(folder: Path, *, mapped: bool = True) -> dict[str, Any]:
 
     With ``mapped``, tensors stay in the file until they are used, and the ranks of a node share their memory. Copy them
     at once, and do not keep them: if the file can no longer be read, the system kills the process (SIGBUS).
+
+    Raises:
+        CheckpointError: it holds something else, whatever its manifest says.
     """
-    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=mapped)
-    return state
+    try:
+        return read_training_state(folder / STATE, mapped=mapped)
+    except ValueError as error:
+        raise CheckpointError(
+            f"checkpoint {folder} is not one that this code wrote ({STATE}: {error}); remove that folder to use the "
+            "checkpoint before it, or name another one"
+        ) from error
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -150,7 +167,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 def model_weights(state: dict[str, Any]) -> dict[str, Tensor]:
     """The model's own parameters from a checkpoint's state."""
-    return {name.removeprefix("model."): value for name, value in state["state_dict"].items()}
+    return {name.removeprefix("model."): value for name, value in state.get("state_dict", {}).items()}
 
 
 def refuse_misfit(weights: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], origin: str) -> None:
@@ -208,6 +225,8 @@ class StageResult:
         folder = find_checkpoint(path, warn)
         state = read_state(folder)
         run_id = state.get("run", {}).get("wandb_run_id", "")
+        if "stage" not in state:
+            raise CheckpointError(f"checkpoint {folder} does not say what its stage trained; name a run of this code")
         return cls(str(path), model_weights(state), frozenset(state["stage"]["trained"]), folder, run_id)
 
 
@@ -271,17 +290,3 @@ def _source(name: str, holders: Sequence[StageResult]) -> StageResult:
                     "started from different weights (model.init_seed, init_from)"
                 )
     return source
-
-
-def remove_old(checkpoints: Path, keep_last: int, newest: int, best: int | None = None) -> None:
-    """Delete all checkpoints up to step ``newest``, the one just written, but the last ``keep_last`` and ``best``.
-
-    Checkpoints of later steps stay: they are damaged and were skipped when the run resumed. They do not count as kept.
-    The manifest is deleted first, so a half-deleted checkpoint is never used.
-    """
-    whole = [folder for folder in step_folders(checkpoints) if folder.name <= step_name(newest)]
-    for folder in whole[:-keep_last]:
-        if best is not None and folder.name == step_name(best):
-            continue
-        (folder / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(folder)

@@ -1,18 +1,17 @@
 """Reads weight files of any origin: safetensors and torch's own format, alone or in pieces with an index."""
 
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from modules.omnimamba.weight_names import shortened
+from modules.plain_torch import NotPlainError, load_plain
 from modules.reading import read_json, require_file
 
 SAFETENSORS, TORCH, INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
@@ -122,12 +121,10 @@ def _pieces(index: Path) -> dict[str, Tensor]:
 
 def _torch_file(file: Path) -> dict[str, Tensor]:
     try:
-        # files in the format of old torch versions cannot be memory-mapped
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # a damaged file makes the unpickler raise all kinds of errors
+        content = load_plain(file)
+    except NotPlainError as error:
         raise ValueError(
-            f"{file} is not a torch file of plain tensors: {_reason(error)}. "
-            "Fetch it again, or convert it to safetensors"
+            f"{file} is not a torch file of plain tensors: {error}. Fetch it again, or convert it to safetensors"
         ) from error
     for found in (content, *(content.get(key) for key in WRAPPERS if isinstance(content, Mapping))):
         if _is_weights(found):
@@ -135,13 +132,6 @@ def _torch_file(file: Path) -> dict[str, Tensor]:
     raise ValueError(
         f"{file} does not map names to tensors, at its top level or under {', '.join(WRAPPERS)}; save it that way"
     )
-
-
-def _reason(error: Exception) -> str:
-    """Why torch refuses a file; its own words advise to run whatever the file holds."""
-    if found := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"it holds {found[1]}, and loading that could run any program"
-    return "it is TorchScript, a program" if "TorchScript" in str(error) else "it is damaged, or of another kind"
 
 
 def _is_weights(content: Any) -> bool:
