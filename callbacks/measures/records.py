@@ -119,7 +119,7 @@ def write_result(folder: Path, name: str, result: Mapping[str, Any]) -> None:
 
 def drop_result(folder: Path, name: str) -> None:
     """Remove one measure's result, if there is one, from the step's ``results.json``."""
-    if not (folder / RESULTS).is_file():
+    if name not in read_results(folder):
         return
     with locked(lock_of(folder / RESULTS), patience=PATIENCE_SECONDS):
         results = read_results(folder)

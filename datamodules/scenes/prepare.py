@@ -93,6 +93,8 @@ def prepare_scenes(config: PrepareScenesConfig, say: Say = print) -> PreparedPat
     folder = Path(config.folder).resolve()
     origin = {"format_version": _FORMAT, **asdict(config)}
     del origin["folder"]
+    if holds(folder, ORIGIN, origin):  # looked at first: it may be on a disk that cannot be written
+        return PreparedPaths.under(folder)
     with locked_folder(folder):
         if not holds(folder, ORIGIN, origin):
             with new_folder(folder) as partial:

@@ -114,8 +114,12 @@ def build_shards(
     ]
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; name a folder for the shards")
+    if _is_built(folder, plan) and not (folder / BUILD).exists():  # it may be on a disk that cannot be written
+        return folder / MANIFEST
     with locked_folder(folder):
         if _is_built(folder, plan):
+            # it is left over only if the builder was killed between its last two steps
+            shutil.rmtree(folder / BUILD, ignore_errors=True)
             return folder / MANIFEST
         _open_build(folder, plan)
         missing = [shard for shard in shards if not _is_committed(folder, shard.name)]
@@ -168,8 +172,6 @@ def _is_built(folder: Path, plan: Mapping[str, Any]) -> bool:
             f"{manifest} exists: the folder already holds a data set, made from other files or settings. "
             "Choose another folder or delete it"
         )
-    # it is left over only if the builder was killed between its last two steps
-    shutil.rmtree(folder / BUILD, ignore_errors=True)
     return True
 
 

@@ -94,11 +94,12 @@ def fetch(
     """
     target = cached_path(place, cache, sha256)
     verify = verify or size is None
-    if not verify and _is_there(target, size, None):
+    wanted = sha256 if verify else None
+    if _is_there(target, size, wanted):  # the cache may be on a disk that cannot be written
         return target
     _make(cache)
     with locked(lock_of(target)):
-        if not _is_there(target, size, sha256 if verify else None):
+        if not _is_there(target, size, wanted):
             _download(place, target, size, sha256, waits)
     return target
 
@@ -111,9 +112,10 @@ def fetch_all(
     Raises:
         FetchError: a file cannot be fetched (no further download is started then), or the disk has too little space.
     """
-    _make(cache)
     missing = [each for each in wanted if not cached_path(each.place, cache, each.sha256).exists()]
-    needed, free = sum(each.size or 0 for each in missing), shutil.disk_usage(cache).free
+    if missing:
+        _make(cache)
+    needed, free = sum(each.size or 0 for each in missing), shutil.disk_usage(cache).free if missing else 0
     if needed > free:
         raise FetchError(
             f"{cache} has room for {free} bytes, but {len(missing)} files of {needed} bytes must be copied there; "

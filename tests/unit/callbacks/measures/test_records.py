@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from callbacks.measures.records import RecordBook, read_results, write_result
+from callbacks.measures.records import RecordBook, drop_result, read_results, write_result
 from modules.files import step_name
 
 
@@ -72,6 +72,13 @@ def test_results_of_other_measures_stay(tmp_path: Path) -> None:
         "gqa": {"metrics": {"accuracy": 0.5}},
     }
     assert sorted(path.name for path in (tmp_path / "step").iterdir()) == [".results.json.lock", "results.json"]
+
+
+def test_dropping_a_result_that_is_not_there_takes_no_lock(tmp_path: Path) -> None:
+    drop_result(tmp_path, "pope")
+    (tmp_path / "results.json").write_text('{"gqa": {}}')
+    drop_result(tmp_path, "pope")
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
 WRITER = """

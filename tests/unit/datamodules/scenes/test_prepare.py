@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -88,6 +89,17 @@ def test_preparing_again_does_nothing(prepared: PreparedPaths) -> None:
     assert prepare_scenes(PrepareScenesConfig(folder=str(prepared.folder), **SMALL), say=said.append) == prepared
     assert {path: path.stat().st_mtime_ns for path in prepared.folder.rglob("*")} == before
     assert not said
+
+
+def test_what_is_ready_is_taken_without_a_lock(
+    prepared: PreparedPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a checkout that cannot be written."""
+    shutil.copytree(prepared.folder, tmp_path / "data")
+    monkeypatch.setattr("datamodules.scenes.prepare.locked_folder", lambda _: pytest.fail("it was locked"))
+    config = PrepareScenesConfig(folder=str(tmp_path / "data"), **SMALL)
+    assert prepare_scenes(config, say=quiet).folder == tmp_path / "data"
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_another_configuration_is_refused(prepared: PreparedPaths) -> None:

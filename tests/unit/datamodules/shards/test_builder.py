@@ -235,6 +235,14 @@ def test_building_again_returns_at_once(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in manifest.parent.iterdir()} == before
 
 
+def test_what_is_built_is_taken_without_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = build(tmp_path / "set")
+    (tmp_path / ".set.lock").unlink()
+    monkeypatch.setattr("datamodules.shards.builder.locked_folder", lambda _: pytest.fail("it was locked"))
+    assert build(tmp_path / "set") == manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
 def test_another_plan_is_refused_where_a_data_set_is_or_begins(tmp_path: Path) -> None:
     build(tmp_path / "set")
     with pytest.raises(FileExistsError, match=r"already holds a data set, made from other files or settings\. Choose"):

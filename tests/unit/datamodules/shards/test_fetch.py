@@ -297,6 +297,20 @@ def test_neighbours_of_a_place() -> None:
     assert sibling("https://host/set/manifest.json?sig=1/2", "a.tar") == "https://host/set/a.tar?sig=1/2"
 
 
+@pytest.mark.parametrize("verify", [False, True])
+def test_what_is_cached_is_read_without_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verify: bool) -> None:
+    (tmp_path / "a.tar").write_bytes(CONTENT)
+    place, cache = str(tmp_path / "a.tar"), tmp_path / "cache"
+    copy = fetch(place, cache, size=len(CONTENT), sha256=DIGEST)
+    for lock in cache.glob(".*.lock"):
+        lock.unlink()
+    monkeypatch.setattr("datamodules.shards.fetch.locked", lambda _: pytest.fail("it was locked"))
+    monkeypatch.setattr("datamodules.shards.fetch._make", lambda _: pytest.fail("it was made"))
+    assert fetch(place, cache, size=len(CONTENT), sha256=DIGEST, verify=verify) == copy
+    assert fetch_all([Wanted(place=place, size=len(CONTENT), sha256=DIGEST)], cache) == [copy]
+    assert list(cache.iterdir()) == [copy]
+
+
 def test_a_cache_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for cache in (tmp_path / "file", tmp_path / "file" / "below"):
