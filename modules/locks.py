@@ -1,5 +1,6 @@
 """Locks between processes, on one node or on several that share a file system."""
 
+import errno
 import fcntl
 import os
 import time
@@ -23,14 +24,24 @@ def locked(path: Path, *, wait: bool | float = True, patience: float = 0.0) -> I
 
     Raises:
         BlockingIOError: another process still holds the lock after ``wait``.
-        OSError: the file cannot be created, or is a link.
+        OSError: the file cannot be created.
+        ValueError: it is a link.
     """
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    lock = _opened(path)
     try:
         _take(lock, path, float("inf") if wait is True else float(wait), patience)
         yield lock
     finally:
         os.close(lock)
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP and path.is_symlink():
+            raise ValueError(f"lock {path} is a link; remove it: a lock is never taken through one") from error
+        raise
 
 
 def _take(lock: int, path: Path, seconds: float, patience: float) -> None:

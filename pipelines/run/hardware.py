@@ -1,7 +1,9 @@
 """The hardware of a run: its configuration, whether this machine has it, and how several devices work together."""
 
 import os
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -120,12 +122,35 @@ def build_strategy(config: HardwareConfig) -> Strategy | str:
 
 
 def use_kernel_cache(config: HardwareConfig) -> Path:
-    """Let Triton keep compiled and tuned kernels in one folder, which is created. Triton must not be imported yet."""
+    """Let Triton keep compiled and tuned kernels in one folder, which is created. Triton must not be imported yet.
+
+    Raises:
+        ConfigError: others own the folder or can write to it, and so could change the programs that run here.
+    """
     folder = Path(config.kernel_cache or os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_own(folder)
     os.environ["TRITON_CACHE_DIR"] = str(folder)
     os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     return folder
+
+
+def _make_own(folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    why = ""
+    for found in (folder.lstat(), folder.stat()):  # of a link: the link itself, and what it leads to
+        if found.st_uid != os.geteuid():
+            why = f"belongs to user {found.st_uid}, not to you ({os.geteuid()})"
+    if not why and not folder.is_dir():
+        why = "is a file"
+    if not why and folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        why = "can be written by others (chmod go-w changes that)"
+    if why:
+        raise ConfigError(
+            f"the kernel cache {folder} {why}. Programs in it run here, so it must be yours alone: remove it, or name "
+            "another folder with hardware.kernel_cache or TRITON_CACHE_DIR"
+        )
 
 
 def take_gpu() -> torch.device:

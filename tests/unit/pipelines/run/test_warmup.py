@@ -1,6 +1,7 @@
 """Kernels are made ready by one process of a node, the others follow."""
 
 import os
+import stat
 import time
 from multiprocessing import get_context
 from multiprocessing.sharedctypes import Synchronized
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 from modules.omnimamba.kernels import choose_deterministic
+from pipelines.run.ending import USER_ERRORS
 from pipelines.run.hardware import HardwareConfig, use_kernel_cache
-from pipelines.run.warmup import one_first, run_blocks
+from pipelines.run.overrides import ConfigError
+from pipelines.run.warmup import LOCK, one_first, run_blocks
 from tests.unit.modules.omnimamba.conftest import TINY
 
 
@@ -51,6 +54,58 @@ def test_the_cache_is_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.
     assert use_kernel_cache(HardwareConfig(kernel_cache=str(tmp_path / "ours"))) == tmp_path / "ours"
     assert (os.environ["TRITON_CACHE_DIR"], os.environ["TRITON_CACHE_AUTOTUNING"]) == (str(tmp_path / "ours"), "1")
     assert (tmp_path / "ours").is_dir()
+
+
+def test_the_cache_is_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")
+    before = os.umask(0)
+    try:
+        folder = use_kernel_cache(HardwareConfig(kernel_cache=str(tmp_path / "deep" / "cache")))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (tmp_path / "link").symlink_to(folder)  # one's own link to one's own folder
+    assert use_kernel_cache(HardwareConfig(kernel_cache=str(tmp_path / "link"))) == tmp_path / "link"
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777, 0o1777])
+def test_a_cache_that_others_can_write_is_refused(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(ConfigError, match=r"cache can be written by others \(chmod go-w .*hardware.kernel_cache"):
+        use_kernel_cache(HardwareConfig(kernel_cache=str(folder)))
+
+
+def test_a_cache_that_another_user_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("folder", "link"):
+        monkeypatch.undo()
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        if name == "link":
+            (tmp_path / "link").symlink_to(tmp_path / "folder")
+        owner = (tmp_path / "folder").stat().st_uid
+        monkeypatch.setattr(os, "geteuid", lambda owner=owner: owner + 1)
+        with pytest.raises(
+            ConfigError, match=rf"{name} belongs to user {owner}, not to you \({owner + 1}\).*yours alone"
+        ):
+            use_kernel_cache(HardwareConfig(kernel_cache=str(tmp_path / name)))
+
+
+def test_a_file_or_a_link_to_nowhere_is_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "file").touch(0o600)
+    with pytest.raises(ConfigError, match="file is a file"):
+        use_kernel_cache(HardwareConfig(kernel_cache=str(tmp_path / "file")))
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(USER_ERRORS, match="link"):
+        use_kernel_cache(HardwareConfig(kernel_cache=str(tmp_path / "link")))
+
+
+def test_the_lock_in_the_cache_is_no_way_to_another_file(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    (tmp_path / LOCK).symlink_to(tmp_path / "mine")
+    with pytest.raises(USER_ERRORS, match=r"lock .*omnimamba\.lock is a link; remove it"):
+        one_first(tmp_path / LOCK, lambda: pytest.fail("it ran"))
+    assert (tmp_path / "mine").read_text() == "x"
 
 
 def test_deterministic_kernels_do_not_come_from_timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
