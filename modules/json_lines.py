@@ -3,11 +3,16 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-Keys = Mapping[str, type]
-"""What every row must have: key to type."""
+from typing_extensions import TypedDict
+
+from modules.reading import checked, json_value
+
+Keys = Mapping[str, Any]
+"""What every row must have: key to type, as `modules.reading` checks it."""
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -33,10 +38,11 @@ def read_rows(
     """
     if not path.is_file():
         return
+    kind = _kind(tuple((keys or {}).items()))
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            row = _row(line, keys or {})
-        except (ValueError, RecursionError) as error:
+            row: dict[str, Any] = checked(json_value(line), kind, "row")
+        except ValueError as error:
             if damaged is None:
                 raise ValueError(f"line {number} of {path} is damaged ({error}); {fix}") from error
             damaged(number, str(error))
@@ -44,16 +50,9 @@ def read_rows(
             yield row
 
 
-def _row(line: bytes, keys: Keys) -> dict[str, Any]:
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise ValueError("it is not an object")
-    for key, kind in keys.items():
-        if key not in row:
-            raise ValueError(f"it has no {key}")
-        if type(row[key]) is not kind:
-            raise ValueError(f"{key} is {row[key]!r:.40}, not {kind.__name__}")
-    return row
+@cache
+def _kind(keys: tuple[tuple[str, Any], ...]) -> Any:
+    return TypedDict("Row", dict(keys)) if keys else dict[str, Any]  # type: ignore[operator]
 
 
 def drop_torn_line(path: Path) -> None:

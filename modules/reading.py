@@ -61,12 +61,20 @@ def parse_json(content: str | bytes, where: str) -> Any:
         ValueError: it is not JSON, is nested too deeply, repeats a key, or holds NaN or Infinity.
     """
     try:
+        return json_value(content)
+    except ValueError as error:
+        raise ValueError(f"{where} {error}; fetch it again, or fix it") from None
+
+
+def json_value(content: str | bytes) -> Any:
+    """Like `parse_json`; the message of an error is the reason alone."""
+    try:
         return json.loads(content, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
     except RecursionError:
-        raise ValueError(f"{where} is nested too deeply to be read; these files have a few levels") from None
+        raise ValueError("is nested too deeply to be read, where a few levels are usual") from None
     except ValueError as error:
         several = "holds several JSON values, but must hold one" if str(error).startswith("Extra data") else ""
-        raise ValueError(f"{where} {several or 'is not valid JSON'} ({error}); fetch it again, or fix it") from None
+        raise ValueError(f"{several or 'is not valid JSON'} ({error})") from None
 
 
 def read_text(path: Path, what: str) -> str:

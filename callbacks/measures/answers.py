@@ -76,10 +76,13 @@ class QuestionMeasure(Measure):
 
     @property
     def name(self) -> str:
-        """The full name when all official questions are asked; otherwise with ``_mini`` or ``_style``."""
+        """The full name when all official questions are asked; otherwise with ``_mini`` or ``_style``.
+
+        The small form of a ``_mini`` has it twice, because each has records of its own.
+        """
         if self.config.data == "scenes":
             return f"{self.full_name}_style" + ("_mini" if self.mini else "")
-        return self.full_name if self.config.limit is None else f"{self.full_name}_mini"
+        return self.full_name + "_mini" * ((self.config.limit is not None) + (self.mini and self.of_part))
 
     def asked(self, question: Question) -> str:
         """What the model is asked: the question with the suffix, added only if the release does not include it."""

@@ -126,7 +126,9 @@ class Measure(ABC):
     record_keys: ClassVar[Keys] = {}
     """What its records must hold beyond `SAMPLE`: key to type."""
     mini: bool = False
-    """Whether this is the small evaluation between full ones; its name then ends in ``_mini``."""
+    """Whether this is the small evaluation between full ones; its name then is the full one's with ``_mini``."""
+    of_part: bool = False
+    """Whether the full evaluation, too, looks only at a part, so that its own name ends in ``_mini``."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -85,10 +85,11 @@ def build_mini_measures(config: EvaluationConfig) -> list[Measure]:
     """The measures of the evaluations in between, on at most ``config.mini`` samples each; none if that is 0."""
     if not config.mini:
         return []
-    sections = {key: section.reduced(config.mini) for key, section in config.sections().items()}
-    measures = build_measures(replace(config, **sections))
+    whole = config.sections()
+    measures = build_measures(replace(config, **{key: each.reduced(config.mini) for key, each in whole.items()}))
     for measure in measures:
         measure.mini = True
+        measure.of_part = getattr(whole[measure.key], "limit", None) is not None
     return measures
 
 

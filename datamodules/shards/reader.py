@@ -8,6 +8,7 @@ index holds one structured array ``index``, one row per sample: ``key`` and, per
 import hashlib
 import io
 import os
+import struct
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -24,6 +25,9 @@ from modules.reading import require_file
 
 __all__ = ["DamagedShardError", "Index", "Sample", "ShardSet", "payload_fault", "read_index", "shard_files"]
 
+_UNREADABLE = (OSError, ValueError, LookupError, EOFError, AttributeError, RuntimeError, MemoryError, struct.error,
+               zlib.error, zipfile.BadZipFile)  # fmt: skip
+"""What numpy and zipfile raise for a damaged file."""
 _OPEN_SHARDS = 128
 """Files kept open at once, well below the usual limit of 1024."""
 
@@ -234,8 +238,8 @@ def read_index(path: Path, entry: ShardEntry) -> Index:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             table: NDArray[Any] = arrays["index"]
-    except (OSError, ValueError, LookupError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise DamagedShardError(f"index {path} cannot be read ({error}); build the data set again") from error
+    except _UNREADABLE as error:
+        raise DamagedShardError(f"index {path} cannot be read ({error!s:.200}); build the data set again") from error
     if fault := _index_fault(table, entry):
         raise DamagedShardError(f"index {path} {fault}; build the data set again")
     return {column: table[column] for column in table.dtype.names or ()}

@@ -125,6 +125,29 @@ def build_hf(config: HfConfig, progress: Progress | None = None) -> Path:
 
 
 def _load(config: HfConfig) -> Any:
+    """The data set.
+
+    Raises:
+        ValueError: it is damaged, or `datasets` cannot read it.
+        OSError: it cannot be had: the hub, the network or the disk failed.
+    """
+    from datasets.exceptions import DatasetsError
+    from pyarrow import ArrowException
+
+    try:
+        return _opened(config)
+    except FileNotFoundError:
+        raise
+    except (DatasetsError, ArrowException, OSError) as error:
+        cause = error.__cause__ or error  # the library's own error says only that there was one
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise cause from error
+        raise ValueError(
+            f"data set {config.dataset} cannot be read ({cause!s:.300}); fetch it again, or check the network"
+        ) from error
+
+
+def _opened(config: HfConfig) -> Any:
     import datasets
 
     path = Path(config.dataset)

@@ -1,10 +1,12 @@
 """Statistics of reference pictures, published ones and our own: npz files with ``mu`` and ``sigma``."""
 
 import json
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +22,7 @@ Array = NDArray[np.float64]
 ROUNDING = 1e-6
 """Of the largest covariance: how far a file's numbers, often float32, may be from symmetry and from 0."""
 _NPY = b"\x93NUMPY"
-_DAMAGED = (ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile)
+_DAMAGED = (ValueError, RuntimeError, EOFError, LookupError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile)
 """What zipfile and numpy raise for damaged or encrypted files. A disk that fails to read raises OSError, its own."""
 _CONVERT = "s = np.load(npy, allow_pickle=True).item(); np.savez(npz, mu=s['mu'], sigma=s['sigma'])"
 
@@ -91,17 +93,17 @@ def read_statistics(path: Path, width: int, wanted: Mapping[str, str]) -> Statis
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     """What an npz holds, by name."""
     require_file(path, "reference statistics")
-    with path.open("rb") as file:
-        if file.read(len(_NPY)) == _NPY:
-            raise ValueError(
-                f"{path} is an npy file: one array, or a pickle, which is never loaded. Expected an npz with mu and "
-                f"sigma; convert statistics of your own: {_CONVERT}"
-            )
+    content = path.read_bytes()  # at once: a damaged file makes zipfile look for places that are not in it
+    if content.startswith(_NPY):
+        raise ValueError(
+            f"{path} is an npy file: one array, or a pickle, which is never loaded. Expected an npz with mu and "
+            f"sigma; convert statistics of your own: {_CONVERT}"
+        )
     try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
+        with zipfile.ZipFile(BytesIO(content)), np.load(BytesIO(content), allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
     except _DAMAGED as error:
-        raise ValueError(f"{path} is not an npz file of plain arrays ({error})") from error
+        raise ValueError(f"{path} is not an npz file of plain arrays ({error!s:.200})") from error
 
 
 def _numbers(values: NDArray[Any], where: str) -> NDArray[Any]:

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from callbacks.measures.records import Record, RecordBook
 from callbacks.measures.registry import build_measures
 from datamodules.images import ImageSource, read_image
 from modules.files import step_folders, step_name, step_of
+from modules.reading import read_json, shown
 from modules.run_files import CONFIG, RECORDS, SAMPLES
 from pipelines.report.read import Run
 from pipelines.run.config import load
@@ -110,12 +110,12 @@ def read_captions(path: Path) -> dict[str, str]:
         ValueError: the file is damaged.
     """
     try:
-        captions = json.loads(path.read_text(encoding="utf-8"))
+        captions = read_json(path, dict[str, str], "captions")
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); its pictures are left out") from error
-    if not isinstance(captions, dict) or any("/" in sample for sample in captions):
-        raise ValueError(f"{path} is damaged: it does not map picture names to captions; its pictures are left out")
-    return {str(sample): str(caption) for sample, caption in captions.items()}
+    if odd := [sample for sample in captions if Path(sample).name != sample or "\0" in sample]:
+        raise ValueError(f"{path} is damaged: {shown(odd[0])} is no picture's name; its pictures are left out")
+    return captions
 
 
 def _spread(found: list[Path], most: int) -> list[Path]:

@@ -100,10 +100,15 @@ def summary(run: Run) -> dict[str, str]:
         "attempts": str(len(attempts) or NONE),
         "hardware": _hardware(run, last),
         "code": str(last.get("code", NONE)),
-        "starts from": ", ".join([*run.get("init_from", []), *([run.get("pretrained")] * bool(run.get("pretrained")))])
-        or "nothing: own initial weights",
+        "starts from": _origins(run) or "nothing: own initial weights",
     }
     return cells | _data(run, last) | {"bad samples": _bad_samples(run)}
+
+
+def _origins(run: Run) -> str:
+    earlier = run.get("init_from", [])
+    named = [*(earlier if isinstance(earlier, list) else [earlier]), run.get("pretrained")]
+    return ", ".join(str(each) for each in named if each)
 
 
 def _hardware(run: Run, attempt: dict[str, Any]) -> str:

@@ -66,20 +66,25 @@ def run_verb(main: Callable[[], None]) -> NoReturn:
         main()
     except SystemExit as stop:
         _leave(stop.code)
-    except USER_ERRORS as error:
-        _complain(f"error: {error}")
-        _leave(UNUSABLE)
     except KeyboardInterrupt as stop:
         _complain("; ".join(["stopped by Ctrl-C", *map(str, stop.args)]))
         _leave(INTERRUPTED)
     except Exception as error:  # noqa: BLE001  # the outermost handler
-        if isinstance(error, OSError) and (way_out := _WAYS_OUT.get(error.errno or 0)):
-            _complain(f"error: {error}: {way_out}")
+        if (sentence := sentence_of(error)) is not None:
+            _complain(sentence)
             _leave(UNUSABLE)
         # not through sys.excepthook: torch.distributed replaces it with one that delays the output
         _complain("".join(traceback.format_exception(error)).rstrip("\n"))
         _leave(FAILED)
     _leave(DONE)
+
+
+def sentence_of(error: Exception) -> str | None:
+    """What a verb says about an error that the user can fix; None for a fault of the program."""
+    if isinstance(error, USER_ERRORS):
+        return f"error: {error}"
+    way_out = _WAYS_OUT.get(error.errno or 0) if isinstance(error, OSError) else None
+    return way_out and f"error: {error}: {way_out}"
 
 
 def _at_home(word: str) -> str:

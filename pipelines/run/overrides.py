@@ -7,17 +7,15 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from modules.redaction import find_secrets, is_secret_key
 from pipelines.run.texts import as_typed, at_home, kind_of, unquoted
+from pipelines.run.yaml_shape import shape_problem
 
 Config = TypeVar("Config")
-_DEEPEST = 50
-"""Levels of nesting; libyaml crashes somewhere above 10,000."""
 
 
 class ConfigError(ValueError):
@@ -81,7 +79,8 @@ def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
             f"configuration file {path} does not exist{by}; configs/ holds the ones that come with the project"
         )
     try:
-        _refuse_shape(path)
+        if problem := shape_problem(path):
+            raise ConfigError(f"{path} {problem}")
         own = OmegaConf.load(path)
     except MarkedYAMLError as error:  # its own text shows lines of the file, which may not be meant for this one
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
@@ -96,18 +95,6 @@ def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
     for name in _includes(own.pop("include", []), path):
         merged = merge(merged, read_yaml(path.parent / expanduser(name), (*_seen, path)), source=str(path))
     return merge(merged, own, source=str(path))
-
-
-def _refuse_shape(path: Path) -> None:
-    """Refuse a bare text, which would become a key, and nesting on which the parser would crash."""
-    depth = 0
-    with path.open(encoding="utf-8") as file:
-        for event in yaml.parse(file, Loader=yaml.SafeLoader):
-            if depth == 0 and isinstance(event, yaml.ScalarEvent):
-                raise ConfigError(f"{path} must hold keys and values at its top level")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _DEEPEST:
-                raise ConfigError(f"{path} nests lists or keys more than {_DEEPEST} deep; no configuration does")
 
 
 def _includes(value: Any, path: Path) -> list[str]:
@@ -185,15 +172,15 @@ def _not_finite(value: Any, key: str = "") -> list[str]:
 
 def _explain(error: OmegaConfBaseException, values: DictConfig, cls: type) -> str:
     key = getattr(error, "full_key", None) or _section(OmegaConf.structured(cls), values)
-    reason = str(error).splitlines()[0]
+    reason = f"{str(error).splitlines()[0]:.300}"
     if not key:
         return reason
     if "missing mandatory value" in reason.lower():
         return f"{key} has no value and needs one; set it in the YAML file or add {key}=... to the command"
     value = OmegaConf.select(values, key, throw_on_resolution_failure=False)
     if "is not a TupleConfig" in reason:
-        return f"{key} (given: {value!r}) must be a list: {key}=[{value}]"
-    shown = "" if value is None else f" (given: {value!r})"
+        return f"{key} (given: {value!r:.200}) must be a list: {key}=[{value!s:.200}]"
+    shown = "" if value is None else f" (given: {value!r:.200})"
     return f"{key}{shown}: {reason}"
 
 

@@ -269,7 +269,7 @@ def _refuse_changes(config: RunConfig, stored: dict[str, Any]) -> None:
         if not any(key == name or key.startswith(name + ".") for name in free)
     }
     if changed:
-        lines = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())
+        lines = "\n".join(f"  {key}: {old!r:.200} there, {new!r:.200} now" for key, (old, new) in changed.items())
         raise ConfigError(
             f"run folder {config.folder} belongs to another configuration:\n{lines}\n"
             f"Choose another run.dir, or accept the change with run.allow_changed=[{','.join(changed)}]"

@@ -12,6 +12,7 @@ import yaml
 
 from modules.reading import read_text, shown
 from pipelines.run.overrides import ConfigError
+from pipelines.run.yaml_shape import shape_problem
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ["${interpreter}", "-m", "pipelines.train"]
@@ -71,9 +72,12 @@ def read_sweep(path: Path) -> Sweep:
         raise ConfigError(
             f"sweep file {path} does not exist; configs/sweeps/ holds the ones that come with the project"
         )
+    text = read_text(path, "sweep file")
     try:
-        content = yaml.safe_load(read_text(path, "sweep file"))  # as W&B reads it: 1e-3 is a string, 1.0e-3 a number
-    except yaml.YAMLError as error:
+        if problem := shape_problem(path):
+            raise ConfigError(f"{path} {problem}")
+        content = yaml.safe_load(text)  # as W&B reads it: 1e-3 is a string, 1.0e-3 a number
+    except (yaml.YAMLError, TypeError, LookupError) as error:  # the last two: a key that is a list, an odd escape
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold keys and values at its top level")

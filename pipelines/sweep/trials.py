@@ -4,11 +4,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
+
+from annotated_types import Ge, Le
+from typing_extensions import TypedDict
 
 from callbacks.tracking import read_metrics
 from modules.json_lines import append_rows, drop_torn_line, read_rows
 from modules.locks import lock_of, locked
+from modules.reading import checked
 from pipelines.run.overrides import ConfigError
 
 TRIALS, LOCK = "trials.jsonl", ".lock"
@@ -30,6 +34,16 @@ class Trial:
     def name(self) -> str:
         """Name of its run folder."""
         return f"trial-{self.number:03d}"
+
+
+class _Row(TypedDict):
+    """A `Trial` as stored in JSON."""
+
+    number: Annotated[int, Ge(0), Le(10**6)]
+    parameters: dict[str, Any]
+    state: NotRequired[Literal["started", "finished", "failed"]]
+    value: NotRequired[float | None]
+    reason: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,9 @@ class SweepFolder:
 
     def trials(self) -> list[Trial]:
         """All trials started so far, in order."""
-        found = {row["number"]: Trial(**row) for row in self._rows()[1:]}
+        rows = self._rows()[1:]
+        checked(rows, list[_Row], f"the trials in {self.path / TRIALS}")
+        found = {row["number"]: Trial(**{key: row[key] for key in row if key in _Row.__annotations__}) for row in rows}
         return [found[number] for number in sorted(found)]
 
     def note(self, trial: Trial) -> Trial:

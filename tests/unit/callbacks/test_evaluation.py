@@ -24,7 +24,7 @@ from callbacks.measures.mme import MmeConfig
 from callbacks.measures.mmmu import MmmuConfig
 from callbacks.measures.pope import PopeConfig
 from callbacks.measures.records import Record
-from callbacks.measures.registry import KEYS, EvaluationConfig, build_measures, build_mini_measures
+from callbacks.measures.registry import KEYS, EvaluationConfig, build_measures, build_mini_measures, build_pairs
 from callbacks.measures.samples import SamplesConfig
 from callbacks.measures.speed import SpeedConfig
 from callbacks.measures.vqav2 import VqaV2Config
@@ -435,6 +435,26 @@ def test_mini_measures_are_of_few_samples_and_never_of_more_than_the_full_ones()
     scored_here = VqaV2Config(questions="q", images="i", annotations="a")
     [part] = [one for one in build_mini_measures(replace(config, vqav2=scored_here)) if one.key == "vqav2"]
     assert part.name == "vqav2_mini"
+
+
+@pytest.mark.parametrize(
+    ("changes", "full", "mini", "prefix"),
+    [
+        ({}, "pope", "pope_mini", "eval_mini/pope"),
+        ({"limit": 300}, "pope_mini", "pope_mini_mini", "eval_mini/pope_mini"),
+        ({"limit": 50}, "pope_mini", "pope_mini_mini", "eval_mini/pope_mini"),
+        ({"data": "scenes"}, "pope_style", "pope_style_mini", "eval_mini/pope_style"),
+        ({"data": "scenes", "limit": 300}, "pope_style", "pope_style_mini", "eval_mini/pope_style"),
+    ],
+)
+def test_a_part_and_its_small_form_have_folders_and_keys_of_their_own(
+    changes: dict[str, Any], full: str, mini: str, prefix: str
+) -> None:
+    config = EvaluationConfig(mini=100, pope=PopeConfig(folder="p", images="i", **changes))
+    [(whole, small)] = build_pairs(config)
+    assert small is not None
+    assert (whole.name, small.name) == (full, mini)
+    assert (whole.prefix, small.prefix) == (f"eval/{full}", prefix)
 
 
 def test_problems_of_the_schedule() -> None:

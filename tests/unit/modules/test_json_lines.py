@@ -25,10 +25,13 @@ def test_rows_read_back_in_order_and_a_torn_one_is_none(tmp_path: Path) -> None:
         (b'{"a": 2, "b', "Expecting|Unterminated"),
         (b"\0\0\0", "Expecting"),
         (b"\xff\xfe", "Expecting"),
-        (b"[1]", "it is not an object"),
-        (b'{"b": 1}', "it has no a"),
-        (b'{"a": true}', "a is True, not int"),
-        (b"[" * 100_000, "recursion"),
+        (b"[1]", r"row: is \[1\], expected an object"),
+        (b'{"b": 1}', "row: a is missing"),
+        (b'{"a": true}', "row: a is true, expected a whole number"),
+        (b"[" * 100_000, "is nested too deeply"),
+        (b'{"a": 1, "a": 2}', "the key 'a' is there twice"),
+        (b'{"a": NaN}', "NaN is no JSON number"),
+        (b'{"a": 1} {"a": 2}', "holds several JSON values"),
     ],
 )
 def test_a_damaged_line_is_named_with_the_way_out(tmp_path: Path, line: bytes, why: str) -> None:

@@ -128,7 +128,9 @@ def test_a_record_without_a_key_that_scoring_needs_is_named(
     records = [json.loads(line) for line in path.read_text().splitlines()]
     del records[2][key]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    with pytest.raises(ValueError, match=rf"line 3 of .*rank0\.jsonl is damaged \(it has no {key}\); delete the file"):
+    with pytest.raises(
+        ValueError, match=rf"line 3 of .*rank0\.jsonl is damaged \(row: {key} is missing\); delete the file"
+    ):
         run_measure(measure, context, generate=False)
 
 

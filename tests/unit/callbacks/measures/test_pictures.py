@@ -125,7 +125,7 @@ def test_cut_captions_are_counted(benchmark: Path, make_context: Make, tmp_path:
         ([0] * 15 + [16], r"codes of record 000000 of fd_pool: \[15\] is 16, expected less than 16"),
         ([-1] * 16, r"codes of record 000000 of fd_pool: \[0\] is -1, expected at least 0"),
         (["0"] * 16, r"codes of record 000000 of fd_pool: \[0\] is '0', expected a whole number"),
-        ("0" * 16, r"line 1 of .*rank0\.jsonl is damaged \(codes is '0+', not list\)"),
+        ("0" * 16, r"line 1 of .*rank0\.jsonl is damaged \(row: codes is '0+', expected a list\)"),
     ],
 )
 def test_codes_that_no_tokenizer_decodes_are_refused(

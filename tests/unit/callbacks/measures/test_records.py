@@ -54,7 +54,11 @@ def test_records_of_another_protocol_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{", "line 1 of .*rank0.jsonl is damaged"), ("[]", "it is not an object"), ("{}", "it has no sample_id")],
+    [
+        ("{", "line 1 of .*rank0.jsonl is damaged"),
+        ("[]", r"row: is \[\], expected an object"),
+        ("{}", "row: sample_id is missing"),
+    ],
 )
 def test_broken_lines(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "rank0.jsonl").write_text(f"{line}\n{json.dumps(record('a'))}\n")
@@ -135,9 +139,9 @@ def test_records_without_their_protocol_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({}, r"line 2 of .*rank0\.jsonl is damaged \(it has no raw\); delete the file to rebuild it"),
-        ({"raw": None}, r"line 2 of .*rank0\.jsonl is damaged \(raw is None, not str\)"),
-        ({"raw": "yes", "codes": "12"}, r"line 2 of .*rank0\.jsonl is damaged \(codes is '12', not list\)"),
+        ({}, r"line 2 of .*rank0\.jsonl is damaged \(row: raw is missing\); delete the file to rebuild it"),
+        ({"raw": None}, r"line 2 of .*rank0\.jsonl is damaged \(row: raw is null, expected a text\)"),
+        ({"raw": "yes", "codes": "12"}, r"line 2 of .*rank0\.jsonl is damaged \(row: codes is '12', expected a list\)"),
     ],
 )
 def test_a_record_holds_what_its_measure_needs(tmp_path: Path, more: dict[str, object], message: str) -> None:

@@ -276,3 +276,13 @@ def test_texts_that_are_not_unicode_are_named(tmp_path: Path) -> None:
         ValueError, match=r"odd\.parquet: column question, answer holds text that is not UTF-8 .*; conv"
     ):
         build_hf(config(str(tmp_path / "odd.parquet"), tmp_path, **COLUMNS))
+
+
+@pytest.mark.parametrize("end", [4, 60, -1])
+def test_a_damaged_file_is_named(tmp_path: Path, end: int) -> None:
+    rows().to_parquet(tmp_path / "rows.parquet")
+    content = (tmp_path / "rows.parquet").read_bytes()
+    (tmp_path / "rows.parquet").write_bytes(content[:end])
+    config = HfConfig(dataset=str(tmp_path / "rows.parquet"), caption_column="caption", vq="x", out=str(tmp_path / "o"))
+    with pytest.raises(ValueError, match=r"data set .*rows\.parquet cannot be read \(.*\); fetch it again"):
+        build_hf(config)

@@ -122,3 +122,15 @@ def test_rounding_errors_of_float32_are_no_fault_at_any_scale(tmp_path: Path, sc
     sigma[0, 1:] += scale * 0.1
     with pytest.raises(ValueError, match="so it is not a covariance"):
         read_statistics(save(tmp_path / "a.npz", mu=np.zeros(40), sigma=sigma), 40, {})
+
+
+def test_a_file_that_points_outside_itself_is_refused(tmp_path: Path) -> None:
+    """With bytes missing at its start, zipfile looks for parts before the beginning."""
+    path = tmp_path / "a.npz"
+    Statistics(mean=np.zeros(3), covariance=np.eye(3), n=9).write(path)
+    content = path.read_bytes()
+    for start in (1, 30, 200):
+        path.write_bytes(content[:4] + content[4 + start :])
+        with pytest.raises(ValueError, match=r"a\.npz is not an npz file of plain arrays") as error:
+            read_statistics(path, 3, {})
+        assert len(str(error.value)) < 500

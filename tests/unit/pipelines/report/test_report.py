@@ -319,6 +319,24 @@ def test_whatever_is_damaged_is_noted_and_the_rest_is_shown(tmp_path: Path) -> N
     assert "no picture" in page.text
 
 
+@pytest.mark.parametrize("line", ["init_from: 5", "init_from: [[a], 7, null]", "pretrained: [1]", "init_from: {a: b}"])
+def test_an_odd_configuration_is_shown_as_it_is(tmp_path: Path, line: str) -> None:
+    run = make_run(tmp_path / "run")
+    with (run / "config.yaml").open("a") as file:
+        file.write(f"{line}\n")
+    assert "starts from" in report(run).text
+
+
+@pytest.mark.parametrize(
+    "content", ['{"000": ' + "[" * 2000 + "]" * 2000 + "}", '{"a/b": "x"}', '{"000": 5}', "[1]", "\xff"]
+)
+def test_damaged_captions_are_noted(tmp_path: Path, content: str) -> None:
+    run = make_run(tmp_path / "run")
+    add_samples(run, 1, ["one"])
+    (run / "samples/step-000000001/captions.json").write_bytes(content.encode("latin-1"))
+    assert "captions.json is damaged" in report(run).text
+
+
 def test_only_keys_beyond_the_defaults_are_listed(run_folder: Path) -> None:
     page = report(run_folder)
     cells = re.findall(

@@ -267,3 +267,19 @@ def test_a_trial_of_ours_is_no_trial_of_an_agent(tmp_path: Path, monkeypatch: py
         assert runner.train(["a.yaml"], log, claim.fileno()) == 75
     assert log.read_text() == "-u -m pipelines.train a.yaml none none offline\n"
     assert os.environ["WANDB_RUN_ID"] == "outer"
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("{}", r"\[0\].number is missing"),
+        ('{"number": "0", "parameters": {}}', r"\[0\].number is '0', expected a whole number"),
+        ('{"number": -1, "parameters": {}}', "expected at least 0"),
+        ('{"number": 0, "parameters": [1]}', r"parameters is \[1\], expected an object"),
+        ('{"number": 0, "parameters": {}, "state": "lost"}', "state is 'lost'"),
+    ],
+)
+def test_a_damaged_line_of_trials_is_named(tmp_path: Path, line: str, why: str) -> None:
+    (tmp_path / "trials.jsonl").write_text(f'{{"sweep": {{}}}}\n{line}\n')
+    with pytest.raises(ValueError, match=rf"the trials in .*trials\.jsonl: .*{why}"):
+        SweepFolder(tmp_path).trials()
