@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from modules.run_files import RECORDS
 from pipelines.run.console import run_verb, say
+from pipelines.run.output import show_table
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,7 +46,6 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides for all three runs")
     arguments = parser.parse_args()
     # imported here to keep --help fast
-    from rich.console import Console
 
     from callbacks.tracking import read_metrics
     from pipelines.report.page import write_report
@@ -61,7 +61,7 @@ def main() -> None:
         for key in sorted(losses):
             values = [row[key] for row in read_metrics(run) if key in row]
             say(f"{run.name}: {key} {values[0]:.2f} -> {values[-1]:.2f}")
-    Console(width=120).print(table_of(mmu, t2i, unified))
+    show_table(table_of(mmu, t2i, unified))
     sheet = unified / "sheet.png"
     _sheet(unified).save(sheet)
     say(f"picture sheet: {sheet} (rows: real, through the VQ tokenizer, generated from the caption)")

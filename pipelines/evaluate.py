@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.run.console import run_verb, say, split_overrides
+from pipelines.run.output import show_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,7 +60,7 @@ def main() -> None:
                 results[measure.name] = result
     if ranks.leads:
         title = f"{context.folder} at step {context.step}"
-        show(result_table(results, title=title, details=arguments.details))
+        show_table(result_table(results, title=title, details=arguments.details))
         say(f"results: {context.records / 'results.json'}")
 
 
@@ -111,16 +112,6 @@ def result_table(results: "Mapping[str, Result]", *, title: str, details: bool =
         if not metrics:
             table.add_row(name, *5 * ["-"], str(result.protocol["n"]))
     return table
-
-
-def show(table: "Table") -> None:
-    """Print a table in full width. rich would cut its names on a narrower console, or in a pipe (80 columns)."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    console = Console()
-    width = Measurement.get(console, console.options.update(width=10_000), table).maximum
-    Console(width=max(width, console.width)).print(table)
 
 
 def _number(value: float | None) -> str:

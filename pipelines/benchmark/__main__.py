@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.run.console import run_verb, say
+from pipelines.run.output import show_table
 
 if TYPE_CHECKING:
     from pipelines.benchmark.data import DataResult
@@ -55,7 +56,6 @@ def _data(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     from lightning.pytorch.utilities import rank_zero_only
-    from rich.console import Console
     from rich.table import Table
 
     from pipelines.benchmark.train import TrainBenchmarkConfig, measure_train
@@ -79,12 +79,11 @@ def _train(arguments: argparse.Namespace) -> None:
                 _number(row["of_gemm"], ".1%"),
                 f"{row['first_loss']:.3f} -> {row['last_loss']:.3f}",
             )
-    Console().print(table)
+    show_table(table)
     _keep(found, arguments.json)
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from pipelines.benchmark.generate import GenerateBenchmarkConfig, measure_generate
@@ -96,7 +95,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     for row in found["batches"]:
         keys = ("prefill_s", "loop_s", "decode_s", "floor_s", "baseline_s", "peak_gib")
         table.add_row(str(row["batch"]), f"{row['images_per_s']:.2f}", *(_number(row[key], ".3f") for key in keys))
-    Console().print(table)
+    show_table(table)
     _keep(found, arguments.json)
 
 
@@ -113,7 +112,6 @@ def _keep(found: dict[str, Any], path: Path | None) -> None:
 
 
 def _show(lines: "list[DataResult]") -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("measure", "unit", "ours", "webdataset", "ratio", "target")
@@ -124,7 +122,7 @@ def _show(lines: "list[DataResult]") -> None:
             ("-", "-") if line.webdataset is None else (f"{line.webdataset:,.0f}", f"{line.ours / line.webdataset:.1f}")
         )
         table.add_row(line.what, line.unit, f"{line.ours:,.0f}", *beside, line.target)
-    Console().print(table)
+    show_table(table)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.run.console import say
 from pipelines.run.ending import FAILED
+from pipelines.run.output import show_table
 
 if TYPE_CHECKING:
     from datamodules.inspection.peek import Peek, Token
@@ -128,10 +129,8 @@ def _stats(arguments: argparse.Namespace) -> None:
 
 
 def _show_survey(found: "Survey") -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
     table = Table("", "mean", "median", "p90", "max", "total")
     rows: dict[str, Summary | None] = {
         **{f"bytes of .{kind}": summary for kind, summary in found.payloads.items()},
@@ -144,8 +143,8 @@ def _show_survey(found: "Survey") -> None:
     for name, summary in rows.items():
         if summary is not None:
             table.add_row(name, *(f"{value:,.1f}".removesuffix(".0") for value in asdict(summary).values()))
-    console.print(f"{found.samples:,} samples in {found.shards:,} shards of {found.bytes:,} bytes")
-    console.print(table)
+    say(f"{found.samples:,} samples in {found.shards:,} shards of {found.bytes:,} bytes")
+    show_table(table)
     lines = [
         f"repeated pictures: {found.repeated_contents} by content, {found.repeated_names} by name",
         f"texts that spell a special token: {found.spelled}" + (" (read as plain text)" if found.spelled else ""),
@@ -162,7 +161,7 @@ def _show_survey(found: "Survey") -> None:
         lines.append(f"pictures also used in evaluation: {overlap.by_name} by name, {by_content} by content")
         lines += [f"  {key}" for key in overlap.keys]
     for line in lines:
-        console.print(line, markup=False, highlight=False)
+        print(line)  # not said: `special token: 0` looks like a secret
 
 
 def _peek(arguments: argparse.Namespace) -> None:

@@ -5,13 +5,26 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def show_replacements() -> None:
     """From now on, standard output shows ? for what its encoding cannot show, for example under LC_ALL=C."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+
+
+def show_table(table: "Table") -> None:
+    """Print a table in full width. rich would cut its cells on a narrower console, or in a pipe (80 columns)."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console()
+    width = Measurement.get(console, console.options.update(width=10_000), table).maximum
+    Console(width=max(width, console.width)).print(table)
 
 
 class _Outlived:

@@ -13,6 +13,7 @@ from typing import Any
 from modules.run_files import COMPLETE
 from pipelines.run.console import say, warn
 from pipelines.run.ending import INTERRUPTED, PREEMPTED
+from pipelines.run.output import show_table
 from pipelines.run.overrides import ConfigError
 from pipelines.run.texts import override
 from pipelines.sweep.file import Sweep
@@ -162,7 +163,6 @@ def _shown(trial: Trial) -> str:
 
 
 def _print_table(trials: Sequence[Trial], metric: str) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -176,4 +176,4 @@ def _print_table(trials: Sequence[Trial], metric: str) -> None:
         state = trial.state + (f": {trial.reason}" if trial.reason else "")
         cells = [str(trial.parameters.get(key, "-")) for key in keys]
         table.add_row(trial.name, *map(escape, cells), value, escape(state))
-    Console(width=120).print(table)
+    show_table(table)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from callbacks.measures.measure import Result
 from pipelines import evaluate
+from pipelines.run.output import show_table
 from tests.verbs import call
 
 
@@ -137,7 +138,7 @@ def test_the_n_beside_a_number_is_its_own_and_no_name_is_cut(capsys: pytest.Capt
     counts = {"val_overall": 10, long: 3}
     metrics = {"val_overall": 0.5, long: 0.25, "n_other": 1.0}
     result = Result(metrics=metrics, standard_errors={}, baselines={}, protocol={"n": 12}, counts=counts)
-    evaluate.show(evaluate.result_table({"vqav2_test-dev2015_style_mini": result}, title="a run", details=True))
+    show_table(evaluate.result_table({"vqav2_test-dev2015_style_mini": result}, title="a run", details=True))
     lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert [(row[1].strip(), row[2].strip(), row[-2].strip()) for row in lines] == [
         ("vqav2_test-dev2015_style_mini", name, n) for name, n in zip(metrics, ("10", "3", "12"), strict=True)

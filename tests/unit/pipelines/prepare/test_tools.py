@@ -70,7 +70,7 @@ def test_verify_lists_every_fault_and_exits_with_one(prepared: PreparedPaths, ru
 
 
 def test_stats_show_a_table(prepared: PreparedPaths, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "20")  # as narrow as a pipe may look
     code, out, err = run(
         "stats", prepared.mmu_instruct, "--tokenizer", prepared.tokenizer, "--length", "60", "--processes", "1"
     )

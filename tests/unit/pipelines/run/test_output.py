@@ -4,6 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.table import Table
+
+from pipelines.run.output import show_table
 
 ROOT = Path(__file__).parents[4]
 TALKS = """
@@ -70,6 +73,17 @@ def test_whatever_the_locale_files_are_utf_8_and_output_has_replacements(
     assert (done.returncode, done.stdout) == (0, said), done.stderr
     assert (tmp_path / "été.json").read_bytes() == '{\n "a": "été"\n}\n'.encode()
     assert (tmp_path / "été.jsonl").read_bytes() == '{"a": "été"}\n'.encode()
+
+
+@pytest.mark.parametrize("columns", ["10", "80", "200"])
+def test_a_table_is_never_cut(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    table = Table("measure", "value", title="all")
+    table.add_row("m" * 150, "1")
+    show_table(table)
+    assert f"│ {'m' * 150} │ 1     │" in capsys.readouterr().out
 
 
 def test_it_ends_well_if_standard_error_is_gone_too(tmp_path: Path) -> None:
