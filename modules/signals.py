@@ -13,10 +13,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 STOP = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 """What batch systems send before they end a job."""
@@ -26,6 +30,7 @@ _POLL_SECONDS = 0.2
 
 _received: str | None = None
 _waits: "list[_Wait]" = []
+_ours: "list[subprocess.Popen[bytes]]" = []
 _must_finish = threading.Lock()
 """Held by work that must be finished."""
 
@@ -63,6 +68,33 @@ def ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
     if threading.current_thread() is threading.main_thread():
         signal.set_wakeup_fd(-1)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Around the start of processes that will listen: a signal that comes before they do waits for them.
+
+    Does nothing if this process does not listen: then they will not either.
+    """
+    mask = STOP if signal.getsignal(signal.SIGTERM) is _note else ()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, mask)  # which they inherit; `listen` unblocks
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_us(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """From now on, kill ``processes`` when this process ends by `waiting` or `end_now`."""
+    _ours.extend(processes)
+
+
+def end_now(code: int, why: str) -> None:
+    """End this process with ``code``, from any thread, once `finishing` work is done."""
+    _must_finish.acquire()  # never released: the process ends
+    _say(why)
+    _end_workers()
+    os._exit(code)
 
 
 @contextmanager
@@ -132,14 +164,14 @@ class _Watcher(threading.Thread):
         # a little longer than asked for: if Python gets there, the process ends as usual
         if self._signal is not None and now - max(wait.since, self._signal[1]) > wait.patience + 2 * _POLL_SECONDS:
             number, _ = self._signal
-            _must_finish.acquire()  # never released: the process ends
-            _say(f"told to stop by {signal.Signals(number).name} while waiting for {wait.what}; start again to go on")
-            _end_workers()
-            os._exit(INTERRUPTED if number == signal.SIGINT else PREEMPTED)
+            why = f"told to stop by {signal.Signals(number).name} while waiting for {wait.what}; start again to go on"
+            end_now(INTERRUPTED if number == signal.SIGINT else PREEMPTED, why)
 
 
 def _end_workers() -> None:
-    """End the worker processes, as Python does at a normal exit."""
+    """End the worker processes, as Python does at a normal exit, and those of `end_with_us`."""
+    for process in _ours:
+        process.kill()
     multiprocessing = sys.modules.get("multiprocessing")  # not loaded for its own sake
     if multiprocessing is not None:
         for worker in multiprocessing.active_children():

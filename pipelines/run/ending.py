@@ -55,7 +55,8 @@ def ended_in_order(others: OtherRanks, close: Callable[[int], None]) -> Iterator
 
     Raises:
         SystemExit: `INTERRUPTED` if Ctrl-C stopped Lightning, whose own exit code would tell a batch script that all
-            is well. `UNUSABLE` if another rank ended with an error that the user can fix, which it has printed itself.
+            is well. `UNUSABLE`, `PREEMPTED` or `INTERRUPTED` if another rank ended with that code, and has said why:
+            here only a lost connection is known.
     """
     outcome = Outcome()
     try:
@@ -65,8 +66,11 @@ def ended_in_order(others: OtherRanks, close: Callable[[int], None]) -> Iterator
         others.end(GRACE_SECONDS)
         raise SystemExit(INTERRUPTED) from stop
     except Exception as error:
-        if UNUSABLE in others.end(GRACE_SECONDS) and not isinstance(error, USER_ERRORS):
-            raise SystemExit(UNUSABLE) from error
+        codes = others.end(GRACE_SECONDS)
+        said = [code for code in (UNUSABLE, PREEMPTED, INTERRUPTED) if code in codes]
+        if said and not isinstance(error, USER_ERRORS):
+            outcome.code = said[0]
+            raise SystemExit(said[0]) from error
         raise
     finally:
         close(outcome.code)

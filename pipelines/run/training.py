@@ -50,7 +50,8 @@ class Training:
         tracker.log_files("provenance", "provenance", run.path / PROVENANCE)
         facts = {"config": settings, "code": code_version(), "wandb_run_id": run_id, "attempt": attempt}
         launched = LaunchedRanks()
-        callbacks = build_callbacks(config, tracker, parts, progress.show, facts)
+        trainer = build_trainer(config, [launched, *build_callbacks(config, tracker, parts, progress.show, facts)])
+        launched.attach(trainer)
         return cls(
             run=run,
             parts=parts,
@@ -58,7 +59,7 @@ class Training:
             tracker=tracker,
             progress=progress,
             launched=launched,
-            trainer=build_trainer(config, [launched, *callbacks]),
+            trainer=trainer,
         )
 
     def to_its_end(self) -> None:

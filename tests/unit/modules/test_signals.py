@@ -127,3 +127,37 @@ def test_work_that_must_finish_is_finished_first(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
     assert (tmp_path / "file").read_text() == "done"
+
+
+STARTER = """
+import ctypes, subprocess, sys
+from modules import signals
+signals.listen()
+rank = subprocess.Popen([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"])
+signals.end_with_us([rank])
+with signals.waiting("something"):
+    while True:
+        ctypes.CDLL(None).sleep(60)
+"""
+
+
+def test_the_processes_that_it_started_end_with_one_that_waits() -> None:
+    """Their output ends when all of them have."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+
+
+def test_nothing_is_held_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with signals.held():
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+    signals.listen()
+    with signals.held():
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set(signals.STOP)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
