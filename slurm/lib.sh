@@ -24,6 +24,24 @@ run_of() {
     echo "$run"
 }
 
+# steps_of CONFIG [OVERRIDE...]: prints trainer.max_steps, or nothing if neither the words nor the file itself name it
+steps_of() {
+    local steps word
+    steps=$(grep -oE 'max_steps: *[0-9_]+ *([,}#]|$)' "$1" | tail -n 1 | tr -cd 0-9 || true)
+    for word in "${@:2}"; do
+        [[ $word != trainer.max_steps=* ]] || steps=${word#trainer.max_steps=}
+    done
+    [[ ! $steps =~ ^[0-9_]+$ ]] || echo "${steps//_/}"
+}
+
+# is_complete: whether RUN is complete at STEPS. If it is so at another step, Python goes on from there or says why not
+is_complete() {
+    local step
+    [ -e "$RUN/COMPLETE" ] || return 1
+    step=$(tr -cd 0-9 <"$RUN/COMPLETE")
+    [ -z "$step" ] || [ -z "$STEPS" ] || [ "$step" = "$STEPS" ]
+}
+
 # Sets JOB, ENVIRONMENT (srun's options) and PYTHON (the command), and exports what the ranks need to find each other.
 describe_job() {
     JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
@@ -57,7 +75,8 @@ train() {
     local config=$1
     RUN=$(run_of "$@")
     [ -e "$config" ] || fail "$config is not there; name another configuration file"
-    if [ -e "$RUN/COMPLETE" ]; then
+    STEPS=$(steps_of "$@")
+    if is_complete; then
         say "$RUN is complete; nothing to do"
         exit 0
     fi
@@ -92,7 +111,7 @@ settle() {
     local code=$1 state newest failures
     trap '' USR1 USR2 TERM
     say "training ended with code $code"
-    [ ! -e "$RUN/COMPLETE" ] || exit 0
+    ! is_complete || exit 0
     # If Slurm itself is ending the job, its fate is decided. It is already requeued (preempted, or by an
     # administrator), or it is cancelled, and `scontrol requeue` would bring it back. Only the time limit is left to us.
     state=$(scontrol --oneliner show job "$JOB" | grep -oE '(JobState=RUNNING|Reason=TimeLimit)' || true)
