@@ -112,14 +112,10 @@ def build_shards(
         _Shard(f"{name}-{number:06d}", rows[start : start + per_shard])
         for number, start in enumerate(range(0, len(rows), per_shard))
     ]
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; name a folder for the shards")
     if _is_built(folder, plan) and not (folder / BUILD).exists():  # it may be on a disk that cannot be written
         return folder / MANIFEST
     with locked_folder(folder):
-        if _is_built(folder, plan):
-            # it is left over only if the builder was killed between its last two steps
-            shutil.rmtree(folder / BUILD, ignore_errors=True)
+        if _is_built(folder, plan, tidy=True):
             return folder / MANIFEST
         _open_build(folder, plan)
         missing = [shard for shard in shards if not _is_committed(folder, shard.name)]
@@ -163,7 +159,9 @@ def _identity(plan: Mapping[str, Any]) -> dict[str, Any]:
     return {key: plan[key] for key in ("builder_version", "plan")}
 
 
-def _is_built(folder: Path, plan: Mapping[str, Any]) -> bool:
+def _is_built(folder: Path, plan: Mapping[str, Any], *, tidy: bool = False) -> bool:
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; name a folder for the shards")
     manifest = folder / MANIFEST
     if not manifest.exists():
         return False
@@ -172,6 +170,8 @@ def _is_built(folder: Path, plan: Mapping[str, Any]) -> bool:
             f"{manifest} exists: the folder already holds a data set, made from other files or settings. "
             "Choose another folder or delete it"
         )
+    if tidy:  # what is left over if the builder was killed between its last two steps
+        shutil.rmtree(folder / BUILD, ignore_errors=True)
     return True
 
 
