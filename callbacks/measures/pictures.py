@@ -170,6 +170,11 @@ def uniforms(seed: int, index: int, length: int) -> Tensor:
     return torch.rand(length, generator=generator)
 
 
+def random_codes(vq: ImageTokenizer, seed: int, index: int) -> Tensor:
+    """Codes of one sample, int64 (tokens_per_image,), each equally likely."""
+    return (uniforms(seed, index, vq.tokens_per_image) * vq.codebook_size).long().clamp(max=vq.codebook_size - 1)
+
+
 def decode(context: EvaluationContext, records: Sequence[Record]) -> Iterator[Tensor]:
     """Pictures of records in batches, uint8 (B, 3, H, W)."""
     vq = require_vq(context)
