@@ -192,7 +192,11 @@ def agree_with_pretrained(config: RunConfig, files: ModelFiles, *, draws: bool =
     if not draws or not used or (carried := carried_vq(path)) is None or carried.fingerprint == used:
         return
     codes = f"the codes in data.t2i={config.data.t2i}"
-    whose = {carried.fingerprint: "with the checkpoint's", files.vq: "with model.vq's", "": "with an unknown one"}
+    whose = {
+        carried.fingerprint: "with the checkpoint's",
+        files.vq: "with model.vq's",
+        "": "with an unknown one, or are not there yet",
+    }
     raise CheckpointError(
         f"pretrained={path} carries a VQ tokenizer of its own (hash {carried.fingerprint}), which is not that of "
         f"{f'model.vq={config.model.vq}' if files.vq else codes} (hash {used}); {codes} were made "
