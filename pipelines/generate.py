@@ -89,7 +89,7 @@ def describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     read_image(arguments.image)
     config = trained_config(arguments.run, overrides)
     _say_if_untrained(config, "mmu", arguments.run)
-    context = context_of(load_trained(arguments.run, overrides))
+    context = context_of(load_trained(arguments.run, overrides, draws=False))
     question = arguments.question.strip() + (SHORT_ANSWER if arguments.short else "")
     prompt = encode_question(context.tokenizer, question, context.template)
     tokens = arguments.max_new_tokens or max(1, min(ANSWER_LENGTH, context.model.answer_room(len(prompt))))
