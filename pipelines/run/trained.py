@@ -129,6 +129,7 @@ def context_of(trained: Trained, ranks: Ranks | None = None) -> EvaluationContex
         step=trained.step,
         folder=trained.folder,
         batch_size=trained.config.evaluation.batch_size,
+        caption_dropout=trained.config.data.caption_dropout,
     )
 
 
