@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+from tests.pages import ROOT, commands
+
+COMMANDS = commands("README.md")
 VERBS = [command for command in COMMANDS if "-m pipelines." in command]
 
 
