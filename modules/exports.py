@@ -24,9 +24,9 @@ from modules.omnimamba.vision import DinoSiglip
 from modules.omnimamba.vq import ImageTokenizer
 from modules.published import PublishedWeights, from_published, to_published
 from modules.reading import read_json, require_file
+from modules.run_files import EXPORT
 from modules.weight_files import SAFETENSORS
 
-EXPORT = "export.json"
 FORMAT_VERSION = 1
 
 
@@ -39,6 +39,7 @@ class _Facts(TypedDict):
     files: dict[str, _File]
     step: Annotated[int, Ge(0)]
     merged: NotRequired[Task | None]
+    model_files: NotRequired[dict[str, str]]
 
 
 def all_weights(model: OmniMamba, vq: ImageTokenizer | None = None, *, encoders: bool = False) -> dict[str, Tensor]:
@@ -92,19 +93,30 @@ def write(weights: Mapping[str, Tensor], folder: Path, facts: Mapping[str, Any])
     write_json(folder / EXPORT, content)
 
 
+def read_facts(folder: Path) -> dict[str, Any]:
+    """The facts in a folder that `write` filled.
+
+    Raises:
+        CheckpointError: the folder is damaged.
+    """
+    try:
+        facts: Any = read_json(folder / EXPORT, _Facts, "description")
+        _ = facts["files"][SAFETENSORS]
+        require_file(folder / SAFETENSORS, "exported weights")
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"exported folder {folder} cannot be read ({error}); export it again") from error
+    found: dict[str, Any] = facts
+    return found
+
+
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Language model and projector under our names, and the facts, from a folder that `write` filled.
 
     Raises:
         CheckpointError: the folder is damaged.
     """
-    path = folder / SAFETENSORS
-    try:
-        facts: Any = read_json(folder / EXPORT, _Facts, "description")
-        entry = facts["files"][SAFETENSORS]
-        require_file(path, "exported weights")
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"exported folder {folder} cannot be read ({error}); export it again") from error
+    path, facts = folder / SAFETENSORS, read_facts(folder)
+    entry = facts["files"][SAFETENSORS]
     if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
         raise CheckpointError(f"{path} is missing or not what {EXPORT} says was written; export it again")
     with safe_open(str(path), framework="pt") as file:

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -27,10 +26,10 @@ class _Index(TypedDict):
     """Tensor name to the piece that holds it."""
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
     """The tensors of a file, or of the weight file in a downloaded folder, by name and on the CPU.
 
-    Only plain tensors and data are unpickled from a torch file.
+    With ``prefix``, only those whose names begin with it. Only plain tensors and data are unpickled from a torch file.
 
     Raises:
         FileNotFoundError: there is no such file, or no weight file in the folder.
@@ -38,7 +37,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             or non-finite numbers.
     """
     file = _file_of(path)
-    weights = _pieces(file) if file.name.endswith(INDEX) else _tensors(file)
+    weights = _pieces(file, prefix) if file.name.endswith(INDEX) else _tensors(file, prefix)
     refuse_quantised(file, {name: value.dtype for name, value in weights.items()})
     if odd := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise ValueError(
@@ -79,14 +78,18 @@ def _file_of(path: Path) -> Path:
     raise FileNotFoundError(f"folder {path} holds no weights; it needs one of {', '.join(IN_A_FOLDER)}")
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def _tensors(file: Path, prefix: str) -> dict[str, Tensor]:
     require_file(file, "weight file")
-    return _safetensors(file) if file.suffix == ".safetensors" else _torch_file(file)
+    if file.suffix == ".safetensors":
+        return _safetensors(file, prefix)
+    return {name: value for name, value in _torch_file(file).items() if name.startswith(prefix)}
 
 
-def _safetensors(file: Path) -> dict[str, Tensor]:
+def _safetensors(file: Path, prefix: str) -> dict[str, Tensor]:
     try:
-        weights: dict[str, Tensor] = load_file(str(file))
+        with safe_open(str(file), framework="pt") as content:
+            names = [name for name in content.keys() if name.startswith(prefix)]  # noqa: SIM118
+            weights: dict[str, Tensor] = {name: content.get_tensor(name) for name in names}
     except (SafetensorError, LookupError, AttributeError) as error:  # the last two: a type that torch does not have
         raise ValueError(f"{file} is not a readable safetensors file: {error}; fetch it again") from error
     return weights
@@ -109,11 +112,11 @@ def _listed(index: Path, names: Iterable[str]) -> list[Path]:
     return pieces
 
 
-def _pieces(index: Path) -> dict[str, Tensor]:
+def _pieces(index: Path, prefix: str) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
-    places = _index(index)
+    places = {name: place for name, place in _index(index).items() if name.startswith(prefix)}
     for piece in _listed(index, places.values()):
-        weights |= _tensors(piece)
+        weights |= _tensors(piece, prefix)
     if odd := sorted(places.keys() ^ weights.keys()):
         raise ValueError(f"{index} and its pieces differ in {len(odd)} names, for example {odd[0]}; fetch them again")
     return weights

@@ -8,7 +8,8 @@ Examples:
     python -m pipelines.export runs/stage2_unified/checkpoints/step-000100000 exported --encoders
 
 OUT is created and must not exist yet. The forms are:
-    model       model.safetensors with the names of the published checkpoint, config.yaml, tokenizer.json, export.json
+    model       model.safetensors with the names of the published checkpoint, config.yaml, tokenizer.json, the VQ
+                tokenizer if it is small, export.json
     adapters    adapters/{mmu,t2i}/: the LoRA of each task as peft's adapter files, for a model without adapters
     merged      merged/{mmu,t2i}/: one model per task, in the form of `model`, with the LoRA of the task folded in
 --encoders adds the ViTs and the VQ tokenizer to `model`, as in the published checkpoint.
@@ -16,7 +17,6 @@ Every folder with an export.json works as RUN of pipelines.evaluate and pipeline
 """
 
 import argparse
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -92,17 +92,18 @@ def _write(folder: Path, weights: "dict[str, Tensor]", trained: "Trained", merge
 
     from modules import exports
     from modules.files import code_version
+    from modules.model_files import KEY, keep, kept
     from modules.run_files import CONFIG
     from pipelines.run.config import as_dict
     from pipelines.run.texts import literally
-    from pipelines.run.trained import TOKENIZER
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = OmegaConf.to_yaml(OmegaConf.create(literally(as_dict(_config(trained, merged)))))
-    (folder / CONFIG).write_text(config, encoding="utf-8")
-    shutil.copy(trained.config.model.tokenizer, folder / TOKENIZER)
+    keep(folder, trained.config.model)
+    config = as_dict(_config(trained, merged))
+    config["model"] |= {key: file.name for key, file in kept(folder).items()}  # relative: the folder may be moved
+    (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(literally(config))), encoding="utf-8")
     facts = {"run": trained.config.name, "step": trained.step, "merged": merged or None, "code": code_version()}
-    exports.write(weights, folder, facts)
+    exports.write(weights, folder, facts | {KEY: trained.files.as_dict()})
 
 
 def _config(trained: "Trained", merged: str) -> "RunConfig":

@@ -47,7 +47,7 @@ def text2image(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         FileExistsError: the file exists and ``--force`` is not given.
         FileNotFoundError: the folder of the file is missing.
     """
-    from callbacks.measures.pictures import NO_VQ, draw, require_vq
+    from callbacks.measures.pictures import NO_VQ, draw, require_vq, warn_if_never_empty
     from callbacks.measures.samples import require_short
     from datamodules.images import to_image
     from pipelines.run.compose import build_tokenizer
@@ -64,6 +64,7 @@ def text2image(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     _say_if_untrained(config, "t2i", arguments.run)
     context = context_of(load_trained(arguments.run, overrides))
     vq = require_vq(context)
+    warn_if_never_empty(context, "text2image", sampling)
     pixels = vq.decode(draw(context, [arguments.caption], [0], sampling))[0]
     out.parent.mkdir(parents=True, exist_ok=True)
     to_image(pixels).save(out)
@@ -89,7 +90,7 @@ def describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     read_image(arguments.image)
     config = trained_config(arguments.run, overrides)
     _say_if_untrained(config, "mmu", arguments.run)
-    context = context_of(load_trained(arguments.run, overrides))
+    context = context_of(load_trained(arguments.run, overrides, draws=False))
     question = arguments.question.strip() + (SHORT_ANSWER if arguments.short else "")
     prompt = encode_question(context.tokenizer, question, context.template)
     tokens = arguments.max_new_tokens or max(1, min(ANSWER_LENGTH, context.model.answer_room(len(prompt))))
@@ -154,6 +155,7 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     draws.add_argument("--temperature", type=float, help="default: the run's evaluation.samples, else 1")
     draws.add_argument("--top-k", type=int, help="the k most likely tokens; 0: all; default as for --temperature")
     draws.add_argument("--top-p", type=float, help="the most likely tokens of this share; default as for --temperature")
+    draws.add_argument("--guidance", type=float, help="above 1: closer to the caption; default as for --temperature")
     asks = verbs.add_parser("describe", help="answer a question about a picture")
     asks.add_argument("image", type=Path, metavar="IMAGE")
     asks.add_argument("question", metavar="QUESTION")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from callbacks.measures.fid_config import POOL, FidConfig
 from callbacks.measures.measure import EvaluationContext, Result, file_hashes
-from callbacks.measures.pictures import Drawing, PictureMeasure, decode, require_vq, uniforms, warn_if_greedy
+from callbacks.measures.pictures import Drawing, PictureMeasure, decode, random_codes, require_vq, warn_if_greedy
 from callbacks.measures.records import Record
 from callbacks.measures.running import on_all_ranks
 from callbacks.tracking import Tracker
@@ -224,18 +224,13 @@ class Fid(PictureMeasure):
             read = [to_tensor(centre_crop(read_image(path), size, *scaling)) for path in paths if path]
             return torch.stack(read).to(context.device)
 
-        def codes(rows: Sequence[Sequence[int]]) -> Tensor:
-            return vq.decode(torch.tensor(rows, device=context.device))
-
-        def random_codes(index: int) -> list[int]:
-            row = uniforms(self.config.seed, index, vq.tokens_per_image) * vq.codebook_size
-            ids: list[int] = row.long().clamp(max=vq.codebook_size - 1).tolist()
-            return ids
+        def noise(at: Sequence[int]) -> Tensor:
+            return torch.stack([random_codes(vq, self.config.seed, drawings[i].index) for i in at])
 
         pictures: dict[str, Callable[[Sequence[int]], Tensor]] = {
-            "generated": lambda at: codes([records[i]["codes"] for i in at]),
+            "generated": lambda at: vq.decode(torch.tensor([records[i]["codes"] for i in at], device=context.device)),
             "reconstructed": lambda at: vq.decode(vq.encode(real([drawings[i].image for i in at], vq.image_size))),
-            "random": lambda at: codes([random_codes(drawings[i].index) for i in at]),
+            "random": lambda at: vq.decode(noise(at).to(context.device)),
             "reference": lambda at: real([self.reference[i] for i in at], *self._crop(context)),
         }
         width, extract = self._extractor(context)

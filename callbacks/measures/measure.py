@@ -60,6 +60,8 @@ class EvaluationContext:
     """Fingerprint of the model's weights."""
     checkpoint: str = ""
     """Which file the weights come from, and its hash, if known."""
+    caption_dropout: float = 0.0
+    """Share of the captions that the model was trained without."""
     deadline: float = math.inf
     """Time on `time.monotonic` at which generating stops."""
 

@@ -5,6 +5,7 @@ Records hold the codes, so pictures can be decoded again without drawing again.
 
 import hashlib
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class SamplingConfig:
     top_k: int = 0
     """Keep only the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
+    guidance: float = 1.0
+    """Classifier-free guidance: above 1, pictures follow their captions more closely and differ less. 1: none."""
 
     @property
     def greedy(self) -> str:
@@ -57,6 +60,8 @@ class SamplingConfig:
             found.append(f"top_k={self.top_k} must be 0 (all tokens) or more")
         if not 0 < self.top_p <= 1:
             found.append(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps all tokens")
+        if not 0 <= self.guidance < math.inf:
+            found.append(f"guidance={self.guidance} must be 0 or more; 1 is none, 2 to 4 are usual")
         return found
 
 
@@ -90,6 +95,8 @@ class PictureMeasure(Measure):
         """Read the captions; the run must have an image tokenizer."""
         require_vq(context)
         self.sample_ids()
+        if not context.rank:
+            warn_if_never_empty(context, self.name, self.config)
 
     def sample_ids(self) -> Sequence[str]:
         """Ids in the order of the captions."""
@@ -107,6 +114,8 @@ class PictureMeasure(Measure):
             "top_p": self.config.top_p,
             "captions": hashlib.sha256(captions.encode()).hexdigest(),
             "vq": require_vq(context).fingerprint,
+            # left out without guidance, so that older records stay valid
+            **({"guidance": self.config.guidance} if self.config.guidance != 1 else {}),
         }
 
     def produce(self, context: EvaluationContext, ids: Sequence[str]) -> Iterator[list[Record]]:
@@ -150,6 +159,8 @@ def draw(
         temperature=sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
+        guidance=sampling.guidance,
+        empty_ids_C=torch.tensor(encode_caption(context.tokenizer, "", config.caption_length), device=context.device),
     )
 
 
@@ -164,10 +175,26 @@ def warn_if_greedy(name: str, sampling: SamplingConfig) -> None:
         )
 
 
+def warn_if_never_empty(context: EvaluationContext, name: str, sampling: SamplingConfig) -> None:
+    """Warn if guidance compares with empty captions, and the model has never seen one."""
+    if sampling.guidance != 1 and not context.caption_dropout:
+        log.warning(
+            "%s: guidance=%s compares with pictures of empty captions, but the model never saw an empty caption: it "
+            "was trained with data.caption_dropout=0. Set guidance=1, or train with data.caption_dropout=0.1",
+            name,
+            sampling.guidance,
+        )
+
+
 def uniforms(seed: int, index: int, length: int) -> Tensor:
     """Random numbers in [0, 1) for one sample, float32 (length,). They depend only on seed and index."""
     generator = torch.Generator().manual_seed(keyed_seed(seed, "image tokens", index))
     return torch.rand(length, generator=generator)
+
+
+def random_codes(vq: ImageTokenizer, seed: int, index: int) -> Tensor:
+    """Codes of one sample, int64 (tokens_per_image,), each equally likely."""
+    return (uniforms(seed, index, vq.tokens_per_image) * vq.codebook_size).long().clamp(max=vq.codebook_size - 1)
 
 
 def decode(context: EvaluationContext, records: Sequence[Record]) -> Iterator[Tensor]:

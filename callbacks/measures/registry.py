@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from callbacks.measures.content import Content
 from callbacks.measures.fid import Fid
 from callbacks.measures.gqa import Gqa
 from callbacks.measures.measure import Measure
@@ -13,7 +14,7 @@ from callbacks.measures.samples import Samples
 from callbacks.measures.speed import Speed
 from callbacks.measures.vqav2 import VqaV2
 
-MEASURES: tuple[type[Measure], ...] = (Pope, Gqa, VqaV2, Mme, Mmmu, Fid, Samples, Speed)
+MEASURES: tuple[type[Measure], ...] = (Pope, Gqa, VqaV2, Mme, Mmmu, Content, Fid, Samples, Speed)
 """All measures, in the order they run in. To add one, add it here and nowhere else: its section of the configuration,
 ``evaluation.<key>``, follows from it."""
 KEYS = tuple(measure.key for measure in MEASURES)

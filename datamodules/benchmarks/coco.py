@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +135,12 @@ class CaptionSet:
             )
         require_images((pair.image for pair in pairs), self.path)
         return pairs
+
+    def only(self, suits: Callable[[str], bool]) -> "CaptionSet":
+        """The same with only the captions that suit, and their pictures."""
+        kept = {key: [each for each in texts if suits(each[1])] for key, texts in self.captions.items()}
+        captions = {key: texts for key, texts in kept.items() if texts}
+        return CaptionSet(path=self.path, images={key: self.images[key] for key in captions}, captions=captions)
 
     def require_official(self) -> None:
         """Raise ValueError unless the file lists all pictures of val2014."""

@@ -101,6 +101,14 @@ def render(scene: Scene) -> Image.Image:
     return image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)
 
 
+def outline(shape: Shape, width: int, height: int) -> Image.Image:
+    """A shape that fills a picture of this size: mode L, 255 inside, edges smoothed."""
+    side = IMAGE_SIZE * _SUPERSAMPLING
+    image = Image.new("L", (side, side))
+    _draw_shape(ImageDraw.Draw(image), shape, (0, 0, side - 1, side - 1), 255)
+    return image.resize((width, height), Image.Resampling.BOX)
+
+
 def _draw(dice: Dice, min_objects: int, max_objects: int) -> Scene:
     count = min_objects + dice.below(max_objects - min_objects + 1)
     kinds = dice.sample([(color, shape) for color in COLORS for shape in SHAPES], count)
@@ -125,15 +133,20 @@ def _split(scene: Scene) -> Split:
 
 
 def _draw_object(pen: ImageDraw.ImageDraw, each: Object) -> None:
-    # Pillow includes the last pixel of a figure
     left, top, right, bottom = (round(edge * _SUPERSAMPLING) for edge in each.box)
-    right, bottom = right - 1, bottom - 1
-    fill = COLORS[each.color]
-    match each.shape:
+    # Pillow includes the last pixel of a figure
+    _draw_shape(pen, each.shape, (left, top, right - 1, bottom - 1), COLORS[each.color])
+
+
+def _draw_shape(
+    pen: ImageDraw.ImageDraw, shape: Shape, box: tuple[int, int, int, int], fill: int | tuple[int, int, int]
+) -> None:
+    left, top, right, bottom = box
+    match shape:
         case "circle":
-            pen.ellipse((left, top, right, bottom), fill=fill)
+            pen.ellipse(box, fill=fill)
         case "square":
-            pen.rectangle((left, top, right, bottom), fill=fill)
+            pen.rectangle(box, fill=fill)
         case "triangle":
             pen.polygon(((left, bottom), (right, bottom), ((left + right) / 2, top)), fill=fill)
         case "cross":

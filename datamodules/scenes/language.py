@@ -1,6 +1,8 @@
 """The words for what a scene shows: names of objects, relations between them, captions."""
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from datamodules.scenes.draw import COLORS, SHAPES, Object, Scene
 
@@ -20,6 +22,32 @@ RELATIONS: dict[str, Callable[[Object, Object], bool]] = {
 """Relations, by the words between the first and the second object."""
 NUMBERS = ("no objects", "one object", "two objects", "three objects")
 """How a number of objects is written out."""
+
+_RELATED = re.compile(
+    rf"(?:({'|'.join(RELATIONS)}) )?\ban? (?:(small|large) )?({'|'.join(COLORS)}) ({'|'.join(SHAPES)})\b"
+    r"(?: at the ((?:top|bottom) (?:left|right)))?"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """An object as a caption names it; what the caption does not say is empty."""
+
+    color: str
+    shape: str
+    size: str
+    place: str
+    relation: str
+    """How the caption's first object lies to this one, such as "left of"."""
+
+
+def named(caption: str) -> list[Named]:
+    """The objects that a caption of a scene names, in its order: the inverse of `captions`, for any such words."""
+    found = [match.groups(default="") for match in _RELATED.finditer(caption)]
+    return [
+        Named(color=color, shape=shape, size=size, place=place, relation=relation)
+        for relation, size, color, shape, place in found
+    ]
 
 
 def article(name: str) -> str:

@@ -157,7 +157,11 @@ class ModelConfig:
     text_embedding_std: float = 0.02
     """Standard deviation of the initial values. A larger one helps a model that is not pre-trained tell words apart
     sooner."""
+    image_table_std: float = 0.02
     mmu_positions_std: float = 0.02
+    A_init_range: tuple[float, float] = (1.0, 16.0)
+    """Range of the initial decay rates, as in mamba_ssm. A small model that is not pre-trained remembers its caption
+    sooner with lower ones."""
     init_seed: int = 0
     """A parameter's initial value depends only on this seed and the parameter's name."""
 
@@ -194,9 +198,14 @@ class ModelConfig:
             found.append(
                 f"model.headdim={self.headdim} does not divide expand*d_model={self.d_inner}; choose one that does"
             )
-        for name in ("text_embedding_std", "mmu_positions_std"):
+        for name in ("text_embedding_std", "image_table_std", "mmu_positions_std"):
             if not getattr(self, name) > 0:
                 found.append(f"model.{name}={getattr(self, name)} must be above 0; the published value is 0.02")
+        if not 0 < self.A_init_range[0] <= self.A_init_range[1]:
+            found.append(
+                f"model.A_init_range={list(self.A_init_range)} must be two rates above 0, the lower one first; the "
+                "published values are [1, 16]"
+            )
         if self.d_conv < 2:
             found.append(f"model.d_conv={self.d_conv} must be at least 2: with 1, the convolution cannot look back")
         if self.vocab_size % 16:

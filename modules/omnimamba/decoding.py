@@ -15,14 +15,10 @@ from torch.nn import functional as F
 
 from modules.omnimamba.backbone import Backbone, BackboneState
 from modules.omnimamba.config import Task
-from modules.omnimamba.sampling import choose
+from modules.omnimamba.sampling import Pick, choose
 
 EAGER = 2
 """Tokens made before the graph is recorded, while kernels are compiled and libraries are set up."""
-
-
-Pick = Callable[[Tensor, Tensor | None], Tensor]
-"""Logits (B, V) and uniform numbers (B,), or None for greedy, to ids (B,)."""
 
 
 class NotFiniteError(ValueError):

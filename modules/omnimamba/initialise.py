@@ -11,10 +11,8 @@ from modules.seeds import keyed_seed
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 """Range of the initial time steps (Mamba-2's own)."""
-A_MAX = 16.0
-"""Initial decay rates are between 1 and this (Mamba-2's own)."""
 EMBEDDING_STD = 0.02
-"""Standard deviation of the image table and the T2I positions; the others are set in the configuration."""
+"""Standard deviation of the T2I positions; the others are set in the configuration."""
 
 
 @torch.no_grad()
@@ -32,7 +30,7 @@ def _value(name: str, shape: torch.Size, config: ModelConfig, generator: torch.G
     value = torch.empty(shape)
     leaf = name.rsplit(".", 1)[-1]
     if leaf == "A_log":
-        return value.uniform_(1, A_MAX, generator=generator).log()
+        return value.uniform_(*config.A_init_range, generator=generator).log()
     if leaf == "dt_bias":  # so that softplus(dt_bias) is log-uniform in [DT_MIN, DT_MAX]
         low, high = math.log(DT_MIN), math.log(DT_MAX)
         dt = value.uniform_(low, high, generator=generator).exp().clamp(min=DT_FLOOR)
@@ -40,7 +38,11 @@ def _value(name: str, shape: torch.Size, config: ModelConfig, generator: torch.G
     if leaf == "D" or "norm." in name:
         return value.fill_(1)
     if leaf == "t2i_positions" or name.startswith(("text_embedding", "image_table", "mmu_positions")):
-        spread = {"text_embedding": config.text_embedding_std, "mmu_positions": config.mmu_positions_std}
+        spread = {
+            "text_embedding": config.text_embedding_std,
+            "image_table": config.image_table_std,
+            "mmu_positions": config.mmu_positions_std,
+        }
         return value.normal_(0, spread.get(name.split(".")[0], EMBEDDING_STD), generator=generator)
     if "lora_B" in name:
         return value.zero_()

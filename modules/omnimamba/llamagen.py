@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,9 +89,9 @@ class LlamaGenVQ(nn.Module):
         """Codes per picture, n."""
         return self.config.side**2
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) of kind, sizes and weights."""
+        """sha256 (hex) of kind, sizes and weights, which nothing changes."""
         digest = hashlib.sha256(f"{self.name}/{_sizes(self.config)}/".encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())

@@ -15,14 +15,14 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from modules.omnimamba.adapters import Segments, segments_of
 from modules.omnimamba.backbone import Backbone, BackboneState
 from modules.omnimamba.config import TASKS, ModelConfig, Task
 from modules.omnimamba.decoding import Decoder
 from modules.omnimamba.embeddings import CaptionProjection, Mlp
-from modules.omnimamba.sampling import choose
+from modules.omnimamba.rows import concatenated, stacked
+from modules.omnimamba.sampling import Pick, choose, pick_guided
 from modules.omnimamba.vision import build_vision
 
 P = ParamSpec("P")
@@ -181,20 +181,26 @@ class OmniMamba(nn.Module):
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        guidance: float = 1.0,
+        empty_ids_C: Tensor | None = None,
     ) -> Tensor:
-        """VQ codes (B, I) of captions (B, C+5): greedy, or by the inverse CDF at ``uniforms_BI``, in [0, 1)."""
-        start = caption_ids_BC.shape[1] - 1
+        """VQ codes (B, I) of captions (B, C+5): greedy, or by the inverse CDF at ``uniforms_BI``, in [0, 1).
+
+        ``guidance`` other than 1 needs ``empty_ids_C``, an empty caption, and draws each picture in two rows: one reads
+        the caption, the other the empty one. See `sampling.guided`.
+        """
+        start, drawn = caption_ids_BC.shape[1] - 1, len(caption_ids_BC)
+        pick: Pick = partial(choose, temperature=temperature, top_k=top_k, top_p=top_p)
+        if guidance != 1:
+            assert empty_ids_C is not None
+            caption_ids_BC = torch.cat([caption_ids_BC, empty_ids_C.expand_as(caption_ids_BC)])
+            pick = partial(pick_guided, pick, guidance)
         hidden_BD, state = self._prefill(
             "t2i", lambda: self._caption(caption_ids_BC[:, :-1]) + self.t2i_positions[:start]
         )
         return self._decoder("t2i").draw(
-            hidden_BD,
-            state,
-            start=start,
-            count=self.config.image_tokens,
-            uniforms_BI=uniforms_BI,
-            pick=partial(choose, temperature=temperature, top_k=top_k, top_p=top_p),
-        )
+            hidden_BD, state, start=start, count=self.config.image_tokens, uniforms_BI=uniforms_BI, pick=pick
+        )[:drawn]
 
     @_in_its_precision
     def _prefill(self, task: Task, embed: Callable[[], Tensor]) -> tuple[Tensor, BackboneState]:
@@ -232,14 +238,14 @@ class OmniMamba(nn.Module):
 
     def _run_row(self, embedded: Mapping[Task, Tensor], lengths: Mapping[Task, list[int]]) -> dict[Task, Tensor]:
         """Run all sequences as one row; return each task's hidden states, (B, L, D)."""
-        row_1RD = torch.cat([_concatenated(x_BLD, lengths[task]) for task, x_BLD in embedded.items()])[None]
+        row_1RD = torch.cat([concatenated(x_BLD, lengths[task]) for task, x_BLD in embedded.items()])[None]
         numbers = enumerate(n for task in embedded for n in lengths[task])
         ids_R = torch.cat([torch.full((n,), i, dtype=torch.int32, device=row_1RD.device) for i, n in numbers])
         mmu, t2i = (sum(lengths.get(task, [])) for task in TASKS)
         segments: Segments = (mmu, t2i)
         hidden_RD = self.backbone(row_1RD, segments, ids_R[None])[0]
         parts = hidden_RD.split([sum(lengths[task]) for task in embedded])
-        return {task: _stacked(part_RD, lengths[task]) for task, part_RD in zip(embedded, parts, strict=True)}
+        return {task: stacked(part_RD, lengths[task]) for task, part_RD in zip(embedded, parts, strict=True)}
 
     def _labelled(self, task: Task, hidden_BLD: Tensor, batch: Mapping[str, Tensor]) -> Labelled:
         """Logits and labels; a label is predicted from the position before it."""
@@ -284,17 +290,3 @@ class OmniMamba(nn.Module):
             raise ValueError(
                 f"a sequence of {needed} positions exceeds model.{name}={have}; shorten the text or raise it"
             )
-
-
-def _concatenated(x_BLD: Tensor, lengths: list[int]) -> Tensor:
-    """Concatenate the first ``lengths`` positions of the sequences, (R, D)."""
-    if min(lengths) == x_BLD.shape[1]:
-        return x_BLD.flatten(0, 1)
-    return torch.cat([x_LD[:n] for x_LD, n in zip(x_BLD, lengths, strict=True)])
-
-
-def _stacked(x_RD: Tensor, lengths: list[int]) -> Tensor:
-    """The inverse: (R, D) to sequences (B, L, D), padded with zeros to the longest."""
-    if len(set(lengths)) == 1:
-        return x_RD.reshape(len(lengths), lengths[0], x_RD.shape[1])
-    return pad_sequence(list(torch.split(x_RD, lengths)), batch_first=True)

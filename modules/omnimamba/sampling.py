@@ -1,9 +1,13 @@
 """Choosing the next token. A draw is the inverse CDF at a uniform number that the caller passes, keyed by sample. So an
 image does not depend on the batch, the rank or the world size it was made in."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+Pick = Callable[[Tensor, Tensor | None], Tensor]
+"""Logits (B, V) and uniform numbers (B,), or None for greedy, to ids (B,)."""
 ONE = 2**52
 """A probability of 1 in fixed point. Probabilities are float64, which holds such integers exactly."""
 
@@ -39,3 +43,18 @@ def choose(
     rank = torch.searchsorted(cumulative, targets[:, None], right=True)
     rank = rank.clamp(max=weights.shape[-1] - 1)  # NaN must not become an invalid id
     return (rank if ids is None else ids.gather(-1, rank))[:, 0]
+
+
+def guided(logits_BV: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance: away from what is likely without a caption, (B, V) to (B/2, V).
+
+    The first half of the rows has read captions, the second half empty ones. ``scale`` 1 gives the first half, 0 the
+    second (Ho & Salimans 2022, in logits).
+    """
+    with_caption, without = logits_BV.float().chunk(2)
+    return without + scale * (with_caption - without)
+
+
+def pick_guided(pick: Pick, scale: float, logits_BV: Tensor, uniforms_B: Tensor | None) -> Tensor:
+    """Ids (B,): one for each guided picture, given to both of its rows."""
+    return pick(guided(logits_BV, scale), uniforms_B).repeat(2)

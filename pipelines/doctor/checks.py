@@ -16,16 +16,18 @@ from packaging.requirements import Requirement
 
 from callbacks.wandb_run import tracking_mode
 from datamodules.plan import Places
-from modules.checkpoints import MANIFEST
+from modules.checkpoints import MANIFEST, read_facts
 from modules.files import GIB, code_version, step_folders
+from modules.model_files import ModelFiles
 from modules.omnimamba import kernels
 from modules.omnimamba.vision import build_vision
 from modules.run_files import CHECKPOINTS, COMPLETE, CONFIG
 from modules.stages import STAGES
 from modules.timing import gemm_tflops, timed
 from modules.weight_files import weight_files
-from pipelines.run.compose import build_data, build_tokenizer, build_vq
+from pipelines.run.compose import agree_with_pretrained, agree_with_stage, build_data, build_tokenizer, build_vq
 from pipelines.run.config import RunConfig
+from pipelines.run.console import warn
 from pipelines.run.ending import USER_ERRORS
 from pipelines.run.hardware import check_hardware
 from pipelines.run.memory import estimate_memory, planned_model
@@ -174,6 +176,33 @@ def _tried(name: str, look: Callable[[], object], text: str) -> Verdict:
     return Verdict(name, "ok", text)
 
 
+def _same_tokenizers(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
+    """Whether the tokenizers are those of the weights that the run goes on from, or starts from."""
+    if config is None or not Path(config.model.tokenizer).is_file():
+        return
+    saved = _whole(config.folder)[-1:]
+    if not saved and not config.pretrained and not config.init_from:
+        return
+
+    def compare() -> None:
+        files = ModelFiles.of(build_tokenizer(config.model), build_vq(config.model))
+        for checkpoint in saved:
+            files.agreed(ModelFiles.of_checkpoint(checkpoint), str(checkpoint), config.model, warn)
+        if not saved:
+            agree_with_pretrained(config, files)
+            for path in config.init_from:
+                for checkpoint in _whole(Path(path))[-1:]:
+                    agree_with_stage(config, files, path, read_facts(checkpoint))
+
+    yield _tried("same tokenizers", compare, "those of the weights, as far as these tell")
+
+
+def _whole(path: Path) -> list[Path]:
+    """The checkpoint at ``path``, or the complete ones of a run folder."""
+    folders = [path] if (path / MANIFEST).is_file() else step_folders(path / CHECKPOINTS)
+    return [folder for folder in folders if (folder / MANIFEST).is_file()]
+
+
 def _data(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
     if config is None:
         return
@@ -242,6 +271,7 @@ CHECKS: tuple[Check, ...] = (
     _all_reduce,
     _memory,
     _files,
+    _same_tokenizers,
     _data,
     _disk,
     _tracking,

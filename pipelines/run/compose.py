@@ -1,16 +1,19 @@
 """Builds the parts of a run from its configuration."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datamodules.mixed import MixedDataModule
 from datamodules.scenes.prepare import prepare_scenes
+from datamodules.shards.manifest import Manifest
 from datamodules.sources.pretokenized import UNKNOWN_VQ
 from modules.adapter_files import WEIGHTS, load_adapters
-from modules.checkpoints import MANIFEST, StageResult, checkpoint_id, load_results
+from modules.checkpoints import MANIFEST, CheckpointError, StageResult, checkpoint_id, load_results, read_facts
+from modules.exports import read_facts as read_export_facts
 from modules.files import sha256
+from modules.model_files import ModelFiles, carried_vq
 from modules.omnimamba.config import ModelConfig
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
@@ -18,7 +21,7 @@ from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer, load_image_tokenizer
 from modules.pretrained import load_pretrained
 from modules.reading import checked
-from modules.run_files import COMPLETE, CONFIG
+from modules.run_files import COMPLETE, CONFIG, EXPORT
 from modules.stages import STAGES, StageModule
 from modules.weight_files import weight_files
 from pipelines.run.config import RunConfig
@@ -28,12 +31,13 @@ from pipelines.run.overrides import ConfigError
 
 
 class Origin(NamedTuple):
-    """A checkpoint that a run starts from: its path as configured, name and hash, W&B run, and manifest."""
+    """A checkpoint that a run starts from: its path as configured, name and hash, W&B run, manifest, and facts."""
 
     path: str
     checkpoint: str
     run_id: str
     manifest: str
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +50,30 @@ class Parts:
     stage: StageModule
     origins: tuple[Origin, ...]
     """The checkpoints its weights started from."""
+    files: ModelFiles
+    """Hashes of its tokenizers."""
 
 
-def build_parts(config: RunConfig, report: Callable[[str], None], *, resumed: bool) -> Parts:
-    """Build tokenizers, data and the stage with its model, in the order in which their errors should appear."""
+def build_parts(config: RunConfig, report: Callable[[str], None], *, checkpoint: Path | None) -> Parts:
+    """Build tokenizers, data and the stage with its model, in the order in which their errors should appear.
+
+    ``checkpoint`` is the one that the run is resumed from, if any.
+    """
     tokenizer, vq = build_tokenizer(config.model), build_vq(config.model)
+    files = ModelFiles.of(tokenizer, vq)
+    if checkpoint is None:
+        agree_with_pretrained(config, files)
+    else:
+        files = files.agreed(ModelFiles.of_checkpoint(checkpoint), str(checkpoint), config.model, warn)
     data = build_data(config, tokenizer, vq, report)
     origins: list[Origin] = []
-    model = build_model(config, report=report, resumed=resumed, started_from=origins.append)
+    model = build_model(config, report=report, resumed=checkpoint is not None, started_from=origins.append)
+    for origin in origins:
+        agree_with_stage(config, files, origin.path, origin.facts)
+    if not files.vq:
+        files = replace(files, vq=_vq_of_codes(config))
     stage = build_stage(config, model)
-    return Parts(tokenizer=tokenizer, vq=vq, data=data, stage=stage, origins=tuple(origins))
+    return Parts(tokenizer=tokenizer, vq=vq, data=data, stage=stage, origins=tuple(origins), files=files)
 
 
 def make_embedded_data(config: RunConfig) -> None:
@@ -138,8 +156,65 @@ def build_model(
         for result in results:
             assert result.checkpoint is not None
             manifest = (result.checkpoint / MANIFEST).read_text(encoding="utf-8")
-            started_from(Origin(result.origin, checkpoint_id(result.checkpoint), result.run_id, manifest))
+            facts = read_facts(result.checkpoint)
+            started_from(Origin(result.origin, checkpoint_id(result.checkpoint), result.run_id, manifest, facts))
     return model
+
+
+def agree_with_stage(config: RunConfig, files: ModelFiles, path: str, facts: Mapping[str, Any]) -> None:
+    """Compare the tokenizers with those of an earlier stage in ``init_from``, whose checkpoint says ``facts``.
+
+    Raises:
+        CheckpointError: they differ. The VQ tokenizer of a stage that did not learn to draw does not matter.
+    """
+    known = ModelFiles.stored(dict(facts), path)
+    stage = facts.get("config", {}).get("stage", {}).get("name")
+    if stage in STAGES and "t2i" not in STAGES[stage].tasks:
+        files, known = replace(files, vq=""), replace(known, vq="")
+    files.agreed(known, f"init_from={path}", config.model, warn)
+
+
+def agree_with_pretrained(config: RunConfig, files: ModelFiles, *, draws: bool = True) -> None:
+    """Compare the tokenizers with those of the weights in ``pretrained``: an export's, or a VQ tokenizer among them.
+
+    Raises:
+        CheckpointError: they differ. The VQ tokenizer only matters if the model ``draws``.
+    """
+    if not config.pretrained:
+        return
+    path, draws = Path(config.pretrained), draws and "t2i" in STAGES[config.stage.name].tasks
+    folder = path if path.is_dir() else path.parent
+    if (folder / EXPORT).is_file():
+        known = ModelFiles.stored(read_export_facts(folder), str(folder / EXPORT))
+        (files if draws else replace(files, vq="")).agreed(known, f"pretrained={path}", config.model, warn)
+    made_codes = _vq_of_codes(config) if draws else ""
+    used = files.vq or made_codes
+    if not draws or not used or (carried := carried_vq(path)) is None or carried.fingerprint == used:
+        return
+    codes = f"the codes in data.t2i={config.data.t2i}"
+    whose = {
+        carried.fingerprint: "with the checkpoint's",
+        files.vq: "with model.vq's",
+        "": "with an unknown one, or are not there yet",
+    }
+    raise CheckpointError(
+        f"pretrained={path} carries a VQ tokenizer of its own (hash {carried.fingerprint}), which is not that of "
+        f"{f'model.vq={config.model.vq}' if files.vq else codes} (hash {used}); {codes} were made "
+        f"{whose.get(made_codes, f'with a third one (hash {made_codes})')}. To these weights, codes of another VQ "
+        f"tokenizer are noise: set model.vq={path}, and prepare the T2I data with vq={path}"
+    )
+
+
+def _vq_of_codes(config: RunConfig) -> str:
+    """The hash of the VQ tokenizer that made the codes in the T2I shards, as their manifest says; "" if unknown."""
+    if not config.data.t2i:
+        return ""
+    try:
+        made_with = Manifest.read(config.data.t2i).meta.get("vq")
+    except (OSError, ValueError):  # whoever reads the data says so
+        return ""
+    found = made_with.get("fingerprint") if isinstance(made_with, dict) else None
+    return found if isinstance(found, str) else ""
 
 
 def weight_fingerprints(config: RunConfig, model: OmniMamba, *, resumed: bool) -> dict[str, str]:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from omegaconf import OmegaConf
+
 from callbacks.checkpointing import CheckpointConfig
 from callbacks.guards import GuardConfig
 from callbacks.measures.registry import EvaluationConfig
@@ -15,12 +17,15 @@ from callbacks.wandb_names import length_problems
 from datamodules.mixed import DataConfig
 from datamodules.scenes.prepare import PrepareScenesConfig
 from modules.adapter_files import AdapterFolders
+from modules.model_files import kept
 from modules.omnimamba.config import TASKS, ModelConfig
 from modules.optim import OptimConfig
 from modules.reading import shown
 from modules.stages import STAGES, StageConfig
 from pipelines.run.hardware import HardwareConfig
 from pipelines.run.overrides import ConfigError, build, dotlist, merge, read_yaml
+from pipelines.run.paths import in_words, own_folder
+from pipelines.run.texts import literally
 
 __all__ = [
     "ConfigError",
@@ -160,11 +165,18 @@ class RunConfig:
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Load the configuration of a YAML file and its includes, with ``key=value`` overrides, and check it.
 
+    That of a run folder or an export means the tokenizers kept there.
+
     Raises:
         ConfigError: it is wrong; the message names key, value, rule and way out.
     """
-    values = merge(read_yaml(path), dotlist(overrides, RunConfig), source="the command line")
-    return build(RunConfig, values, source=str(path))
+    values = read_yaml(path)
+    if (folder := own_folder(path)) is not None:
+        for key, file in kept(folder).items():
+            if OmegaConf.select(values, f"model.{key}", throw_on_resolution_failure=False):
+                OmegaConf.update(values, f"model.{key}", literally(str(file)))
+    given = OmegaConf.create(in_words(OmegaConf.to_container(dotlist(overrides, RunConfig))))
+    return build(RunConfig, merge(values, given, source="the command line"), source=str(path))
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:
@@ -189,14 +201,16 @@ FREE_ON_RESUME = (
     "data.num_workers",
     "data.log_samples",
     "data.accept_changed",
+    "model.tokenizer",
     "model.vq",
     "model.vision.dino.weights",
     "model.vision.siglip.weights",
     "model.vision.chunk",
+    "scenes.folder",
 )
 """Keys that a resumed run may change, because they affect neither the weights nor the training data.
 
-Manifests may move: the checkpoint's fingerprints ensure that the samples are the same."""
+Files may move: the checkpoint's hashes ensure that samples, tokenizers and encoders are the same."""
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:

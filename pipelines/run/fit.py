@@ -43,7 +43,7 @@ def fit(config: RunConfig) -> Path:
             report(f"{run.path} is complete ({COMPLETE}); nothing to do")
             return run.path
         _set_up(run, report)
-        parts = build_parts(run.config, report, resumed=run.checkpoint is not None)
+        parts = build_parts(run.config, report, checkpoint=run.checkpoint)
         _introduce(run, parts, report)
         if run.config.hardware.accelerator == "gpu":
             _prepare_gpu(run.config, report)

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from modules.redaction import find_secrets, is_secret_key
+from pipelines.run.paths import in_file, place_of
 from pipelines.run.texts import as_typed, at_home, kind_of, unquoted
 from pipelines.run.yaml_shape import shape_problem
 
@@ -67,10 +68,12 @@ def _set(values: DictConfig, word: str, cls: type) -> None:
 def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
     """Read a YAML file, merged over the files in its ``include`` list (relative to it; later ones win).
 
+    Relative paths to files become absolute; `pipelines.run.paths` has the rule.
+
     Raises:
         ConfigError: a file is missing, is not a YAML mapping, or includes itself.
     """
-    path = path.resolve()
+    path = place_of(path)
     if path in _seen:
         raise ConfigError(f"{path} includes itself through {_seen[-1]}; break the circle of include entries")
     if not path.is_file():
@@ -94,7 +97,7 @@ def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
     merged = OmegaConf.create({})
     for name in _includes(own.pop("include", []), path):
         merged = merge(merged, read_yaml(path.parent / expanduser(name), (*_seen, path)), source=str(path))
-    return merge(merged, own, source=str(path))
+    return merge(merged, OmegaConf.create(in_file(OmegaConf.to_container(own), path)), source=str(path))
 
 
 def _includes(value: Any, path: Path) -> list[str]:

@@ -23,23 +23,21 @@ from modules.checkpoints import (
     weights_fingerprint,
 )
 from modules.files import sha256
+from modules.model_files import ModelFiles
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer
 from modules.pretrained import load_pretrained
 from modules.published import load_language
-from modules.run_files import CONFIG
+from modules.run_files import CONFIG, EXPORT
 from modules.weight_files import SAFETENSORS, weight_files
-from pipelines.run.compose import build_tokenizer, build_vq
+from pipelines.run.compose import agree_with_pretrained, build_tokenizer, build_vq
 from pipelines.run.config import RunConfig, load
 from pipelines.run.console import say, warn
 from pipelines.run.hardware import COMPUTE, check_hardware
 from pipelines.run.overrides import ConfigError
 from pipelines.run.ranks import Ranks
-
-TOKENIZER = "tokenizer.json"
-"""Name of the tokenizer's copy in an exported folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +53,8 @@ class Trained:
     step: int
     """Optimizer steps of the stage the weights come from; 0 for published weights."""
     folder: Path
+    files: ModelFiles
+    """Hashes of its tokenizers."""
 
 
 def trained_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -77,17 +77,15 @@ def trained_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             "checkpoints, a folder of pipelines.export, or a configuration file with pretrained=..."
         )
     config = load(folder / CONFIG, overrides)
-    if (folder / TOKENIZER).is_file():
-        config = replace(config, model=replace(config.model, tokenizer=str(folder / TOKENIZER)))
     return replace(config, run=replace(config.run, dir=str(folder)))
 
 
-def load_trained(path: Path, overrides: Sequence[str] = ()) -> Trained:
-    """The model that ``path`` names, in eval mode on the configuration's device.
+def load_trained(path: Path, overrides: Sequence[str] = (), *, draws: bool = True) -> Trained:
+    """The model that ``path`` names, in eval mode on the configuration's device; its VQ tokenizer only if it ``draws``.
 
     Raises:
         ConfigError: see `trained_config`.
-        CheckpointError: the weights are missing or damaged.
+        CheckpointError: the weights are missing or damaged, or a tokenizer is not the one they were trained with.
         ValueError: they do not match the configuration.
     """
     config = trained_config(path, overrides)
@@ -95,16 +93,23 @@ def load_trained(path: Path, overrides: Sequence[str] = ()) -> Trained:
     check_hardware(here, deterministic=config.trainer.deterministic)
     model = OmniMamba(config.model)
     model.compute = COMPUTE[config.trainer.precision]
-    step, origin = _fill(model, path, config)
+    tokenizer, vq = build_tokenizer(config.model), build_vq(config.model) if draws else None
+    files = ModelFiles.of(tokenizer, vq)
+    step, origin, known = _fill(model, path, config)
+    if known is not None:
+        files = files.agreed(known, str(path), config.model, warn)
+    else:
+        agree_with_pretrained(config, files, draws=draws)
     device = torch.device("cuda" if config.hardware.accelerator == "gpu" else "cpu")
     return Trained(
         config=config,
         model=model.to(device).eval(),
-        tokenizer=build_tokenizer(config.model),
-        vq=build_vq(config.model),
+        tokenizer=tokenizer,
+        vq=vq,
         step=step,
         origin=origin,
         folder=config.folder,
+        files=files,
     )
 
 
@@ -124,11 +129,13 @@ def context_of(trained: Trained, ranks: Ranks | None = None) -> EvaluationContex
         step=trained.step,
         folder=trained.folder,
         batch_size=trained.config.evaluation.batch_size,
+        caption_dropout=trained.config.data.caption_dropout,
     )
 
 
-def _fill(model: OmniMamba, path: Path, config: RunConfig) -> tuple[int, str]:
-    """Load the weights that ``path`` names; return their step, and their file with its hash."""
+def _fill(model: OmniMamba, path: Path, config: RunConfig) -> tuple[int, str, ModelFiles | None]:
+    """Load the weights that ``path`` names; return their step, their file with its hash, and what they know of
+    tokenizers (None for weights that others made)."""
     if path.is_file():
         initialise(model, config.model.init_seed)
         for line in load_pretrained(model, Path(config.pretrained)):
@@ -136,8 +143,8 @@ def _fill(model: OmniMamba, path: Path, config: RunConfig) -> tuple[int, str]:
         for line in load_adapters(model, config.pretrained_adapters):
             say(line)
         files = weight_files(Path(config.pretrained))
-        return 0, ", ".join(f"{file.name} {sha256(file)}" for file in files)
-    if (path / exports.EXPORT).is_file():
+        return 0, ", ".join(f"{file.name} {sha256(file)}" for file in files), None
+    if (path / EXPORT).is_file():
         language, facts = exports.read(path)
         load_language(model, language, str(path))
         if facts.get("merged"):
@@ -145,13 +152,15 @@ def _fill(model: OmniMamba, path: Path, config: RunConfig) -> tuple[int, str]:
                 f"{path} has only the {facts['merged']} adapters folded in: what it does for another task is not what "
                 "the run learnt"
             )
-        return int(facts["step"]), f"{SAFETENSORS} {facts['files'][SAFETENSORS]['sha256']}"
+        origin = f"{SAFETENSORS} {facts['files'][SAFETENSORS]['sha256']}"
+        return int(facts["step"]), origin, ModelFiles.stored(facts, str(path / EXPORT))
     checkpoint = find_checkpoint(path, warn)
     state = read_state(checkpoint)
     weights = model_weights(state)
     refuse_misfit(weights, {name: value.shape for name, value in model.state_dict().items()}, str(checkpoint))
     model.load_state_dict(weights)
-    return int(state["global_step"]), checkpoint_id(checkpoint)
+    known = ModelFiles.stored(state.get("run", {}), str(checkpoint))
+    return int(state["global_step"]), checkpoint_id(checkpoint), known
 
 
 def _run_of(path: Path) -> Path:

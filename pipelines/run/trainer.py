@@ -102,6 +102,7 @@ def _evaluation_context(
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             batch_size=config.evaluation.batch_size,
+            caption_dropout=config.data.caption_dropout,
         )
 
     return context

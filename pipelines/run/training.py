@@ -11,6 +11,7 @@ from callbacks.tracking import Tracker
 from modules import signals
 from modules.checkpoints import STATE
 from modules.files import code_version
+from modules.model_files import KEY, keep
 from modules.run_files import PROVENANCE
 from pipelines.run.compose import Parts, weight_fingerprints
 from pipelines.run.config import as_dict
@@ -41,7 +42,8 @@ class Training:
         if leads:
             weights = weight_fingerprints(config, parts.stage.model, resumed=run.checkpoint is not None)
             weights |= {f"init_from/{origin.path}": origin.checkpoint for origin in parts.origins}
-            run_id, attempt = run.begin(parts.data.fingerprints(), weights)
+            run_id, attempt = run.begin(parts.data.fingerprints(), weights | parts.files.as_dict())
+            keep(run.path, config.model)
         progress = TrainingProgress(config.name, config.trainer.max_steps, stage=config.stage.name)
         about: dict[str, Any] = {"name": config.name, "run_id": run_id, "attempt": attempt, "settings": settings}
         tracker = Tracker(run.path, config.tracking, **about, write=leads, report=say, watch=progress.watch)
@@ -49,6 +51,7 @@ class Training:
             tracker.use_checkpoint(origin.run_id, origin.manifest)
         tracker.log_files("provenance", "provenance", run.path / PROVENANCE)
         facts = {"config": settings, "code": code_version(), "wandb_run_id": run_id, "attempt": attempt}
+        facts |= {KEY: parts.files.as_dict()}
         launched = LaunchedRanks()
         trainer = build_trainer(config, [launched, *build_callbacks(config, tracker, parts, progress.show, facts)])
         launched.attach(trainer)

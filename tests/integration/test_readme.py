@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+from tests.pages import ROOT, commands
+
+COMMANDS = commands("README.md")
 VERBS = [command for command in COMMANDS if "-m pipelines." in command]
 
 
@@ -60,7 +60,8 @@ def test_the_examination_of_the_papers_stage_names_what_is_missing(folder: Path)
     (command,) = [command for command in VERBS if "stage1_mmu" in command]
     done = run(command, folder)
     assert done.returncode == 1
-    assert "failed   tokenizer      tokenizer file weights/gpt-neox-20b/tokenizer.json does not exist" in done.stdout
+    missing = folder / "weights/gpt-neox-20b/tokenizer.json"
+    assert f"failed   tokenizer      tokenizer file {missing} does not exist" in done.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

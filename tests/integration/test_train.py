@@ -57,6 +57,8 @@ def test_the_run_folder_holds_what_the_design_says(finished: Path) -> None:
             "samples.jsonl",
             "checkpoints",
             "records",
+            "tokenizer.json",
+            "vq.safetensors",
             "provenance.json",
             "COMPLETE",
             ".lock",

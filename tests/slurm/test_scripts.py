@@ -126,6 +126,14 @@ def test_stage_2_wants_both_parts_of_stage_1(jobs: Jobs, stand_in: StandIn, tmp_
     assert not started(calls)
 
 
+def test_stage_2_starts_from_what_it_is_told(jobs: Jobs, stand_in: StandIn) -> None:
+    calls = stand_in(COMPLETES)
+    jobs.submit("stage2.sh", "pretrained=weights.pth", "init_from=[]").wait("COMPLETED")
+    (words,) = started(calls)
+    assert "pretrained=weights.pth init_from=[] run.dir=" in words
+    assert words.count("init_from=") == 1
+
+
 def test_exit_code_0_without_complete_is_a_failure_tried_once_more(jobs: Jobs, stand_in: StandIn) -> None:
     calls = stand_in("exit 0")
     job = jobs.submit("stage2.sh", *finished_stage_1(jobs))

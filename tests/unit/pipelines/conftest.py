@@ -16,9 +16,12 @@ from datamodules.mixed import DataConfig
 from datamodules.scenes.prepare import PreparedPaths, PrepareScenesConfig, prepare_scenes
 from modules.checkpoints import STATE, commit
 from modules.files import step_name
+from modules.model_files import KEY, ModelFiles
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
+from modules.omnimamba.tokenizer import TextTokenizer
+from modules.omnimamba.vq import load_image_tokenizer
 from modules.stages import StageConfig
 from pipelines.run.config import RunConfig, TrainerConfig, as_dict
 
@@ -81,7 +84,9 @@ def finished_run(prepared: PreparedPaths, tmp_path_factory: pytest.TempPathFacto
     temporary = folder / "checkpoints" / "new"
     temporary.mkdir(parents=True)
     state = {f"model.{name}": value for name, value in weights.state_dict().items()}
-    torch.save({"state_dict": state, "global_step": 20}, temporary / STATE)
+    files = ModelFiles.of(TextTokenizer(prepared.tokenizer), load_image_tokenizer(prepared.vq))
+    run = {KEY: files.as_dict()}
+    torch.save({"state_dict": state, "global_step": 20, "run": run}, temporary / STATE)
     commit(temporary, folder / "checkpoints" / step_name(20), 20)
     return folder
 

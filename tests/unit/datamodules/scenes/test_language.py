@@ -3,7 +3,7 @@ import re
 import pytest
 
 from datamodules.scenes.draw import Object, Scene, make_scene, render
-from datamodules.scenes.language import NAMES, article, captions, presence_text, present_names
+from datamodules.scenes.language import NAMES, Named, article, captions, named, presence_text, present_names
 
 RED = Object(x=16, y=16, shape="circle", color="red", size="large")
 BLUE = Object(x=48, y=16, shape="square", color="blue", size="small")
@@ -74,3 +74,40 @@ def test_each_kind_always_has_an_absent_name() -> None:
 def test_article(name: str, expected: str) -> None:
     assert article(name) == expected
     assert presence_text(name) == f"Is there {expected} in the image?"
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_captions_name_the_objects_of_their_scene(index: int) -> None:
+    scene = make_scene(3, "train", index)
+    objects = {(one.color, one.shape, one.size) for one in scene.objects}
+    plain, placed, *rest = captions(scene)
+    assert {(one.color, one.shape, one.size) for one in named(plain)} == objects
+    assert {(one.color, one.shape, one.place) for one in named(placed)} == {
+        (one.color, one.shape, one.place) for one in scene.objects
+    }
+    for caption in rest:
+        assert {(one.color, one.shape, one.size) for one in named(caption)} == objects
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a red circle", [Named(color="red", shape="circle", size="", place="", relation="")]),
+        (
+            "an orange cross at the bottom left",
+            [Named(color="orange", shape="cross", size="", place="bottom left", relation="")],
+        ),
+        (
+            "a small red circle left of a large blue square",
+            [
+                Named(color="red", shape="circle", size="small", place="", relation=""),
+                Named(color="blue", shape="square", size="large", place="", relation="left of"),
+            ],
+        ),
+        ("a dog", []),
+        ("", []),
+        ("a pink circle and a red circles", []),
+    ],
+)
+def test_what_a_caption_names(caption: str, expected: list[Named]) -> None:
+    assert named(caption) == expected

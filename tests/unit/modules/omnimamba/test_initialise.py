@@ -35,14 +35,19 @@ def test_time_steps_and_decay_rates_are_mamba2s() -> None:
     rates = given["backbone.layers.0.mixer.A_log"].exp()
     assert 1 <= rates.min() < 1.5
     assert 15 < rates.max() <= 16
+    chosen = weights(replace(TINY, d_model=512, headdim=2, A_init_range=(0.05, 1.0)))
+    rates = chosen["backbone.layers.0.mixer.A_log"].exp()
+    assert 0.05 <= rates.min() < 0.06
+    assert 0.98 < rates.max() <= 1
     assert (given["backbone.layers.0.mixer.D"] == 1).all()
 
 
 def test_scales() -> None:
     given = weights(replace(TINY, d_model=256))
     assert abs(given["text_embedding.weight"].std() - 0.02) < 0.001
-    spread = weights(replace(TINY, d_model=256, text_embedding_std=0.5, mmu_positions_std=0.1))
+    spread = weights(replace(TINY, d_model=256, text_embedding_std=0.5, image_table_std=0.2, mmu_positions_std=0.1))
     assert abs(spread["text_embedding.weight"].std() - 0.5) < 0.025
+    assert abs(spread["image_table.weight"].std() - 0.2) < 0.01
     assert abs(spread["mmu_positions"].std() - 0.1) < 0.005
     fan_in, layers = 512, 2
     bound = (1 / fan_in) ** 0.5 / layers**0.5  # Kaiming uniform with a = sqrt(5), over sqrt(n_layer)

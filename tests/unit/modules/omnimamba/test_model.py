@@ -108,6 +108,28 @@ def test_drawn_tokens_are_those_of_teacher_forcing(settings: dict[str, Any], voc
     assert share_of_teacher_forcing(model, settings) >= 79 / 80
 
 
+@torch.no_grad()
+def test_guided_tokens_are_those_of_teacher_forcing_with_and_without_the_caption(model: OmniMamba) -> None:
+    captions, empty = batch_of()["t2i"]["caption_ids"], batch_of(t2i=1, seed=9)["t2i"]["caption_ids"][0]
+    ids = model.generate_image_ids(captions, uniforms_BI=None, guidance=3.0, empty_ids_C=empty)
+    start = TINY.caption_length + 3
+
+    def logits(caption_ids: torch.Tensor) -> torch.Tensor:
+        both = {"caption_ids": caption_ids, "image_ids": ids}
+        return model.logits("t2i", both)[:, start : start + TINY.image_tokens]
+
+    seen, unseen = logits(captions), logits(empty.expand_as(captions))
+    assert torch.equal(ids, (unseen + 3 * (seen - unseen)).argmax(-1))
+    assert not torch.equal(ids, model.generate_image_ids(captions, uniforms_BI=None))
+
+
+def test_guidance_of_0_draws_what_the_empty_caption_draws(model: OmniMamba) -> None:
+    captions, empty = batch_of()["t2i"]["caption_ids"], batch_of(t2i=1, seed=9)["t2i"]["caption_ids"][0]
+    draws = torch.rand(3, TINY.image_tokens, generator=torch.Generator().manual_seed(0))
+    found = model.generate_image_ids(captions, uniforms_BI=draws, guidance=0.0, empty_ids_C=empty)
+    assert torch.equal(found, model.generate_image_ids(empty.expand_as(captions), uniforms_BI=draws))
+
+
 def test_gradients_reach_exactly_the_parts_of_a_task(model: OmniMamba) -> None:
     batch = batch_of()
     losses = task_losses(model(batch))
@@ -213,6 +235,8 @@ def test_a_model_for_given_features_has_no_encoder() -> None:
         ({"t2i_positions": 10}, r"a T2I sequence has 16 positions .* raise it to at least 16"),
         ({"mmu_positions": 10}, r"an MMU sequence has 15 positions .* raise it to at least 15"),
         ({"d_state": 0}, "d_state=0 must be at least 1"),
+        ({"image_table_std": 0.0}, r"image_table_std=0\.0 must be above 0"),
+        ({"A_init_range": (2.0, 1.0)}, r"A_init_range=\[2\.0, 1\.0\] must be two rates above 0"),
         ({"adapters": replace(TINY.adapters, rank=0)}, "rank=0 must be at least 1"),
         ({"adapters": replace(TINY.adapters, dropout=1.0)}, r"dropout=1\.0 must lie in \[0, 1\)"),
         ({"vision": replace(TINY.vision, patch_size=3)}, "patch_size=3 does not divide"),
