@@ -27,7 +27,7 @@ class ContentConfig(SamplingConfig, MeasureConfig):
     """COCO captions JSON of the scenes."""
     images: str
     """Folder of its pictures."""
-    n: int
+    n: int = 256
     """How many pictures to draw, each for a caption of a different scene."""
     objects: int = 0
     """Only captions that name this many objects; 0: any number."""
