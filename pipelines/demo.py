@@ -28,14 +28,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-STAGES = ("demo_mmu", "demo_t2i", "demo_unified")
-SHEET_CAPTIONS = 6
+STAGES = ("demo_t2i", "demo_mmu", "demo_unified")
+SHEET_CAPTIONS = 8
 MEASURES = (
     ("pope_style", "acc_macro", "presence, POPE style: accuracy", "always yes"),
     ("gqa_style", "accuracy", "all questions, GQA style: accuracy", "most frequent answer"),
     ("gqa_style", "open", "colours and shapes (open): accuracy", "most frequent answer"),
     ("gqa_style", "binary", "presence again (binary): accuracy", "most frequent answer"),
 )
+CONTENT = (
+    ("content", "captions whose object is drawn"),
+    ("color", "its colour"),
+    ("shape", "its shape"),
+    ("place", "its place, where named"),
+)
+LEAST_CONTENT = 0.5
+"""Far below what any seed reached on any CPU (docs/experiments.md), and far above what shuffled captions reach."""
 
 
 def main() -> None:
@@ -54,7 +62,7 @@ def main() -> None:
 
     started = time.monotonic()
     runs = [fit(load(CONFIGS / f"{name}.yaml", arguments.overrides)) for name in STAGES]
-    mmu, t2i, unified = runs
+    t2i, mmu, unified = runs
     say()
     for run in runs:
         losses = {key for row in read_metrics(run) for key in row if key.startswith("train/loss_")}
@@ -102,7 +110,14 @@ def table_of(mmu: Path, t2i: Path, unified: Path) -> "Table":
         before, value = untrained[measure]["metrics"][metric], result["metrics"][metric]
         error, trivial = result["standard_errors"][metric], result["baselines"][metric]
         table.add_row(title, f"{before:.3f}", f"{value:.3f}", f"{error:.3f}", f"{trivial:.3f} ({baseline})")
-    drawn, undrawn = after["fd_pool"], _results(t2i, first=True)["fd_pool"]
+    before_drawing = _results(t2i, first=True)
+    followed, unfollowed = after["content_scenes"], before_drawing["content_scenes"]["metrics"]
+    for metric, title in CONTENT:
+        value, error = followed["metrics"][metric], followed["standard_errors"][metric]
+        best, shuffled = followed["metrics"][f"reconstructed/{metric}"], followed["baselines"][metric]
+        trivial = f"{shuffled:.3f} (shuffled captions); {best:.3f} at best"
+        table.add_row(f"pictures: {title}", f"{unfollowed[metric]:.3f}", f"{value:.3f}", f"{error:.3f}", trivial)
+    drawn, undrawn = after["fd_pool"], before_drawing["fd_pool"]
     name = _fd_name(after)
     ceiling = drawn["metrics"]["r" + name]
     table.add_row(
@@ -116,7 +131,8 @@ def table_of(mmu: Path, t2i: Path, unified: Path) -> "Table":
 
 
 def failures_of(t2i: Path, unified: Path) -> list[str]:
-    """Measures within three standard errors of their trivial baseline, and pictures not much better than untrained."""
+    """Measures within three standard errors of their trivial baseline, and pictures that are not much better than
+    untrained ones or do not follow their captions."""
     found = []
     after = _results(unified)
     for measure, metric, title, baseline in MEASURES:
@@ -128,6 +144,9 @@ def failures_of(t2i: Path, unified: Path) -> list[str]:
     drawn, undrawn = after["fd_pool"]["metrics"][name], _results(t2i, first=True)["fd_pool"]["metrics"][name]
     if drawn > 0.5 * undrawn:
         found.append(f"{name} {drawn:.3f} is not below half of the untrained model's {undrawn:.3f}")
+    content = after["content_scenes"]["metrics"]["content"]
+    if content < LEAST_CONTENT:
+        found.append(f"content {content:.3f} is below {LEAST_CONTENT}: pictures do not follow their captions")
     return found
 
 
@@ -135,21 +154,20 @@ def _sheet(run: Path) -> "Image.Image":
     """Captions over real pictures, their VQ reconstructions, and pictures generated from the captions."""
     from PIL import Image, ImageDraw
 
-    from callbacks.measures.fid_config import FidConfig
-    from callbacks.measures.pictures import draw, require_vq
+    from callbacks.measures.pictures import require_vq
+    from callbacks.measures.samples import SamplesConfig
     from datamodules.benchmarks.coco import CaptionSet
     from datamodules.images import centre_crop, read_image, to_image, to_tensor
-    from pipelines.run.trained import context_of, load_trained, trained_config
+    from pipelines.run.trained import load_trained
 
-    context = context_of(load_trained(run))
-    fid, vq = trained_config(run).evaluation.section(FidConfig), require_vq(context)
-    assert fid is not None
-    pairs = CaptionSet.read(Path(fid.captions), Path(fid.images)).choose(SHEET_CAPTIONS, fid.seed)
+    trained = load_trained(run)
+    samples, vq = trained.config.evaluation.section(SamplesConfig), require_vq(trained.context)
+    assert samples is not None
+    pairs = CaptionSet.read(Path(samples.captions), Path(samples.images)).choose(SHEET_CAPTIONS, samples.seed)
     real = [centre_crop(read_image(pair.image), vq.image_size) for pair in pairs]
     rebuilt = [to_image(vq.decode(vq.encode(to_tensor(image)[None]))[0]) for image in real]
-    codes = draw(context, [pair.caption for pair in pairs], range(len(pairs)), fid)
-    drawn = [to_image(image) for image in vq.decode(codes)]
-    side, margin, text = 160, 8, 56
+    drawn = [trained.draw(pair.caption, seed=number)[0] for number, pair in enumerate(pairs)]
+    side, margin, text = 160, 8, 72
     sheet = Image.new("RGB", (len(pairs) * (side + margin) + margin, 3 * (side + margin) + text), "white")
     brush = ImageDraw.Draw(sheet)
     for column, (pair, *images) in enumerate(zip(pairs, real, rebuilt, drawn, strict=True)):

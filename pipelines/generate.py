@@ -14,7 +14,6 @@ key=value words change settings of the run, for example hardware.accelerator=cpu
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +21,11 @@ from modules.run_files import SAMPLES
 from pipelines.run.console import run_verb, say, warn
 
 if TYPE_CHECKING:
-    from callbacks.measures.pictures import SamplingConfig
     from pipelines.run.config import RunConfig
 
 
-ANSWER_LENGTH = 64
-"""Default for the largest number of tokens of an answer."""
+SAMPLING = ("seed", "temperature", "top_k", "top_p", "guidance")
+"""Options of text2image that are sampling settings of the run."""
 
 
 def main() -> None:
@@ -47,27 +45,19 @@ def text2image(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         FileExistsError: the file exists and ``--force`` is not given.
         FileNotFoundError: the folder of the file is missing.
     """
-    from callbacks.measures.pictures import NO_VQ, draw, require_vq, warn_if_never_empty
-    from callbacks.measures.samples import require_short
-    from datamodules.images import to_image
     from pipelines.run.compose import build_tokenizer
-    from pipelines.run.trained import context_of, load_trained, trained_config
+    from pipelines.run.trained import load_trained, require_drawable, sampling_of, trained_config
 
     config = trained_config(arguments.run, overrides)
-    sampling = _sampling(arguments, config)
+    # all of it is checked before the weights are loaded, which may take minutes
+    settings = {name: getattr(arguments, name) for name in SAMPLING}
+    sampling_of(config, **settings)
     out = _out(arguments, config.folder)
-    if not arguments.caption.strip():
-        raise ValueError("the caption is empty; say what to draw")
-    if not config.model.vq:
-        raise ValueError(NO_VQ)
-    require_short(build_tokenizer(config.model), arguments.caption, config.model.caption_length)
+    require_drawable(config, build_tokenizer(config.model), arguments.caption)
     _say_if_untrained(config, "t2i", arguments.run)
-    context = context_of(load_trained(arguments.run, overrides))
-    vq = require_vq(context)
-    warn_if_never_empty(context, "text2image", sampling)
-    pixels = vq.decode(draw(context, [arguments.caption], [0], sampling))[0]
+    [picture] = load_trained(arguments.run, overrides).draw(arguments.caption, **settings)
     out.parent.mkdir(parents=True, exist_ok=True)
-    to_image(pixels).save(out)
+    picture.save(out)
     say(str(out))
 
 
@@ -78,41 +68,14 @@ def describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         ValueError: the question is empty, or the picture does not decode.
         FileNotFoundError: there is no such picture.
     """
-    from callbacks.measures.answers import SHORT_ANSWER, answer
-    from datamodules.encode import encode_question
     from datamodules.images import read_image
-    from pipelines.run.trained import context_of, load_trained, trained_config
+    from pipelines.run.trained import load_trained, require_question, trained_config
 
-    if not arguments.question.strip():
-        raise ValueError('the question is empty; ask something, for example "What is in the image?"')
-    if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens {arguments.max_new_tokens} must be at least 1")
+    require_question(arguments.question, arguments.max_new_tokens)
     read_image(arguments.image)
-    config = trained_config(arguments.run, overrides)
-    _say_if_untrained(config, "mmu", arguments.run)
-    context = context_of(load_trained(arguments.run, overrides, draws=False))
-    question = arguments.question.strip() + (SHORT_ANSWER if arguments.short else "")
-    prompt = encode_question(context.tokenizer, question, context.template)
-    tokens = arguments.max_new_tokens or max(1, min(ANSWER_LENGTH, context.model.answer_room(len(prompt))))
-    [(text, _, truncated)] = answer(context, [arguments.image], [prompt], tokens)
-    say(text)
-    if truncated:
-        warn(f"the answer was cut after {tokens} tokens; raise --max-new-tokens, if the model has room")
-
-
-def _sampling(arguments: argparse.Namespace, config: "RunConfig") -> "SamplingConfig":
-    """The run's sampling settings, overridden by the command line."""
-    from callbacks.measures.pictures import SamplingConfig
-    from callbacks.measures.samples import SamplesConfig
-
-    base = config.evaluation.section(SamplesConfig) or SamplingConfig()
-    given = {field.name: getattr(arguments, field.name) for field in fields(SamplingConfig)}
-    sampling = SamplingConfig(
-        **{name: getattr(base, name) if value is None else value for name, value in given.items()}
-    )
-    if problems := sampling.problems():
-        raise ValueError("; ".join(problems))
-    return sampling
+    _say_if_untrained(trained_config(arguments.run, overrides), "mmu", arguments.run)
+    run = load_trained(arguments.run, overrides, draws=False)
+    say(run.answer(arguments.image, arguments.question, short=arguments.short, max_new_tokens=arguments.max_new_tokens))
 
 
 def _out(arguments: argparse.Namespace, folder: Path) -> Path:
@@ -160,7 +123,7 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     asks.add_argument("image", type=Path, metavar="IMAGE")
     asks.add_argument("question", metavar="QUESTION")
     asks.add_argument("--short", action="store_true", help="ask for a single word or phrase, as the benchmarks do")
-    asks.add_argument("--max-new-tokens", type=int, help=f"default: {ANSWER_LENGTH}, or less if the model has no room")
+    asks.add_argument("--max-new-tokens", type=int, help="default: 64, or less if the model has no room")
     arguments, rest = parser.parse_known_args()
     return arguments, split_overrides(parser, rest)
 

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from callbacks.measures.fid_config import POOL, FidConfig
 from callbacks.measures.measure import EvaluationContext, Result, file_hashes
-from callbacks.measures.pictures import Drawing, PictureMeasure, decode, random_codes, require_vq, warn_if_greedy
+from callbacks.measures.pictures import Drawing, PictureMeasure, random_codes, require_vq, warn_if_greedy
 from callbacks.measures.records import Record
 from callbacks.measures.running import on_all_ranks
-from callbacks.tracking import Tracker
 from datamodules.benchmarks.coco import CaptionPair, CaptionSet, Prompt, pictures_in, read_prompts, write_prompts
-from datamodules.images import centre_crop, read_image, to_image, to_tensor
+from datamodules.images import centre_crop, read_image, to_tensor
 from modules.exchange import gathered
 from modules.metrics import kid
 from modules.metrics.features import FeatureSet, collect, take_parts, write_part
@@ -35,7 +34,6 @@ from modules.omnimamba.llamagen import exactly
 __all__ = ["Fid", "FidConfig"]
 
 log = logging.getLogger(__name__)
-LOGGED_PICTURES = 16
 
 
 class Fid(PictureMeasure):
@@ -160,12 +158,6 @@ class Fid(PictureMeasure):
                 **self._origin(context),
             ),
         )
-
-    def publish(self, context: EvaluationContext, records: Sequence[Record], tracker: Tracker) -> None:
-        """Log the first pictures."""
-        first = records[:LOGGED_PICTURES]
-        pictures = [to_image(pixels) for batch in decode(context, first) for pixels in batch]
-        tracker.log_images(context.step, f"{self.prefix}/pictures", pictures, [record["prompt"] for record in first])
 
     @cached_property
     def _making(self) -> dict[str, str]:

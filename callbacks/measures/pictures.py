@@ -19,13 +19,16 @@ from torch import Tensor, nn
 
 from callbacks.measures.measure import EvaluationContext, Measure
 from callbacks.measures.records import Record
+from callbacks.tracking import Tracker
 from datamodules.encode import caption_overflow, encode_caption
+from datamodules.images import to_image
 from modules.json_lines import Keys
 from modules.omnimamba.vq import ImageTokenizer
 from modules.reading import checked
 from modules.seeds import keyed_seed
 
 log = logging.getLogger(__name__)
+LOGGED_PICTURES = 16
 NO_VQ = "model.vq is empty, so no picture can be decoded; name the image tokenizer's weights file"
 GREEDY = 0.01
 """From this temperature or top_p on down, other tokens than the most likely one are hardly ever drawn."""
@@ -144,6 +147,12 @@ class PictureMeasure(Measure):
         for record in found:
             checked(record["codes"], kind, f"codes of record {record['sample_id']} of {self.name}")
         return found
+
+    def publish(self, context: EvaluationContext, records: Sequence[Record], tracker: Tracker) -> None:
+        """Log the first pictures."""
+        first = records[:LOGGED_PICTURES]
+        pictures = [to_image(pixels) for batch in decode(context, first) for pixels in batch]
+        tracker.log_images(context.step, f"{self.prefix}/pictures", pictures, [record["prompt"] for record in first])
 
 
 def draw(

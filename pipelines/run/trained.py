@@ -1,16 +1,30 @@
-"""Loads trained weights for the verbs that use them.
+"""Loads trained weights for the verbs and scripts that use them:
+
+    run = load_trained("runs/demo_unified")
+    run.draw("a large red circle", n=4)[0].save("circle.png")
+    print(run.answer("circle.png", "Is there a red circle in the image?", short=True))
 
 A path may name four things: a run folder (its latest checkpoint), one of its checkpoint folders, a folder written by
 `pipelines.export`, or a configuration file whose ``pretrained`` names published weights.
 """
 
+import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 
+from callbacks.measures.answers import SHORT_ANSWER, answer
 from callbacks.measures.measure import EvaluationContext
+from callbacks.measures.pictures import NO_VQ, SamplingConfig, draw, require_vq, warn_if_never_empty
+from callbacks.measures.samples import SamplesConfig, require_short
+from datamodules.encode import encode_question
+from datamodules.images import ImageSource, StoredImage, read_image, to_image
 from modules import exports
 from modules.adapter_files import load_adapters
 from modules.checkpoints import (
@@ -39,6 +53,10 @@ from pipelines.run.hardware import COMPUTE, check_hardware
 from pipelines.run.overrides import ConfigError
 from pipelines.run.ranks import Ranks
 
+log = logging.getLogger(__name__)
+ANSWER_LENGTH = 64
+"""Default for the largest number of tokens of an answer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
@@ -55,6 +73,88 @@ class Trained:
     folder: Path
     files: ModelFiles
     """Hashes of its tokenizers."""
+
+    @cached_property
+    def context(self) -> EvaluationContext:
+        """What a measure gets to work with, in one process."""
+        return context_of(self)
+
+    def draw(self, caption: str, n: int = 1, **sampling: Any) -> list[Image.Image]:
+        """``n`` pictures of ``caption``. Each depends on the seed and its number alone.
+
+        ``sampling`` changes the run's own settings (see `sampling_of`).
+
+        Raises:
+            ValueError: the caption is empty or too long, a setting is out of range, or there is no image tokenizer.
+        """
+        settings = sampling_of(self.config, **sampling)
+        require_drawable(self.config, self.tokenizer, caption)
+        if n < 1:
+            raise ValueError(f"n={n} must be at least 1")
+        warn_if_never_empty(self.context, "drawing", settings)
+        codes = draw(self.context, [caption] * n, range(n), settings)
+        return [to_image(pixels) for pixels in require_vq(self.context).decode(codes)]
+
+    def answer(
+        self, image: str | Path | Image.Image, question: str, *, short: bool = False, max_new_tokens: int | None = None
+    ) -> str:
+        """The answer to ``question`` about a picture. ``short`` asks for a single word or phrase, as benchmarks do.
+
+        Raises:
+            FileNotFoundError: there is no such picture.
+            ValueError: the question is empty or too long, or the picture does not decode.
+        """
+        require_question(question, max_new_tokens)
+        source = _source(image)
+        read_image(source)
+        asked = question.strip() + (SHORT_ANSWER if short else "")
+        prompt = encode_question(self.tokenizer, asked, self.config.data.template)
+        most = max_new_tokens or max(1, min(ANSWER_LENGTH, self.model.answer_room(len(prompt))))
+        [(text, _, truncated)] = answer(self.context, [source], [prompt], most)
+        if truncated:
+            log.warning("the answer was cut after %d tokens; allow more, if the model has room", most)
+        return text
+
+
+def sampling_of(config: RunConfig, **given: Any) -> SamplingConfig:
+    """The sampling settings of the run's ``evaluation.samples``, changed by those given that are not None.
+
+    Raises:
+        ValueError: a setting is unknown or out of range.
+    """
+    base = config.evaluation.section(SamplesConfig) or SamplingConfig()
+    values = {name: getattr(base, name) for name in SamplingConfig.__dataclass_fields__}
+    if unknown := sorted(given.keys() - values.keys()):
+        raise ValueError(f"unknown sampling setting {unknown[0]}; known are {', '.join(values)}")
+    sampling = SamplingConfig(**values | {name: value for name, value in given.items() if value is not None})
+    if problems := sampling.problems():
+        raise ValueError("; ".join(problems))
+    return sampling
+
+
+def require_drawable(config: RunConfig, tokenizer: TextTokenizer, caption: str) -> None:
+    """Raise ValueError if ``caption`` is empty or too long, or the run cannot decode pictures."""
+    if not caption.strip():
+        raise ValueError("the caption is empty; say what to draw")
+    if not config.model.vq:
+        raise ValueError(NO_VQ)
+    require_short(tokenizer, caption, config.model.caption_length)
+
+
+def require_question(question: str, max_new_tokens: int | None = None) -> None:
+    """Raise ValueError if ``question`` is empty, or no token is asked for."""
+    if not question.strip():
+        raise ValueError('the question is empty; ask something, for example "What is in the image?"')
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+
+
+def _source(image: str | Path | Image.Image) -> ImageSource:
+    if not isinstance(image, Image.Image):
+        return Path(image)
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "PNG")
+    return StoredImage(payload=buffer.getvalue(), where="the picture given", name="picture.png")
 
 
 def trained_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -80,7 +180,7 @@ def trained_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return replace(config, run=replace(config.run, dir=str(folder)))
 
 
-def load_trained(path: Path, overrides: Sequence[str] = (), *, draws: bool = True) -> Trained:
+def load_trained(path: str | Path, overrides: Sequence[str] = (), *, draws: bool = True) -> Trained:
     """The model that ``path`` names, in eval mode on the configuration's device; its VQ tokenizer only if it ``draws``.
 
     Raises:
@@ -88,6 +188,7 @@ def load_trained(path: Path, overrides: Sequence[str] = (), *, draws: bool = Tru
         CheckpointError: the weights are missing or damaged, or a tokenizer is not the one they were trained with.
         ValueError: they do not match the configuration.
     """
+    path = Path(path)
     config = trained_config(path, overrides)
     here = replace(config.hardware, devices=1, threads=0)  # this machine may have fewer GPUs and cores than the run's
     check_hardware(here, deterministic=config.trainer.deterministic)

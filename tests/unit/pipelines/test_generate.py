@@ -37,7 +37,11 @@ def test_seed_and_sampling_change_the_picture(
 
 
 def test_describe_prints_the_answer(
-    run_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     Image.new("RGB", (100, 60), "red").save(tmp_path / "red.png")
     seen = []
@@ -46,12 +50,12 @@ def test_describe_prints_the_answer(
         seen.append(context.tokenizer.decode(prompts[0]))  # type: ignore[attr-defined]
         return [("a red thing", 3, limit == 3)]
 
-    monkeypatch.setattr("callbacks.measures.answers.answer", answer)
+    monkeypatch.setattr("pipelines.run.trained.answer", answer)
     assert call(generate, run_folder, "describe", tmp_path / "red.png", "What is it?") == 0
     assert capsys.readouterr() == ("a red thing\n", "")
     words = ["describe", tmp_path / "red.png", "What is it?", "--short", "--max-new-tokens", 3]
     assert call(generate, run_folder, *words) == 0
-    assert "cut after 3 tokens" in capsys.readouterr().err
+    assert "cut after 3 tokens" in caplog.text
     assert seen == [
         "In: What is it?\nOut:",
         "In: What is it?\nAnswer the question using a single word or phrase.\nOut:",

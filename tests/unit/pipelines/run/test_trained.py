@@ -1,81 +1,77 @@
-"""The four things that name trained weights."""
+"""The few lines of Python that use a trained run."""
 
-import shutil
+import logging
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
+from PIL import Image
 
-from modules.checkpoints import CheckpointError, find_checkpoint, model_weights, read_state
-from modules.published import PublishedWeights, to_published
-from pipelines.run import trained
-from pipelines.run.config import ConfigError
-from pipelines.run.trained import load_trained, trained_config
+from pipelines import generate
+from pipelines.run.trained import Trained, load_trained
+from tests.verbs import call
 
 
-def test_a_trained_model_comes_back_as_it_was_saved(run_folder: Path) -> None:
-    found = load_trained(run_folder)
-    assert (found.step, found.folder, found.config.folder) == (20, run_folder, run_folder)
-    assert not found.model.training
-    assert found.vq is not None
-    stored = torch.load(run_folder / "checkpoints" / "step-000000020" / "state.ckpt", weights_only=True)["state_dict"]
-    weights = found.model.state_dict()
-    assert {f"model.{name}" for name in weights} == set(stored)
-    assert all(torch.equal(value, stored[f"model.{name}"]) for name, value in weights.items())
+@pytest.fixture
+def run(run_folder: Path) -> Trained:
+    return load_trained(run_folder)
 
 
-def test_overrides_reach_a_trained_model(run_folder: Path) -> None:
-    assert load_trained(run_folder, ["model.vq=''", "evaluation.batch_size=3"]).config.evaluation.batch_size == 3
-    with pytest.raises(ConfigError, match="Did you mean: 'batch_size'"):
-        load_trained(run_folder, ["evaluation.batchsize=3"])
-
-
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_a_trained_model_is_computed_by_the_kernels_of_its_training(
-    run_folder: Path, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+def test_the_verbs_draw_and_answer_the_same(
+    run: Trained, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = list[bool]()
-    monkeypatch.setattr(trained, "check_hardware", lambda _, *, deterministic: asked.append(deterministic))
-    load_trained(run_folder, [f"trainer.deterministic={deterministic}"])
-    assert asked == [deterministic]
+    out = tmp_path / "circle.png"
+    words = ["text2image", "a red circle", "--seed", 4, "--temperature", 0.7, "--out", out]
+    assert call(generate, run_folder, *words) == 0
+    first, second = run.draw("a red circle", n=2, seed=4, temperature=0.7)
+    assert first.tobytes() == Image.open(out).tobytes()
+    assert second.tobytes() != first.tobytes()
+    capsys.readouterr()
+    assert call(generate, run_folder, "describe", out, "Is there a circle?", "--max-new-tokens", 3, "--short") == 0
+    given = [run.answer(image, "Is there a circle?", max_new_tokens=3, short=True) for image in (out, str(out), first)]
+    assert len(set(given)) == 1
+    assert capsys.readouterr().out.strip() == given[0].strip()
 
 
-def test_overrides_that_change_the_model_are_refused(run_folder: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"step-000000020 does not fit the model: backbone\.layers\.1\..* is missing"
-    ):
-        load_trained(run_folder, ["model.n_layer=2"])
+def test_a_picture_depends_on_seed_and_number_alone(run: Trained) -> None:
+    one, two, three = run.draw("a red circle", n=3)
+    assert [picture.tobytes() for picture in run.draw("a red circle", n=2)] == [one.tobytes(), two.tobytes()]
+    assert run.draw("a red circle", seed=1)[0].tobytes() != one.tobytes()
+    assert (three.size, three.mode) == ((64, 64), "RGB")
 
 
-def test_a_folder_that_cannot_be_loaded_says_why(run_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as error:
-        load_trained(tmp_path / "nowhere")
-    assert f"{tmp_path / 'nowhere'} is not a run folder: it has no config.yaml" in str(error.value)
-    (run_folder / "checkpoints" / "step-000000020" / "state.ckpt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"state\.ckpt has 0 bytes"):
-        load_trained(run_folder)
-    shutil.rmtree(run_folder / "checkpoints")
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        load_trained(run_folder)
+def test_guidance_without_empty_captions_in_training_is_warned_of(
+    run: Trained, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        run.draw("a red circle", guidance=3.0)
+    assert "drawing: guidance=3.0" in caplog.text
+    assert "never saw an empty caption" in caplog.text
 
 
-def test_one_checkpoint_is_its_run_at_that_step(run_folder: Path) -> None:
-    checkpoint = run_folder / "checkpoints" / "step-000000020"
-    trained = load_trained(checkpoint)
-    assert (trained.step, trained.folder) == (20, run_folder)
-    (checkpoint / "state.ckpt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"state\.ckpt has 0 bytes"):
-        load_trained(checkpoint)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"caption": " "}, "the caption is empty; say what to draw"),
+        ({"caption": "red " * 60}, r"caption 'red .* has \d+ ids but model\.caption_length=24"),
+        ({"caption": "red", "n": 0}, "n=0 must be at least 1"),
+        ({"caption": "red", "temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ({"caption": "red", "guidance": -1.0}, "guidance=-1.0 must be 0 or more"),
+        ({"caption": "red", "steps": 4}, "unknown sampling setting steps; known are seed, temperature"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(run: Trained, words: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run.draw(**words)  # type: ignore[arg-type]
 
 
-def test_published_weights_are_asked_by_way_of_a_configuration(run_folder: Path, tmp_path: Path) -> None:
-    language = model_weights(read_state(find_checkpoint(run_folder, pytest.fail)))
-    weights = to_published(PublishedWeights(language))
-    save_file({name: value.clone() for name, value in weights.items()}, tmp_path / "omnimamba.safetensors")
-    words = [f"pretrained={tmp_path / 'omnimamba.safetensors'}", f"run.dir={tmp_path / 'published'}"]
-    trained = load_trained(run_folder / "config.yaml", words)
-    assert (trained.step, trained.folder) == (0, tmp_path / "published")
-    assert all(torch.equal(value, language[name]) for name, value in trained.model.state_dict().items())
-    with pytest.raises(ConfigError, match=r"config\.yaml is a configuration without weights; name a run folder"):
-        trained_config(run_folder / "config.yaml")
+def test_what_cannot_be_answered_is_said(run: Trained, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no picture")
+    picture = Image.new("RGB", (8, 8))
+    with pytest.raises(ValueError, match="the question is empty"):
+        run.answer(picture, "  ")
+    with pytest.raises(ValueError, match="max_new_tokens=0 must be at least 1"):
+        run.answer(picture, "What?", max_new_tokens=0)
+    with pytest.raises(ValueError, match=r"text\.jpg"):
+        run.answer(tmp_path / "text.jpg", "What?")
+    with pytest.raises(FileNotFoundError, match=r"missing\.png"):
+        run.answer("missing.png", "What?")
