@@ -110,7 +110,7 @@ def _has_password(text: str) -> bool:
 
 
 def _holds_secret(text: str) -> bool:
-    """Whether ``text`` holds a secret: one of a known shape, one behind its name and ``=``, or one of the environment."""
+    """Whether ``text`` holds a secret: of a known shape, behind its name and ``=``, or of the environment."""
     if _SHAPES.search(text) or _CONNECTION.search(text):
         return True
     named = any(

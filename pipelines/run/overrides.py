@@ -55,6 +55,17 @@ def dotlist(overrides: Sequence[str], cls: type) -> DictConfig:
     return values
 
 
+def refuse_secret_words(words: Sequence[str], source: str) -> None:
+    """Refuse words that a training would refuse, before they are written or shown; those without ``=`` are no values.
+
+    Raises:
+        ConfigError: the value of a ``key=value`` word is a secret or holds one.
+    """
+    pairs = [word.split("=", 1) for word in words if "=" in word]
+    if found := [secret for key, value in pairs for secret in find_secrets({key: value})]:
+        raise _secrets_refused(source, found)
+
+
 def _set(values: DictConfig, word: str, cls: type) -> None:
     key, _, typed = word.partition("=")
     try:

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.run.console import run_verb, say
+from pipelines.run.console import run_verb
 
 if TYPE_CHECKING:
     from pipelines.sweep.file import Sweep
@@ -54,7 +54,7 @@ def main() -> None:
     folder = SweepFolder(arguments.folder or Path("runs/sweeps") / arguments.sweep.stem)
     runner = Runner(sweep, folder, tuple(arguments.overrides), arguments.seed)
     if arguments.propose is not None:
-        say("\n".join(runner.propose(arguments.propose)))
+        print(*runner.propose(arguments.propose), sep="\n", flush=True)  # not said: these words are run as they are
         return
     runner.run(_limit(sweep, arguments.trials), arguments.max_failures, retry=arguments.retry)
 

@@ -14,7 +14,7 @@ from modules.run_files import COMPLETE
 from pipelines.run.console import say, warn
 from pipelines.run.ending import INTERRUPTED, PREEMPTED
 from pipelines.run.output import show_table
-from pipelines.run.overrides import ConfigError
+from pipelines.run.overrides import ConfigError, refuse_secret_words
 from pipelines.run.texts import override
 from pipelines.sweep.file import Sweep
 from pipelines.sweep.trials import SweepFolder, Trial, best
@@ -34,7 +34,11 @@ class Runner:
     seed: int
 
     def propose(self, number: int) -> list[str]:
-        """The arguments of a trial that is started elsewhere."""
+        """The arguments of a trial that is started elsewhere.
+
+        Raises:
+            ConfigError: the sweep has no such trial, or a word holds a secret.
+        """
         if self.sweep.method == "bayes":
             raise ConfigError(
                 f"{self.sweep.path}: method=bayes learns from earlier trials, so none can be proposed on its own; use "
@@ -59,6 +63,7 @@ class Runner:
             sys.exit(1)
 
     def _open(self) -> None:
+        self._words(Trial(number=0, parameters={}))  # what it refuses is refused before anything is written
         self.folder.open({"sweep": self.sweep.content, "overrides": list(self.overrides), "seed": self.seed})
 
     def _run(self, limit: int, max_failures: int, retry: bool, claim: int) -> int:
@@ -101,11 +106,17 @@ class Runner:
         return replace(trial, state="finished", value=value)
 
     def _words(self, trial: Trial) -> list[str]:
-        """The arguments of ``pipelines.train``."""
+        """The arguments of ``pipelines.train``, which are run as they are: a secret is refused and not hidden.
+
+        Raises:
+            ConfigError: one of them holds a secret.
+        """
         name = self.folder.path.name
         ours = [override("name", f"{name}-{trial.name}"), override("tracking.group", name)]  # so W&B groups the trials
         run = override("run.dir", self.folder.run(trial))
-        return [*self.sweep.words(trial.parameters), *ours, *self.overrides, run]
+        words = [*self.sweep.words(trial.parameters), *ours, *self.overrides, run]
+        refuse_secret_words(words, f"{self.sweep.path}, {trial.name}")
+        return words
 
     def _report(self, limit: int) -> None:
         trials = [trial for trial in self.folder.trials() if trial.number < limit]

@@ -236,6 +236,37 @@ def test_a_proposal_is_words_and_nothing_else(main: Main, tmp_path: Path, capsys
         main("--propose", "0", method="bayes")
 
 
+def test_words_that_are_run_are_not_redacted(main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    word = 'evaluation.samples.prompts=["a password: none"]'
+    main("--propose", "0", word)
+    assert capsys.readouterr().out.splitlines()[-2:] == [word, f"run.dir={tmp_path}/mine/trial-000"]
+
+
+@pytest.mark.parametrize("propose", [("--propose", "0"), ()])
+@pytest.mark.parametrize(
+    ("variable", "value", "more", "keys"),
+    [
+        (
+            "TEAM_KEY",
+            "projectx",
+            "seed=1",
+            "name holds a secret; tracking.group holds a secret; run.dir holds a secret",
+        ),
+        ("OTHER", "x", f"tracking.project=glpat-{'a1B-' * 5}", "tracking.project holds a secret"),
+        ("SESSION_JWT", "correct-horse", "tracking.tags=[a,correct-horse]", "tracking.tags holds a secret"),
+    ],
+)
+def test_a_word_that_holds_a_secret_is_refused_before_anything_is_written(
+    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, propose: list[str],
+    variable: str, value: str, more: str, keys: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv(variable, value)
+    folder = tmp_path / "projectx"
+    with pytest.raises(ConfigError, match=rf"s\.yaml, trial-000: {keys}\. .*leave secrets out of it"):
+        main(*propose, "--folder", str(folder), more)
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "method", "message"),
     [
