@@ -24,14 +24,20 @@ run_of() {
     echo "$run"
 }
 
-# steps_of CONFIG [OVERRIDE...]: prints trainer.max_steps, or nothing if neither the words nor the file itself name it
+# steps_of CONFIG [OVERRIDE...]: prints trainer.max_steps as the words or else the file itself name it. Only Python can
+# read all of YAML: where the number is missing, there twice, or not plainly decimal, nothing is printed.
 steps_of() {
-    local steps word
-    steps=$(grep -oE 'max_steps: *[0-9_]+ *([,}#]|$)' "$1" | tail -n 1 | tr -cd 0-9 || true)
+    local number='[1-9][0-9_]*' text word
+    local inside="(^|[[:blank:]{,])max_steps:[[:blank:]]+($number)[[:blank:]]*([,}]|$)"
+    text=$(sed -E 's/(^|[[:space:]])#.*//' "$1" | grep max_steps || true) # without comments
     for word in "${@:2}"; do
-        [[ $word != trainer.max_steps=* ]] || steps=${word#trainer.max_steps=}
+        case $word in
+            trainer.max_steps=*) text="max_steps: ${word#*=}" ;;
+            trainer=*max_steps*) text=${word#*=} ;;
+        esac
     done
-    [[ ! $steps =~ ^[0-9_]+$ ]] || echo "${steps//_/}"
+    [ "$(grep -o max_steps <<<"$text" | wc -l)" = 1 ] || return 0
+    [[ ! $text =~ $inside ]] || echo "${BASH_REMATCH[2]//_/}"
 }
 
 # is_complete: whether RUN is complete at STEPS. If it is so at another step, Python goes on from there or says why not
@@ -41,6 +47,9 @@ is_complete() {
     step=$(tr -cd 0-9 <"$RUN/COMPLETE")
     [ -z "$step" ] || [ -z "$STEPS" ] || [ "$step" = "$STEPS" ]
 }
+
+# completed: prints which COMPLETE is in RUN; a training that reaches its end writes a new one
+completed() { stat -c '%i %y' "$RUN/COMPLETE" 2>/dev/null || true; }
 
 # Sets JOB, ENVIRONMENT (srun's options) and PYTHON (the command), and exports what the ranks need to find each other.
 describe_job() {
@@ -80,6 +89,7 @@ train() {
         say "$RUN is complete; nothing to do"
         exit 0
     fi
+    BEFORE=$(completed)
     describe_job
     mkdir -p "$RUN"
     rm -f "$RUN/PREEMPTED"
@@ -106,12 +116,14 @@ train() {
     settle "$code"
 }
 
-# settle CODE: ends the job as the run folder says. srun's exit code alone is a race between ranks.
+# settle CODE: ends the job as the run folder says. srun's exit code alone is a race between ranks: a new COMPLETE counts
+# whatever it is, and an old one only if Python found nothing left to do.
 settle() {
-    local code=$1 state newest failures
+    local code=$1 state newest failures now
     trap '' USR1 USR2 TERM
     say "training ended with code $code"
-    ! is_complete || exit 0
+    now=$(completed)
+    if [ -n "$now" ] && { [ "$code" = 0 ] || [ "$now" != "$BEFORE" ]; }; then exit 0; fi
     # If Slurm itself is ending the job, its fate is decided. It is already requeued (preempted, or by an
     # administrator), or it is cancelled, and `scontrol requeue` would bring it back. Only the time limit is left to us.
     state=$(scontrol --oneliner show job "$JOB" | grep -oE '(JobState=RUNNING|Reason=TimeLimit)' || true)
