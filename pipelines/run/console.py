@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from modules.redaction import redact
 from pipelines.run import ending
 from pipelines.run.ending import DONE, FAILED, INTERRUPTED, PREEMPTED, UNUSABLE, USER_ERRORS
+from pipelines.run.local_rank import local_rank
 from pipelines.run.output import show_replacements
 
 STDERR = 2
@@ -40,7 +41,7 @@ def say(text: str = "") -> None:
 
 def warn(text: str) -> None:
     """Print a line that must not be missed. Only one process per node prints it."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if local_rank():
         return
     print(f"WARNING: {redact(text)}", file=sys.stderr, flush=True)
 

@@ -1,5 +1,6 @@
 """The hardware of a run: its configuration, whether this machine has it, and how several devices work together."""
 
+import logging
 import os
 import stat
 from collections.abc import Callable
@@ -14,10 +15,14 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from modules.omnimamba import kernels
 from modules.zero import Level, ZeroStrategy
+from pipelines.run.local_rank import local_rank
 from pipelines.run.overrides import ConfigError
+
+log = logging.getLogger(__name__)
 
 COMPUTE = {"float32": torch.float32, "bf16": torch.bfloat16}
 ZERO_LEVELS: dict[str, Level] = {"zero1": 1, "zero2": 2, "zero3": 3}
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +129,10 @@ def build_strategy(config: HardwareConfig) -> Strategy | str:
 def use_kernel_cache(config: HardwareConfig) -> Path:
     """Let Triton keep compiled and tuned kernels in one folder, which is created. Triton must not be imported yet.
 
+    A folder of one's own that others can write to is closed to them.
+
     Raises:
-        ConfigError: others own the folder or can write to it, and so could change the programs that run here.
+        ConfigError: others own the folder or something in it, and so could change the programs that run here.
     """
     folder = Path(config.kernel_cache or os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
     _make_own(folder)
@@ -138,23 +145,43 @@ def _make_own(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    why = ""
     for found in (folder.lstat(), folder.stat()):  # of a link: the link itself, and what it leads to
         if found.st_uid != os.geteuid():
-            why = f"belongs to user {found.st_uid}, not to you ({os.geteuid()})"
-    if not why and not folder.is_dir():
-        why = "is a file"
-    if not why and folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        why = "can be written by others (chmod go-w changes that)"
-    if why:
-        raise ConfigError(
-            f"the kernel cache {folder} {why}. Programs in it run here, so it must be yours alone: remove it, or name "
-            "another folder with hardware.kernel_cache or TRITON_CACHE_DIR"
-        )
+            raise _not_own(folder, f"belongs to user {found.st_uid}, not to you ({os.geteuid()})")
+    if not folder.is_dir():
+        raise _not_own(folder, "is a file")
+    if folder.stat().st_mode & _OTHERS_WRITE:
+        _close(folder.resolve(), folder)
+        log.warning("others could write to the kernel cache %s; now only you can (chmod -R go-w)", folder)
+
+
+def _close(path: Path, folder: Path) -> None:
+    """Take from others the right to write to ``path`` and to all that is in it.
+
+    Raises:
+        ConfigError: another user has put something there; ``folder`` is the cache.
+    """
+    with suppress(FileNotFoundError):  # another process of this user tidies up
+        found = path.lstat()
+        if found.st_uid != os.geteuid():
+            raise _not_own(folder, f"has {path.relative_to(folder.resolve())} of user {found.st_uid} in it")
+        if stat.S_ISLNK(found.st_mode):
+            return
+        if found.st_mode & _OTHERS_WRITE:
+            path.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS_WRITE)
+        for each in path.iterdir() if stat.S_ISDIR(found.st_mode) else ():  # nothing is added to it any more
+            _close(each, folder)
+
+
+def _not_own(folder: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"the kernel cache {folder} {why}. Programs in it run here, so it must be yours alone: remove it, or name "
+        "another folder with hardware.kernel_cache or TRITON_CACHE_DIR"
+    )
 
 
 def take_gpu() -> torch.device:
     """Make this process's GPU the current one, which Triton's tuning and plain "cuda" refer to, and return it."""
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
+    device = torch.device("cuda", local_rank())
     torch.cuda.set_device(device)
     return device

@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from pipelines.run.console import run_verb, warn
+from pipelines.run.hardware import take_gpu
+from pipelines.run.local_rank import local_rank
 
 
 def failing(error: Exception) -> None:
@@ -213,12 +217,37 @@ def test_a_rank_that_does_well_waits_for_its_threads() -> None:
     assert (done.returncode, done.stdout) == (0, "written\n"), done.stderr
 
 
-@pytest.mark.parametrize(("rank", "said"), [(None, 1), ("0", 1), ("1", 0)])
+SRUN = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_NAME": "train", "SLURM_STEP_ID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "number"),
+    [
+        ({}, 0),
+        ({"LOCAL_RANK": "0"}, 0),
+        ({"LOCAL_RANK": "1"}, 1),
+        ({"LOCAL_RANK": ""}, 0),
+        (SRUN | {"SLURM_LOCALID": "0"}, 0),
+        (SRUN | {"SLURM_LOCALID": "3"}, 3),
+        (SRUN | {"SLURM_LOCALID": "3", "LOCAL_RANK": "0"}, 0),
+        (SRUN, 0),
+        (SRUN | {"SLURM_LOCALID": "3", "SLURM_JOB_NAME": "interactive"}, 0),
+        ({"SLURM_LOCALID": "3", "SLURM_STEP_ID": "0"}, 0),  # SLURM_NTASKS was unset, to train alone
+    ],
+)
 def test_one_process_of_a_node_warns(
-    rank: str | None, said: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    environment: dict[str, str], number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    if rank is not None:
-        monkeypatch.setenv("LOCAL_RANK", rank)
+    for name in ("LOCAL_RANK", *SRUN, "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     warn("the disk is nearly full")
-    assert capsys.readouterr().err.count("WARNING: the disk is nearly full\n") == said
+    assert capsys.readouterr().err.count("WARNING: the disk is nearly full\n") == (number == 0)
+    gpus: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", gpus.append)
+    assert take_gpu() == torch.device("cuda", number)
+    assert [gpu.index for gpu in gpus] == [number]
+    if "SLURM_LOCALID" in environment and "LOCAL_RANK" not in environment:
+        monkeypatch.setattr(SLURMEnvironment, "_validate_srun_used", lambda *_: None)
+        assert local_rank() == (SLURMEnvironment(False).local_rank() if SLURMEnvironment.detect() else 0)

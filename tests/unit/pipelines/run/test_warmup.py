@@ -68,13 +68,42 @@ def test_the_cache_is_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert use_kernel_cache(HardwareConfig(kernel_cache=str(tmp_path / "link"))) == tmp_path / "link"
 
 
-@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777, 0o1777])
-def test_a_cache_that_others_can_write_is_refused(tmp_path: Path, mode: int) -> None:
+@pytest.mark.parametrize(("mode", "after"), [(0o770, 0o750), (0o775, 0o755), (0o702, 0o700), (0o1777, 0o1755)])
+def test_a_cache_of_ones_own_is_closed_to_others_and_this_is_said_once(
+    tmp_path: Path, mode: int, after: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As umask 002 and earlier versions left it."""
     folder = tmp_path / "cache"
-    folder.mkdir()
-    folder.chmod(mode)
-    with pytest.raises(ConfigError, match=r"cache can be written by others \(chmod go-w .*hardware.kernel_cache"):
-        use_kernel_cache(HardwareConfig(kernel_cache=str(folder)))
+    (folder / "ABC").mkdir(parents=True)
+    (folder / "ABC" / "kernel.so").touch()
+    (folder / "ABC" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").touch()
+    for path in (folder / "ABC" / "kernel.so", folder / "ABC", folder, tmp_path / "elsewhere"):
+        path.chmod(mode)
+    for _ in range(2):
+        assert use_kernel_cache(HardwareConfig(kernel_cache=str(folder))) == folder
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / "ABC", folder / "ABC/kernel.so")} == {after}
+    assert stat.S_IMODE((tmp_path / "elsewhere").stat().st_mode) == mode
+    assert [each.message for each in caplog.records] == [
+        f"others could write to the kernel cache {folder}; now only you can (chmod -R go-w)"
+    ]
+
+
+def test_a_cache_that_another_user_has_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ABC").mkdir()
+    (tmp_path / "ABC" / "kernel.so").touch()
+    tmp_path.chmod(0o777)
+    lstat = Path.lstat
+
+    def of_another(path: Path) -> os.stat_result:
+        found = lstat(path)
+        return os.stat_result((*found[:4], 12345, *found[5:])) if path.name == "kernel.so" else found
+
+    monkeypatch.setattr(Path, "lstat", of_another)
+    with pytest.raises(
+        ConfigError, match=r"kernel cache .* has ABC/kernel\.so of user 12345 in it.*remove it, or name"
+    ):
+        use_kernel_cache(HardwareConfig(kernel_cache=str(tmp_path)))
 
 
 def test_a_cache_that_another_user_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
