@@ -31,8 +31,13 @@ def tag_problems(tags: Sequence[str], key: str) -> list[str]:
     ]
 
 
+def shown_name(name: str) -> str:
+    """A run's name as W&B shows it: as much as its server takes. A folder's name may be longer."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+
+
 def length_problems(text: str | None, key: str) -> list[str]:
-    """What W&B refuses of a group, or of a run's name."""
+    """What W&B refuses of a group."""
     if text is None or len(text) <= _LONGEST:
         return []
     return [f"{key}={shown(text)} has {len(text)} characters, but W&B takes at most {_LONGEST}; shorten it"]

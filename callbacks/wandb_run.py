@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from callbacks.wandb_names import length_problems, mode_problems, place_problems, tag_problems
+from callbacks.wandb_names import length_problems, mode_problems, place_problems, shown_name, tag_problems
 from modules.redaction import redact, redacted
 
 log = logging.getLogger(__name__)
@@ -39,9 +39,11 @@ class TrackingConfig:
     wait."""
 
     def problems(self) -> list[str]:
-        """Broken rules, each with the way out."""
-        found = place_problems(self.project, self.entity, "tracking.project", "tracking.entity")
-        found += length_problems(self.group, "tracking.group") + tag_problems(self.tags, "tracking.tags")
+        """Broken rules, each with the way out. W&B's own count only where W&B is used."""
+        found = []
+        if chosen_mode(self) != "disabled":
+            found += place_problems(self.project, self.entity, "tracking.project", "tracking.entity")
+            found += length_problems(self.group, "tracking.group") + tag_problems(self.tags, "tracking.tags")
         if self.wandb == "auto":
             found += mode_problems()
         if not self.patience_seconds > 0:
@@ -67,7 +69,7 @@ class WandbRun:
 
         self.folder, self.config, self.report = folder, config, report
         self.id = run_id
-        self._about = {"name": name, "config": redacted(settings)}
+        self._about = {"name": shown_name(name), "config": redacted(settings)}
         self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue(QUEUED)
         self._left = False
         self._told = False
@@ -195,11 +197,14 @@ class WandbRun:
             )
 
 
+def chosen_mode(config: TrackingConfig) -> str:
+    """The mode that the configuration or WANDB_MODE asks for."""
+    return os.environ.get("WANDB_MODE", "online") if config.wandb == "auto" else config.wandb
+
+
 def tracking_mode(config: TrackingConfig) -> tuple[str, str]:
     """The mode (online, offline or disabled) and, if offline, why."""
-    mode: str = config.wandb
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE", "online")
+    mode = chosen_mode(config)
     if mode in ("disabled", "offline"):
         return mode, f"{mode} as configured"
     return (mode, "") if has_key() else ("offline", "no W&B API key (WANDB_API_KEY)")

@@ -91,7 +91,7 @@ def _memory(arguments: argparse.Namespace) -> bool:
     from pipelines.run.config import load
     from pipelines.run.memory import estimate_memory, ways_out
 
-    config = load(arguments.config, arguments.overrides)
+    config = load(arguments.config, arguments.overrides, tracks=False)
     estimate = estimate_memory(config)
     for line in estimate.lines():
         say(line)

@@ -171,7 +171,7 @@ def _pictures(measure: QuestionMeasure) -> dict[str, ImageSource]:
 def _question_measures(run: Run) -> dict[str, QuestionMeasure]:
     """The configured question measures by key, which can tell whether an answer is right."""
     try:
-        measures = build_measures(load(run.path / CONFIG).evaluation)
+        measures = build_measures(load(run.path / CONFIG, tracks=False).evaluation)
     except ValueError as error:
         raise ValueError(f"answers are not marked, because {run.path / CONFIG} does not load: {error}") from error
     return {measure.key: measure for measure in measures if isinstance(measure, QuestionMeasure)}

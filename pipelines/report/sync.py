@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from callbacks.measures.answers import COLUMNS, TABLE_ROWS
 from callbacks.tracking import read_metrics
-from callbacks.wandb_names import length_problems, place_problems, tag_problems
+from callbacks.wandb_names import length_problems, place_problems, shown_name, tag_problems
 from callbacks.wandb_run import TrackingConfig
 from datamodules.images import read_image
 from modules.files import step_name, step_of
@@ -100,13 +100,13 @@ def _about(run: Run, project: str | None, entity: str | None) -> _About:
         entity=entity if entity is not None else kept.get("entity"),
         group=kept.get("group"),
         tags=tuple(kept.get("tags", ())),
-        name=checked(run.get("name", run.label), str, f"{run.path / CONFIG}: name"),
+        name=shown_name(checked(run.get("name", run.label), str, f"{run.path / CONFIG}: name")),
     )
     keys = [f"--{key}" if given is not None else f"tracking.{key}"
             for key, given in (("project", project), ("entity", entity))]  # fmt: skip
     problems = place_problems(about.project, about.entity, *keys)
-    problems += length_problems(about.group, "tracking.group") + tag_problems(about.tags, "tracking.tags")
-    if problems := problems + length_problems(about.name, "name"):
+    problems += length_problems(about.group, "tracking.group")
+    if problems := problems + tag_problems(about.tags, "tracking.tags"):
         raise ValueError(
             f"W&B would not take {run.path}: {'; '.join(problems)}. Name another place with --project and --entity, or "
             f"correct {run.path / CONFIG}"

@@ -13,7 +13,6 @@ from callbacks.checkpointing import CheckpointConfig
 from callbacks.guards import GuardConfig
 from callbacks.measures.registry import EvaluationConfig
 from callbacks.tracking import TrackingConfig
-from callbacks.wandb_names import length_problems
 from datamodules.mixed import DataConfig
 from datamodules.scenes.prepare import PrepareScenesConfig
 from modules.adapter_files import AdapterFolders
@@ -23,7 +22,7 @@ from modules.optim import OptimConfig
 from modules.reading import shown
 from modules.stages import STAGES, StageConfig
 from pipelines.run.hardware import HardwareConfig
-from pipelines.run.overrides import ConfigError, build, dotlist, merge, read_yaml
+from pipelines.run.overrides import ConfigError, build, dotlist, merge, read_yaml, refuse
 from pipelines.run.paths import in_words, own_folder
 from pipelines.run.texts import literally
 
@@ -109,9 +108,9 @@ class RunConfig:
         return Path(self.run.dir or f"runs/{self.name}")
 
     def problems(self) -> list[str]:
-        """Broken rules of all sections, each with the way out."""
+        """Broken rules of all sections but tracking, each with the way out; `load` checks that one."""
         sections = (self.stage, self.trainer, self.model, self.data, self.optim, self.checkpoint, self.guards)
-        sections_too = (self.evaluation, self.tracking, self.hardware)
+        sections_too = (self.evaluation, self.hardware)
         found = [problem for section in (*sections, *sections_too) for problem in section.problems()]
         if self.trainer.precision != "float32" and self.hardware.accelerator == "cpu":
             found.append(
@@ -129,8 +128,6 @@ class RunConfig:
                 f"name={shown(self.name)} must be a folder name: letters, digits and ' ._+=,@%-', the first a letter, "
                 f"digit or _, the last no blank, at most {_LONGEST_NAME} bytes"
             )
-        if self.tracking.wandb != "disabled":
-            found += length_problems(self.name, "name")
         if self.checkpoint.best and self.evaluation.every_n_steps % self.checkpoint.every_n_steps:
             found.append(
                 f"checkpoint.best needs a checkpoint at every evaluated step: checkpoint.every_n_steps="
@@ -162,10 +159,11 @@ class RunConfig:
         return found
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load(path: Path, overrides: Sequence[str] = (), *, tracks: bool = True) -> RunConfig:
     """Load the configuration of a YAML file and its includes, with ``key=value`` overrides, and check it.
 
-    That of a run folder or an export means the tokenizers kept there.
+    That of a run folder or an export means the tokenizers kept there. ``tracks`` is false for those who only read a
+    run: what W&B refuses does not matter to them.
 
     Raises:
         ConfigError: it is wrong; the message names key, value, rule and way out.
@@ -176,7 +174,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             if OmegaConf.select(values, f"model.{key}", throw_on_resolution_failure=False):
                 OmegaConf.update(values, f"model.{key}", literally(str(file)))
     given = OmegaConf.create(in_words(OmegaConf.to_container(dotlist(overrides, RunConfig))))
-    return build(RunConfig, merge(values, given, source="the command line"), source=str(path))
+    config = build(RunConfig, merge(values, given, source="the command line"), source=str(path))
+    if tracks:
+        refuse(config.tracking.problems(), source=str(path))
+    return config
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def build(cls: type[Config], values: DictConfig, source: str) -> Config:
     """
     plain: Any = OmegaConf.to_container(values)
     _refuse_secrets(plain, source)
-    _refuse(list(unquoted(cls, plain)), source)
+    refuse(list(unquoted(cls, plain)), source)
     try:
         config: Any = OmegaConf.to_object(merge(OmegaConf.structured(cls), values, source))
     except OmegaConfBaseException as error:
@@ -150,11 +150,16 @@ def build(cls: type[Config], values: DictConfig, source: str) -> Config:
         result: Config = at_home(config)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
-    _refuse(_not_finite(result) + (result.problems() if hasattr(result, "problems") else []), source)
+    refuse(_not_finite(result) + (result.problems() if hasattr(result, "problems") else []), source)
     return result
 
 
-def _refuse(problems: Sequence[str], source: str) -> None:
+def refuse(problems: Sequence[str], source: str) -> None:
+    """Refuse the values of ``source`` if there are ``problems``, one line each.
+
+    Raises:
+        ConfigError: there are some.
+    """
     if problems:
         raise ConfigError(f"{source}:\n" + "\n".join(f"  - {problem}" for problem in problems))
 

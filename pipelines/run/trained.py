@@ -164,7 +164,7 @@ def trained_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: ``path`` names none of the four things, or an override is wrong.
     """
     if path.is_file():
-        config = load(path, overrides)
+        config = load(path, overrides, tracks=False)
         if not config.pretrained:
             raise ConfigError(
                 f"{path} is a configuration without weights; name a run folder, or add pretrained=... to name weights"
@@ -176,7 +176,7 @@ def trained_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             f"{path} is not a run folder: it has no {CONFIG}. Name one that pipelines.train made, one of its "
             "checkpoints, a folder of pipelines.export, or a configuration file with pretrained=..."
         )
-    config = load(folder / CONFIG, overrides)
+    config = load(folder / CONFIG, overrides, tracks=False)
     return replace(config, run=replace(config.run, dir=str(folder)))
 
 

@@ -141,6 +141,14 @@ def test_disabled_starts_no_tracking_run(
     assert [path.name for path in tmp_path.iterdir()] == [METRICS]
 
 
+def test_wandb_gets_the_beginning_of_a_long_name(make: MakeTracker, tmp_path: Path) -> None:
+    about: dict[str, Any] = {"name": "n" * 150, "run_id": "abcdef", "settings": {}, "attempt": 1, "write": True}
+    Tracker(tmp_path, TrackingConfig(wandb="offline"), **about).close()
+    [folder] = (tmp_path / "wandb").glob("offline-run-*-abcdef")
+    [run] = [entry["run"] for entry in wandb_entries(folder) if entry["type"] == "run"]
+    assert run["display_name"] == "n" * 127 + "…"
+
+
 def test_an_offline_run_can_be_read_back(make: MakeTracker, tmp_path: Path) -> None:
     tracker = make("offline")
     (tmp_path / "records").mkdir()
@@ -562,6 +570,7 @@ def test_names_that_wandb_refuses_are_refused_when_the_configuration_is_read(
     [problem] = TrackingConfig(**given).problems()
     assert message in problem
     assert problem.startswith("tracking.")
+    assert TrackingConfig(**given, wandb="disabled").problems() == []
 
 
 @pytest.mark.parametrize(

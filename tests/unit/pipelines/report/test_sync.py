@@ -130,6 +130,13 @@ def test_another_place_may_be_named_when_the_runs_own_is_one_that_wandb_refuses(
     assert (record["project"], record["entity"], record["tags"]) == ("omni", "team", ["old"])
 
 
+def test_a_run_with_a_long_name_is_synced_under_its_beginning(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", name="n" * 200)
+    found = wandb_entries(sync_run(run, offline=True))
+    [record] = [record["run"] for record in found if record["type"] == "run"]
+    assert record["display_name"] == "n" * 127 + "…"
+
+
 @pytest.mark.parametrize(
     "line", ["tracking: 5", "tracking: {project: 5}", "tracking: {tags: old}", f"tracking: {{tags: [{'t' * 65}]}}"]
 )

@@ -4,9 +4,11 @@ import logging
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
-from pipelines import generate
+from pipelines import evaluate, export, generate
+from pipelines.report import __main__ as report
 from pipelines.run.trained import Trained, load_trained
 from tests.verbs import call
 
@@ -75,3 +77,19 @@ def test_what_cannot_be_answered_is_said(run: Trained, tmp_path: Path) -> None:
         run.answer(tmp_path / "text.jpg", "What?")
     with pytest.raises(FileNotFoundError, match=r"missing\.png"):
         run.answer("missing.png", "What?")
+
+
+@pytest.mark.parametrize("line", ["tracking.project=a/b", "tracking.group=" + "g" * 129, "name=" + "n" * 150])
+def test_what_wandb_refuses_does_not_matter_to_those_who_only_read_a_run(
+    run_folder: Path, tmp_path: Path, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "Offline")
+    config = OmegaConf.load(run_folder / "config.yaml")
+    key, _, value = line.partition("=")
+    OmegaConf.update(config, key, value)
+    (run_folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    assert call(generate, run_folder, "text2image", "a red circle", "--out", tmp_path / "a.png") == 0
+    assert call(export, run_folder, tmp_path / "out") == 0
+    assert call(evaluate, run_folder, "--measures", "pope") == 0
+    assert call(report, run_folder, "--out", tmp_path / "report.html") == 0
+    assert "does not load" not in (tmp_path / "report.html").read_text()
