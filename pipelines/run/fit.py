@@ -20,7 +20,7 @@ from pipelines.run.hardware import COMPUTE, check_hardware, other_arithmetic, us
 from pipelines.run.memory import estimate_memory
 from pipelines.run.output import outlived_output
 from pipelines.run.ranks import find_ranks, refuse_other_launch
-from pipelines.run.runfolder import HeldError, RunFolder, claim, open_run, settle
+from pipelines.run.runfolder import HeldError, RunFolder, claim, completed_step, open_run, settle
 from pipelines.run.training import Training
 from pipelines.run.warmup import warm_up
 
@@ -60,8 +60,8 @@ def _open(config: RunConfig, held: ExitStack | None) -> RunFolder:
     if held is None:
         return open_run(config)
     settle(config)  # before the lock is written into the folder, or it is waited for
-    if (config.folder / COMPLETE).is_file() and (run := open_run(config)).complete:
-        return run  # not held: it may be on a disk that cannot be written
+    if completed_step(config.folder) == config.trainer.max_steps:
+        return open_run(config)  # not held: it may be on a disk that cannot be written
     try:
         held.enter_context(claim(config.folder, config.run.wait_seconds))
     except HeldError as error:

@@ -209,6 +209,21 @@ def _provenance(path: Path) -> Provenance | None:
         raise ConfigError(str(error)) from None
 
 
+def completed_step(folder: Path) -> int | None:
+    """The step in COMPLETE, at which the run in ``folder`` ended; None if it has not.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    file = folder / COMPLETE
+    if not file.is_file():
+        return None
+    text = file.read_text(encoding="utf-8", errors="replace").strip()
+    if not text.isdecimal():
+        raise ConfigError(f"{file} is damaged: it holds {text[:20]!r} instead of a step. Delete it and start again")
+    return int(text)
+
+
 def _reached_its_end(config: RunConfig, checkpoint: Path | None) -> bool:
     """Whether there is nothing left to train; a complete run that is asked for more steps is trained further.
 
@@ -216,13 +231,9 @@ def _reached_its_end(config: RunConfig, checkpoint: Path | None) -> bool:
         ConfigError: COMPLETE is damaged or beyond trainer.max_steps, or its checkpoint is missing or damaged.
     """
     path, wanted = config.folder, config.trainer.max_steps
-    file = path / COMPLETE
-    if not file.is_file():
+    step = completed_step(path)
+    if step is None:
         return False
-    text = file.read_text(encoding="utf-8", errors="replace").strip()
-    if not text.isdecimal():
-        raise ConfigError(f"{file} is damaged: it holds {text[:20]!r} instead of a step. Delete it and start again")
-    step = int(text)
     if step > wanted:
         raise ConfigError(
             f"run folder {path} is complete at step {step}, beyond trainer.max_steps={wanted}: steps already trained "

@@ -271,6 +271,8 @@ def test_a_change_that_is_allowed_by_name_is_accepted_and_kept(
         "data.log_samples=true",
         "data.accept_changed=true",
         "model.vq=elsewhere.safetensors",
+        "pretrained=/elsewhere/model.safetensors",
+        "pretrained_adapters.mmu=/elsewhere/mmu",
     ],
 )
 def test_what_does_not_touch_the_weights_may_change(
