@@ -4,8 +4,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from callbacks.wandb_names import id_problems
 from datamodules.mixed import Counts
 from modules.checkpoints import latest_valid, read_facts
 from modules.files import step_name, write_file
-from modules.locks import locked
 from modules.omnimamba.config import TASKS
 from modules.reading import checked
 from modules.redaction import redacted
-from modules.run_files import CHECKPOINTS, COMPLETE, CONFIG, LOCK, METRICS, PREEMPTED, PROVENANCE
+from modules.run_files import CHECKPOINTS, COMPLETE, CONFIG, METRICS, PREEMPTED, PROVENANCE
 from pipelines.run.config import FREE_ON_RESUME, RunConfig, as_dict, differences
 from pipelines.run.console import warn
 from pipelines.run.overrides import ConfigError, build, read_yaml
@@ -130,28 +128,6 @@ class RunFolder:
     def pause(self, step: int) -> None:
         """Mark the run as stopped on request at ``step``, to be started again. Only rank 0 calls this."""
         write_file(self.path / PREEMPTED, f"{step}\n")
-
-
-class HeldError(ConfigError):
-    """Another process holds the run folder; trying again later may work."""
-
-
-@contextmanager
-def claim(folder: Path, seconds: float = 0.0) -> Iterator[None]:
-    """Hold a run folder, so that no two processes ever write to it; wait up to ``seconds`` for it.
-
-    Raises:
-        HeldError: another process still holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        try:
-            held.enter_context(locked(folder / LOCK, wait=seconds))
-        except BlockingIOError as error:
-            raise HeldError(
-                f"another process holds run folder {folder}; wait for it, or choose another run.dir"
-            ) from error
-        yield
 
 
 def settle(config: RunConfig) -> RunConfig:
