@@ -25,5 +25,5 @@ def claim(folder: Path, seconds: float = 0.0) -> Iterator[None]:
         try:
             held.enter_context(locked(folder / LOCK, wait=seconds))
         except BlockingIOError as error:
-            raise HeldError(f"another process holds run folder {folder}; wait until it has ended") from error
+            raise HeldError(f"another process holds run folder {folder}; wait for it") from error
         yield
