@@ -1,5 +1,6 @@
 """Reads torch files of plain tensors and plain data. Whatever else a file holds is refused, and nothing is run."""
 
+import errno
 import re
 import zipfile
 from pathlib import Path
@@ -27,8 +28,10 @@ def load_plain(file: Path, *, mapped: bool = True) -> Any:
         # files in the format of old torch versions cannot be memory-mapped
         mapped = mapped and zipfile.is_zipfile(file)
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError:
-        raise
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # torch's own, of a file that ends early
+            raise
+        raise NotPlainError(_reason(error)) from error
     except Exception as error:  # a damaged file makes the unpickler raise all kinds of errors
         raise NotPlainError(_reason(error)) from error
 

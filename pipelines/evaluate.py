@@ -49,7 +49,7 @@ def main() -> None:
     build = build_mini_measures if arguments.mini else build_measures
     measures = choose(build(config.evaluation), arguments.measures)
     with process_group(timedelta(minutes=config.hardware.timeout_minutes)) as ranks:
-        context = context_of(load_trained(arguments.run, overrides), ranks)
+        context = context_of(load_trained(arguments.run, overrides, draws=any(each.draws for each in measures)), ranks)
         on_all_ranks(lambda: _check(measures, context, fresh=arguments.fresh))
         results: dict[str, Result] = {}
         for measure in measures:

@@ -127,6 +127,8 @@ class Measure(ABC):
     """The type of that section."""
     record_keys: ClassVar[Keys] = {}
     """What its records must hold beyond `SAMPLE`: key to type."""
+    draws: ClassVar[bool] = False
+    """Whether it needs the image tokenizer."""
     mini: bool = False
     """Whether this is the small evaluation between full ones; its name then is the full one's with ``_mini``."""
     of_part: bool = False

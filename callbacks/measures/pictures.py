@@ -82,6 +82,7 @@ class Drawing:
 class PictureMeasure(Measure):
     """Draws a picture for every caption. A picture depends on seed and index, not on its batch or rank."""
 
+    draws: ClassVar[bool] = True
     record_keys: ClassVar[Keys] = {"codes": list, "ids_cut": int}
     config: SamplingConfig
 

@@ -58,6 +58,7 @@ class Speed(Measure):
     """
 
     key: ClassVar[str] = "speed"
+    draws: ClassVar[bool] = True
     record_keys = dict.fromkeys(PARTS, float)
     config_type = SpeedConfig
 

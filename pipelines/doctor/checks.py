@@ -4,10 +4,11 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -180,27 +181,35 @@ def _same_tokenizers(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdic
     """Whether the tokenizers are those of the weights that the run goes on from, or starts from."""
     if config is None or not Path(config.model.tokenizer).is_file():
         return
-    saved = _whole(config.folder)[-1:]
-    if not saved and not config.pretrained and not config.init_from:
+    saved = _newest(config.folder)
+    if saved is None and not config.pretrained and not config.init_from:
         return
 
     def compare() -> None:
         files = ModelFiles.of(build_tokenizer(config.model), build_vq(config.model))
-        for checkpoint in saved:
-            files.agreed(ModelFiles.of_checkpoint(checkpoint), str(checkpoint), config.model, warn)
-        if not saved:
-            agree_with_pretrained(config, files)
-            for path in config.init_from:
-                for checkpoint in _whole(Path(path))[-1:]:
-                    agree_with_stage(config, files, path, read_facts(checkpoint))
+        if saved is not None:
+            checkpoint, facts = saved
+            files.agreed(ModelFiles.stored(facts, str(checkpoint)), str(checkpoint), config.model, warn)
+            return
+        agree_with_pretrained(config, files, draws="t2i" in STAGES[config.stage.name].tasks)
+        for path in config.init_from:
+            if (start := _newest(Path(path))) is not None:
+                agree_with_stage(config, files, path, start[1])
 
     yield _tried("same tokenizers", compare, "those of the weights, as far as these tell")
 
 
-def _whole(path: Path) -> list[Path]:
-    """The checkpoint at ``path``, or the complete ones of a run folder."""
+def _newest(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint at ``path``, or the newest one of a run folder that can be read, with its facts.
+
+    Damaged ones are passed over, as by training.
+    """
     folders = [path] if (path / MANIFEST).is_file() else step_folders(path / CHECKPOINTS)
-    return [folder for folder in folders if (folder / MANIFEST).is_file()]
+    for folder in reversed(folders):
+        if (folder / MANIFEST).is_file():
+            with suppress(*USER_ERRORS):
+                return folder, read_facts(folder)
+    return None
 
 
 def _data(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:

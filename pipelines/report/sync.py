@@ -28,8 +28,8 @@ from modules.reading import checked
 from modules.run_files import CONFIG, METRICS, PROVENANCE, RECORDS
 from pipelines.report.read import METRIC_KEYS, Run, read_runs
 from pipelines.report.samples import Answer, read_answers, read_captions, sample_folders
+from pipelines.run.claim import claim
 from pipelines.run.console import say, warn
-from pipelines.run.runfolder import claim
 
 MERGED = "wandb_merged"
 """Subfolder of the run folder for the merged run; rebuilt each time."""

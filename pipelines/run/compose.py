@@ -62,7 +62,7 @@ def build_parts(config: RunConfig, report: Callable[[str], None], *, checkpoint:
     tokenizer, vq = build_tokenizer(config.model), build_vq(config.model)
     files = ModelFiles.of(tokenizer, vq)
     if checkpoint is None:
-        agree_with_pretrained(config, files)
+        agree_with_pretrained(config, files, draws="t2i" in STAGES[config.stage.name].tasks)
     else:
         files = files.agreed(ModelFiles.of_checkpoint(checkpoint), str(checkpoint), config.model, warn)
     data = build_data(config, tokenizer, vq, report)
@@ -168,13 +168,15 @@ def agree_with_stage(config: RunConfig, files: ModelFiles, path: str, facts: Map
         CheckpointError: they differ. The VQ tokenizer of a stage that did not learn to draw does not matter.
     """
     known = ModelFiles.stored(dict(facts), path)
-    stage = facts.get("config", {}).get("stage", {}).get("name")
+    where = f"config of init_from={path}"
+    section = checked(checked(facts.get("config", {}), dict[str, Any], where).get("stage", {}), dict[str, Any], where)
+    stage = checked(section.get("name", ""), str, f"{where}, stage.name")
     if stage in STAGES and "t2i" not in STAGES[stage].tasks:
         files, known = replace(files, vq=""), replace(known, vq="")
     files.agreed(known, f"init_from={path}", config.model, warn)
 
 
-def agree_with_pretrained(config: RunConfig, files: ModelFiles, *, draws: bool = True) -> None:
+def agree_with_pretrained(config: RunConfig, files: ModelFiles, *, draws: bool) -> None:
     """Compare the tokenizers with those of the weights in ``pretrained``: an export's, or a VQ tokenizer among them.
 
     Raises:
@@ -182,7 +184,7 @@ def agree_with_pretrained(config: RunConfig, files: ModelFiles, *, draws: bool =
     """
     if not config.pretrained:
         return
-    path, draws = Path(config.pretrained), draws and "t2i" in STAGES[config.stage.name].tasks
+    path = Path(config.pretrained)
     folder = path if path.is_dir() else path.parent
     if (folder / EXPORT).is_file():
         known = ModelFiles.stored(read_export_facts(folder), str(folder / EXPORT))

@@ -202,6 +202,8 @@ FREE_ON_RESUME = (
     "data.num_workers",
     "data.log_samples",
     "data.accept_changed",
+    "pretrained",
+    "pretrained_adapters",
     "model.tokenizer",
     "model.vq",
     "model.vision.dino.weights",
@@ -211,7 +213,8 @@ FREE_ON_RESUME = (
 )
 """Keys that a resumed run may change, because they affect neither the weights nor the training data.
 
-Files may move: the checkpoint's hashes ensure that samples, tokenizers and encoders are the same."""
+Files may move: the checkpoint's hashes ensure that samples, tokenizers and encoders are the same. The checkpoint holds
+all weights, so those that the run started from are not read again."""
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:

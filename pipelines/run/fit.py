@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from modules.files import GIB
 from modules.run_files import COMPLETE
 from modules.stages import STAGES
+from pipelines.run.claim import HeldError, claim
 from pipelines.run.compose import Parts, build_parts, make_embedded_data
 from pipelines.run.config import RunConfig
 from pipelines.run.console import say, warn
@@ -20,7 +21,7 @@ from pipelines.run.hardware import COMPUTE, check_hardware, other_arithmetic, us
 from pipelines.run.memory import estimate_memory
 from pipelines.run.output import outlived_output
 from pipelines.run.ranks import find_ranks, refuse_other_launch
-from pipelines.run.runfolder import HeldError, RunFolder, claim, open_run, settle
+from pipelines.run.runfolder import RunFolder, completed_step, open_run, settle
 from pipelines.run.training import Training
 from pipelines.run.warmup import warm_up
 
@@ -60,12 +61,12 @@ def _open(config: RunConfig, held: ExitStack | None) -> RunFolder:
     if held is None:
         return open_run(config)
     settle(config)  # before the lock is written into the folder, or it is waited for
-    if (config.folder / COMPLETE).is_file() and (run := open_run(config)).complete:
-        return run  # not held: it may be on a disk that cannot be written
+    if completed_step(config.folder) == config.trainer.max_steps:
+        return open_run(config)  # not held: it may be on a disk that cannot be written
     try:
         held.enter_context(claim(config.folder, config.run.wait_seconds))
     except HeldError as error:
-        warn(str(error))
+        warn(f"{error}, or choose another run.dir")
         raise SystemExit(PREEMPTED) from error
     run = open_run(config)
     if not run.complete:

@@ -85,7 +85,7 @@ def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
         ConfigError: a file is missing, is not a YAML mapping, or includes itself.
     """
     path = place_of(path)
-    if path in _seen:
+    if path.resolve() in _seen:
         raise ConfigError(f"{path} includes itself through {_seen[-1]}; break the circle of include entries")
     if not path.is_file():
         by = f" (included by {_seen[-1]})" if _seen else ""
@@ -107,7 +107,7 @@ def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
         raise ConfigError(f"{path} must hold keys and values at its top level")
     merged = OmegaConf.create({})
     for name in _includes(own.pop("include", []), path):
-        merged = merge(merged, read_yaml(path.parent / expanduser(name), (*_seen, path)), source=str(path))
+        merged = merge(merged, read_yaml(path.parent / expanduser(name), (*_seen, path.resolve())), source=str(path))
     return merge(merged, OmegaConf.create(in_file(OmegaConf.to_container(own), path)), source=str(path))
 
 

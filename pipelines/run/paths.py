@@ -1,6 +1,5 @@
 """Where relative paths in configurations count from: never the folder that a verb happens to be started in."""
 
-import os
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -30,8 +29,14 @@ PATHS = (
 
 
 def place_of(file: Path) -> Path:
-    """The absolute path of a YAML file. A link to the file is followed; links among its folders are not."""
-    return file.resolve() if file.is_symlink() else Path(os.path.abspath(file))
+    """The absolute path of a YAML file. A link to the file is followed; links among its folders are not, but for
+    ``..``, which leads out of the folder that a link stands for."""
+    if file.is_symlink():
+        return file.resolve()
+    place = Path("/")
+    for part in file.absolute().parts[1:]:
+        place = place.resolve().parent if part == ".." else place / part
+    return place
 
 
 def in_file(values: Any, file: Path) -> Any:
@@ -57,7 +62,8 @@ def own_folder(file: Path) -> Path | None:
 
 
 def _is_written_here(file: Path) -> bool:
-    return file.name == CONFIG and any((file.parent / name).exists() for name in (PROVENANCE, CHECKPOINTS, EXPORT))
+    marks = (PROVENANCE, EXPORT, f"{CHECKPOINTS}/step-*")
+    return file.name == CONFIG and any(any(file.parent.glob(mark)) for mark in marks)
 
 
 def _of_earlier_version(file: Path, path: str) -> Path:

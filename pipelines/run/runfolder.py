@@ -4,8 +4,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from callbacks.wandb_names import id_problems
 from datamodules.mixed import Counts
 from modules.checkpoints import latest_valid, read_facts
 from modules.files import step_name, write_file
-from modules.locks import locked
 from modules.omnimamba.config import TASKS
 from modules.reading import checked
 from modules.redaction import redacted
-from modules.run_files import CHECKPOINTS, COMPLETE, CONFIG, LOCK, METRICS, PREEMPTED, PROVENANCE
+from modules.run_files import CHECKPOINTS, COMPLETE, CONFIG, METRICS, PREEMPTED, PROVENANCE
 from pipelines.run.config import FREE_ON_RESUME, RunConfig, as_dict, differences
 from pipelines.run.console import warn
 from pipelines.run.overrides import ConfigError, build, read_yaml
@@ -132,28 +130,6 @@ class RunFolder:
         write_file(self.path / PREEMPTED, f"{step}\n")
 
 
-class HeldError(ConfigError):
-    """Another process holds the run folder; trying again later may work."""
-
-
-@contextmanager
-def claim(folder: Path, seconds: float = 0.0) -> Iterator[None]:
-    """Hold a run folder, so that no two processes ever write to it; wait up to ``seconds`` for it.
-
-    Raises:
-        HeldError: another process still holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        try:
-            held.enter_context(locked(folder / LOCK, wait=seconds))
-        except BlockingIOError as error:
-            raise HeldError(
-                f"another process holds run folder {folder}; wait for it, or choose another run.dir"
-            ) from error
-        yield
-
-
 def settle(config: RunConfig) -> RunConfig:
     """``config`` as its run folder completes it. Nothing is written, and no checkpoint is read.
 
@@ -209,6 +185,21 @@ def _provenance(path: Path) -> Provenance | None:
         raise ConfigError(str(error)) from None
 
 
+def completed_step(folder: Path) -> int | None:
+    """The step in COMPLETE, at which the run in ``folder`` ended; None if it has not.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    file = folder / COMPLETE
+    if not file.is_file():
+        return None
+    text = file.read_text(encoding="utf-8", errors="replace").strip()
+    if not text.isdecimal():
+        raise ConfigError(f"{file} is damaged: it holds {text[:20]!r} instead of a step. Delete it and start again")
+    return int(text)
+
+
 def _reached_its_end(config: RunConfig, checkpoint: Path | None) -> bool:
     """Whether there is nothing left to train; a complete run that is asked for more steps is trained further.
 
@@ -216,13 +207,9 @@ def _reached_its_end(config: RunConfig, checkpoint: Path | None) -> bool:
         ConfigError: COMPLETE is damaged or beyond trainer.max_steps, or its checkpoint is missing or damaged.
     """
     path, wanted = config.folder, config.trainer.max_steps
-    file = path / COMPLETE
-    if not file.is_file():
+    step = completed_step(path)
+    if step is None:
         return False
-    text = file.read_text(encoding="utf-8", errors="replace").strip()
-    if not text.isdecimal():
-        raise ConfigError(f"{file} is damaged: it holds {text[:20]!r} instead of a step. Delete it and start again")
-    step = int(text)
     if step > wanted:
         raise ConfigError(
             f"run folder {path} is complete at step {step}, beyond trainer.max_steps={wanted}: steps already trained "

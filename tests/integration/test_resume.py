@@ -34,8 +34,8 @@ slow = pytest.mark.slow
 
 CASES = [
     pytest.param(MMU, [*POPE, *WORKERS], 1, id="mmu"),
-    pytest.param(T2I, [*EVALUATED, "evaluation.samples.n=2"], 3, id="t2i"),
-    pytest.param(UNIFIED, [*POPE, *two], 2, id="unified, ddp"),
+    pytest.param(T2I, [*EVALUATED, "evaluation.samples.n=2"], 3, id="t2i", marks=slow),
+    pytest.param(UNIFIED, [*POPE, *two], 2, id="unified, ddp", marks=slow),
     pytest.param(UNIFIED, [*POPE, *two, "hardware.strategy=zero2"], 2, id="unified, zero2"),
     pytest.param(UNIFIED, POPE, 2, id="unified", marks=slow),
     pytest.param(UNIFIED, [*POPE, *WORKERS, *two, "hardware.strategy=zero1"], 1, id="unified, zero1", marks=slow),

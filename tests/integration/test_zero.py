@@ -22,6 +22,7 @@ SHARED = ["trainer.max_steps=4", "model.adapters.dropout=0.0", "data.global_batc
 SAVING = ["checkpoint.every_n_steps=1", "checkpoint.keep_last=9"]
 # two groups, one of them without weight decay, and a width that three ranks do not divide
 SHARED += ["optim.weight_decay=0.1", "model.projector_hidden=127"]
+slow = pytest.mark.slow
 STRATEGIES = ["ddp", "zero1", "zero2", "zero3"]
 
 
@@ -57,11 +58,11 @@ def test_a_checkpoint_is_that_of_ddp(runs: dict[str, Path], strategy: str) -> No
 @pytest.mark.parametrize(
     ("before", "after", "processes"),
     [
-        ("zero1", "zero1", 2),
+        pytest.param("zero1", "zero1", 2, marks=slow),
         ("zero2", "zero2", 1),
-        ("zero3", "zero3", 4),
+        pytest.param("zero3", "zero3", 4, marks=slow),
         ("ddp", "zero3", 2),
-        ("zero3", "zero1", 2),
+        pytest.param("zero3", "zero1", 2, marks=slow),
         ("zero2", "ddp", 1),
     ],
 )

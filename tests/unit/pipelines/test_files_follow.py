@@ -21,6 +21,11 @@ from modules.omnimamba.vq import PatchKMeans
 from modules.published import PublishedWeights, to_published
 from pipelines import evaluate, export, generate, train
 from pipelines.doctor import __main__ as doctor
+from pipelines.doctor.checks import examine
+from pipelines.run.compose import agree_with_stage
+from pipelines.run.config import load
+from pipelines.run.ranks import Ranks
+from pipelines.run.trained import trained_config
 from tests.unit.modules.omnimamba.test_llamagen import SMALL as SMALL_VQ
 from tests.verbs import call
 
@@ -193,6 +198,31 @@ def test_a_question_needs_no_vq(project: Path, elsewhere: Path, capsys: pytest.C
     assert answered(project / "run", capsys) == expected
     assert call(generate, project / "run", "text2image", "a red circle") == 2
     assert "gone.safetensors does not exist" in capsys.readouterr().err
+
+
+def test_questions_are_measured_without_a_vq(
+    project: Path, elsewhere: Path, prepared: PreparedPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name_others(project / "run", "vq", elsewhere / "gone.safetensors")
+    files = {"folder": prepared.scenes / "pope" / "coco", "images": prepared.scenes / "val2014"}
+    pope = ["evaluation.pope.data=scenes", *(f"evaluation.pope.{key}={path}" for key, path in files.items())]
+    assert call(evaluate, project / "run", "--measures", "pope", *pope) == 0
+    assert call(evaluate, project / "run", "--measures", "pope", "speed", *pope, MEASURED) == 2
+    assert "gone.safetensors does not exist" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_the_doctor_too(project: Path, elsewhere: Path) -> None:
+    run = project / "run"
+    newer = shutil.copytree(run / "checkpoints" / step_name(1), run / "checkpoints" / step_name(2))
+    (newer / STATE).write_bytes((newer / STATE).read_bytes()[:5000])
+    found = {verdict.name: verdict for verdict in examine(trained_config(run), Ranks())}
+    assert found["same tokenizers"].state == "ok"
+
+
+@pytest.mark.parametrize("facts", [{"config": None}, {"config": {"stage": []}}, {"config": {"stage": {"name": ["a"]}}}])
+def test_odd_facts_of_an_earlier_stage_are_named(facts: dict[str, object], project: Path) -> None:
+    with pytest.raises(ValueError, match="config of init_from=runs/a"):
+        agree_with_stage(load(project / "run" / "config.yaml"), ModelFiles(), "runs/a", facts)
 
 
 def test_a_run_without_hashes_is_taken_with_one_warning_and_hashed_at_its_next_save(

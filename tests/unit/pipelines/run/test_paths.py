@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines.run.config import RunConfig, load
+from pipelines.run.overrides import ConfigError
 
 CONFIGS = Path(__file__).parents[4] / "configs"
 OWN = """
@@ -83,3 +84,34 @@ def test_a_folder_named_like_an_interpolation_is_taken_as_it_is(here: Path, tmp_
     folder.mkdir()
     (folder / "own.yaml").write_text(OWN)
     assert placed(load(folder / "own.yaml"))[0] == f"{folder}/t/tiny.json"
+
+
+def test_what_a_file_in_a_linked_folder_includes_is_beside_its_true_place(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    (tmp_path / "data" / "base.yaml").write_text("seed: 7")
+    (tmp_path / "data" / "mine" / "own.yaml").write_text(f"include: ../base.yaml\n{OWN}")
+    (tmp_path / "project" / "configs").mkdir(parents=True)
+    (tmp_path / "project" / "configs" / "base.yaml").write_text("seed: 8")
+    (tmp_path / "project" / "configs" / "mine").symlink_to(tmp_path / "data" / "mine")
+    config = load(tmp_path / "project" / "configs" / "mine" / "own.yaml")
+    assert config.seed == 7
+    # the paths in it still count as they read
+    assert config.model.tokenizer == f"{tmp_path}/project/t/tiny.json"
+
+
+def test_a_circle_through_a_linked_folder_is_named(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "self").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "x.yaml").write_text("include: self/x.yaml")
+    with pytest.raises(ConfigError, match=r"x\.yaml includes itself"):
+        load(tmp_path / "a" / "x.yaml")
+
+
+def test_a_configuration_beside_a_folder_of_that_name_is_no_run(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text(OWN.replace("${name}", "tiny"))
+    (here / "t").mkdir()
+    (here / "t" / "tiny.json").write_text("{}")
+    assert load(tmp_path / "config.yaml").model.tokenizer == f"{tmp_path}/t/tiny.json"
+    (tmp_path / "checkpoints" / "step-000000001").mkdir()
+    assert load(tmp_path / "config.yaml").model.tokenizer == f"{here}/t/tiny.json"

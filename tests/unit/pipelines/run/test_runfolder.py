@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from datamodules.mixed import Counts
 from modules.checkpoints import STATE, CheckpointError, commit
+from pipelines.run import fit
 from pipelines.run.config import ConfigError, RunConfig, load
 from pipelines.run.provenance import provenance
 from pipelines.run.runfolder import RunFolder, open_run
@@ -271,6 +273,8 @@ def test_a_change_that_is_allowed_by_name_is_accepted_and_kept(
         "data.log_samples=true",
         "data.accept_changed=true",
         "model.vq=elsewhere.safetensors",
+        "pretrained=/elsewhere/model.safetensors",
+        "pretrained_adapters.mmu=/elsewhere/mmu",
     ],
 )
 def test_what_does_not_touch_the_weights_may_change(
@@ -384,3 +388,19 @@ def test_a_new_run_takes_the_id_of_the_agent_and_keeps_it(
     assert (folder / "config.yaml").read_text() == before
     monkeypatch.delenv("WANDB_SWEEP_ID")  # not of a sweep: the folder's own run goes on
     assert open_run(config).begin({}) == ("trial1", 3)
+
+
+def test_the_folder_is_judged_again_once_it_is_held(
+    folder: Path, configured: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between looking and holding, another start of another configuration made the folder its own."""
+
+    @contextmanager
+    def late(path: Path, _seconds: float) -> Iterator[None]:
+        RunFolder(path, configured("seed=5"), None, False).begin({})
+        yield
+
+    monkeypatch.setattr(fit, "claim", late)
+    with ExitStack() as held, pytest.raises(ConfigError, match="seed: 5 there, 0 now"):
+        fit._open(configured(), held)
+    assert load(folder / "config.yaml").seed == 5
