@@ -45,6 +45,11 @@ def test_the_commands_of_use_work_one_after_the_other(folder: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert (folder / "runs/smoke/COMPLETE").is_file()
     assert (folder / "runs/smoke/circle.png").is_file()
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", lines], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n")
 
 
 def test_the_commands_for_own_data_ask_for_the_files_they_name(folder: Path) -> None:

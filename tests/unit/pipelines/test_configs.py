@@ -42,6 +42,11 @@ def test_what_a_file_includes_is_there(path: Path) -> None:
         assert (path.parent / name).is_file()
 
 
+@pytest.mark.parametrize("name", ["stage1_mmu", "stage1_t2i", "stage2_unified"])
+def test_the_image_tokenizer_is_the_one_that_the_released_code_loads(name: str) -> None:
+    assert Path(load(CONFIGS / f"{name}.yaml").model.vq).name == "vq_ds16_t2i.pt"
+
+
 def test_the_unified_smoke_run_keeps_the_ratio_of_the_paper() -> None:
     micro = load(CONFIGS / "smoke_unified.yaml").data.micro_batch
     assert (micro.mmu, micro.t2i) == (3, 48)
