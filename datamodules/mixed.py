@@ -20,6 +20,8 @@ from modules.omnimamba.tokenizer import TextTokenizer
 
 FIELDS: dict[Task, set[str]] = {"mmu": {"json", "jpg"}, "t2i": {"json", "vq"}}
 """What each sample of a task must hold."""
+MOST_WORKERS = 256
+"""Of one rank. Each is a process; more of them would fill a machine before it can say so."""
 ENDLESS = 10**9
 """Length of the loader. Lightning prefetches a loader without a length, and a resume would lose that batch."""
 
@@ -79,8 +81,8 @@ class DataConfig:
     def problems(self) -> list[str]:
         """Broken rules that concern a single key, each with the way out."""
         found = []
-        if self.num_workers < 0:
-            found.append(f"data.num_workers={self.num_workers} must be 0 or more")
+        if not 0 <= self.num_workers <= MOST_WORKERS:
+            found.append(f"data.num_workers={self.num_workers} must lie in [0, {MOST_WORKERS}]; 2 to 8 feed a GPU")
         if self.template.question.count("{question}") != 1:
             found.append(f"data.template.question={self.template.question!r} must hold {{question}} once")
         if not 0 <= self.caption_dropout < 1:

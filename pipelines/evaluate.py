@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.run.console import run_verb, say, split_overrides
-from pipelines.run.output import show_table
+from pipelines.run.output import outlived_output, show_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,20 +48,22 @@ def main() -> None:
         raise ValueError("--mini needs evaluation.mini=N, the number of samples, which this run does not set")
     build = build_mini_measures if arguments.mini else build_measures
     measures = choose(build(config.evaluation), arguments.measures)
-    with process_group(timedelta(minutes=config.hardware.timeout_minutes)) as ranks:
-        context = context_of(load_trained(arguments.run, overrides, draws=any(each.draws for each in measures)), ranks)
-        on_all_ranks(lambda: _check(measures, context, fresh=arguments.fresh))
-        results: dict[str, Result] = {}
-        for measure in measures:
-            if ranks.leads:
-                say(f"{measure.name}: {len(measure.sample_ids())} samples")
-            result = run_measure(measure, context, generate=not arguments.score_only)
-            if result is not None:  # this process is rank 0
-                results[measure.name] = result
-    if ranks.leads:
-        title = f"{context.folder} at step {context.step}"
-        show_table(result_table(results, title=title, details=arguments.details))
-        say(f"results: {context.records / 'results.json'}")
+    with outlived_output():  # what is printed is in results.json, too
+        with process_group(timedelta(minutes=config.hardware.timeout_minutes)) as ranks:
+            trained = load_trained(arguments.run, overrides, draws=any(measure.draws for measure in measures))
+            context = context_of(trained, ranks)
+            on_all_ranks(lambda: _check(measures, context, fresh=arguments.fresh))
+            results: dict[str, Result] = {}
+            for measure in measures:
+                if ranks.leads:
+                    say(f"{measure.name}: {len(measure.sample_ids())} samples")
+                result = run_measure(measure, context, generate=not arguments.score_only)
+                if result is not None:  # this process is rank 0
+                    results[measure.name] = result
+        if ranks.leads:
+            title = f"{context.folder} at step {context.step}"
+            show_table(result_table(results, title=title, details=arguments.details))
+            say(f"results: {context.records / 'results.json'}")
 
 
 def _check(measures: "Sequence[Measure]", context: "EvaluationContext", *, fresh: bool) -> None:

@@ -24,7 +24,6 @@ ROUNDING = 1e-6
 _NPY = b"\x93NUMPY"
 _DAMAGED = (ValueError, RuntimeError, EOFError, LookupError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile)
 """What zipfile and numpy raise for damaged or encrypted files. A disk that fails to read raises OSError, its own."""
-_CONVERT = "s = np.load(npy, allow_pickle=True).item(); np.savez(npz, mu=s['mu'], sigma=s['sigma'])"
 
 
 class _Count(TypedDict):
@@ -97,7 +96,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     if content.startswith(_NPY):
         raise ValueError(
             f"{path} is an npy file: one array, or a pickle, which is never loaded. Expected an npz with mu and "
-            f"sigma; convert statistics of your own: {_CONVERT}"
+            "sigma; let the program that made it write np.savez(npz, mu=mu, sigma=sigma)"
         )
     try:
         with zipfile.ZipFile(BytesIO(content)), np.load(BytesIO(content), allow_pickle=False) as arrays:

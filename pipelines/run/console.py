@@ -36,7 +36,10 @@ _WAYS_OUT = {
 
 def say(text: str = "") -> None:
     """Print a line for the user."""
-    print(redact(text), flush=True)
+    try:
+        print(redact(text), flush=True)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, "standard output") from error
 
 
 def warn(text: str) -> None:

@@ -57,7 +57,7 @@ class _Outlived:
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
         with suppress(OSError, ValueError, AttributeError):
-            sys.stderr.write(f"WARNING: {self._name} can no longer be written ({error}); training goes on without it\n")
+            sys.stderr.write(f"WARNING: {self._name} can no longer be written ({error}); the work goes on without it\n")
             sys.stderr.flush()
 
 

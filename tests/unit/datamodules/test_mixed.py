@@ -309,7 +309,7 @@ def test_a_folder_that_cannot_be_written_is_named(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_workers": -1}, "data.num_workers=-1 must be 0 or more"),
+        ({"num_workers": -1}, "data.num_workers=-1 must lie in [0, 256]; 2 to 8 feed a GPU"),
         ({"caption_dropout": 1.0}, "data.caption_dropout=1.0 must lie in [0, 1)"),
         ({"bad_limit": 2.0}, "data.bad_limit=2.0 must lie in [0, 1]"),
         ({"template": PromptTemplate(question="Q")}, "data.template.question='Q' must hold {question} once"),

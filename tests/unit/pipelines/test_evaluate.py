@@ -151,3 +151,14 @@ def test_only_an_official_measure_has_the_papers_value_beside_it(name: str, show
     table = evaluate.result_table({name: result}, title="")
     column = next(column for column in table.columns if column.header == "paper")
     assert list(column.cells) == [shown]
+
+
+def test_results_outlive_a_full_standard_output(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert call(evaluate, run_folder, "--measures", "samples") == 0
+    [results] = run_folder.glob("records/*/results.json")
+    assert "samples" in json.loads(results.read_text())
+    assert "standard output can no longer be written" in capfd.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-from pipelines.run.console import run_verb, warn
+from pipelines.run.console import run_verb, say, warn
 from pipelines.run.hardware import take_gpu
 from pipelines.run.local_rank import local_rank
 
@@ -251,3 +251,11 @@ def test_one_process_of_a_node_warns(
     if "SLURM_LOCALID" in environment and "LOCAL_RANK" not in environment:
         monkeypatch.setattr(SLURMEnvironment, "_validate_srun_used", lambda *_: None)
         assert local_rank() == (SLURMEnvironment(False).local_rank() if SLURMEnvironment.detect() else 0)
+
+
+def test_standard_output_that_is_full_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with pytest.raises(OSError, match="No space left on device: 'standard output'"):
+            say("a line")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # closing writes the line again
