@@ -5,7 +5,8 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 SWEEPS := .venv-sweeps
 # A process per core, but no more than four: each loads torch. The tests of one file stay together and share fixtures.
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+# Files go out in order of their names: the long ones of integration/ and slurm/ come before the many short ones.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint format setup sweeps

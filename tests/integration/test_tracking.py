@@ -81,6 +81,7 @@ def test_an_offline_run_holds_all_keys_steps_tables_and_pictures(small: list[str
     assert {"checkpoint", "provenance"} <= kept
 
 
+@pytest.mark.slow
 def test_killed_three_times_a_run_reads_back_as_one_history(small: list[str], train: Train, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     length = [*LENGTH, "tracking.wandb=offline"]

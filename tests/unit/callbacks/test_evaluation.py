@@ -17,6 +17,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.utils.data import DataLoader, Dataset
 
 from callbacks.evaluation import EvaluationCallback
+from callbacks.measures.content import ContentConfig
 from callbacks.measures.fid_config import FidConfig
 from callbacks.measures.gqa import GqaConfig
 from callbacks.measures.measure import EvaluationContext, Measure, Result
@@ -335,6 +336,7 @@ def test_build_measures() -> None:
         vqav2=VqaV2Config(questions="q", images="i", annotations="a"),
         mme=MmeConfig(source="m", limit=2),
         mmmu=MmmuConfig(folder="m", split="dev"),
+        content=ContentConfig(captions="c", images="i"),
         fid=FidConfig(captions="c", images="i", n=256),
         samples=SamplesConfig(prompts=("a",)),
         speed=SpeedConfig(),
@@ -347,6 +349,7 @@ def test_build_measures() -> None:
         "vqav2",
         "mme_mini",
         "mmmu_dev",
+        "content_scenes",
         "fd_pool",
         "samples",
         "speed",
@@ -419,6 +422,7 @@ def test_mini_measures_are_of_few_samples_and_never_of_more_than_the_full_ones()
         mini=100,
         pope=PopeConfig(folder="p", images="i"),
         gqa=GqaConfig(questions="q", images="i", limit=20),
+        content=ContentConfig(captions="c", images="i"),
         fid=FidConfig(captions="c", images="i", n=256),
         samples=SamplesConfig(prompts=("a",)),
         speed=SpeedConfig(),
