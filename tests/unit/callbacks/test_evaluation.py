@@ -422,7 +422,6 @@ def test_mini_measures_are_of_few_samples_and_never_of_more_than_the_full_ones()
         mini=100,
         pope=PopeConfig(folder="p", images="i"),
         gqa=GqaConfig(questions="q", images="i", limit=20),
-        content=ContentConfig(captions="c", images="i"),
         fid=FidConfig(captions="c", images="i", n=256),
         samples=SamplesConfig(prompts=("a",)),
         speed=SpeedConfig(),
