@@ -28,11 +28,9 @@ def load_plain(file: Path, *, mapped: bool = True) -> Any:
         # files in the format of old torch versions cannot be memory-mapped
         mapped = mapped and zipfile.is_zipfile(file)
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError as error:
-        if error.errno not in (None, errno.EINVAL):  # torch's own, of a file that ends early
-            raise
-        raise NotPlainError(_reason(error)) from error
     except Exception as error:  # a damaged file makes the unpickler raise all kinds of errors
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # those two: a file that ends early
+            raise
         raise NotPlainError(_reason(error)) from error
 
 

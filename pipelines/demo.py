@@ -43,7 +43,7 @@ CONTENT = (
     ("place", "its place, where named"),
 )
 LEAST_CONTENT = 0.5
-"""Far below what any seed reached on any CPU (docs/experiments.md), and far above what shuffled captions reach."""
+"""Far below what two seeds reached (docs/experiments.md), and far above what shuffled captions reach."""
 
 
 def main() -> None:
@@ -54,7 +54,6 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides for all three runs")
     arguments = parser.parse_args()
     # imported here to keep --help fast
-
     from callbacks.tracking import read_metrics
     from pipelines.report.page import write_report
     from pipelines.run.config import load

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from datamodules.scenes.draw import COLORS, SHAPES, Object, Scene
+from datamodules.scenes.draw import COLORS, DIAMETERS, SHAPES, Object, Scene
 
 NAMES = {
     "shape": tuple(str(shape) for shape in SHAPES),
@@ -23,8 +23,8 @@ RELATIONS: dict[str, Callable[[Object, Object], bool]] = {
 NUMBERS = ("no objects", "one object", "two objects", "three objects")
 """How a number of objects is written out."""
 
-_RELATED = re.compile(
-    rf"(?:({'|'.join(RELATIONS)}) )?\ban? (?:(small|large) )?({'|'.join(COLORS)}) ({'|'.join(SHAPES)})\b"
+_NAMED = re.compile(
+    rf"\ban? (?:({'|'.join(DIAMETERS)}) )?({'|'.join(COLORS)}) ({'|'.join(SHAPES)})\b"
     r"(?: at the ((?:top|bottom) (?:left|right)))?"
 )
 
@@ -37,17 +37,12 @@ class Named:
     shape: str
     size: str
     place: str
-    relation: str
-    """How the caption's first object lies to this one, such as "left of"."""
 
 
 def named(caption: str) -> list[Named]:
-    """The objects that a caption of a scene names, in its order: the inverse of `captions`, for any such words."""
-    found = [match.groups(default="") for match in _RELATED.finditer(caption)]
-    return [
-        Named(color=color, shape=shape, size=size, place=place, relation=relation)
-        for relation, size, color, shape, place in found
-    ]
+    """The objects that a caption of a scene names, in its order. How they lie to each other is left out."""
+    found = [match.groups(default="") for match in _NAMED.finditer(caption)]
+    return [Named(color=color, shape=shape, size=size, place=place) for size, color, shape, place in found]
 
 
 def article(name: str) -> str:

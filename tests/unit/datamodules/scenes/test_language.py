@@ -92,16 +92,16 @@ def test_captions_name_the_objects_of_their_scene(index: int) -> None:
 @pytest.mark.parametrize(
     ("caption", "expected"),
     [
-        ("a red circle", [Named(color="red", shape="circle", size="", place="", relation="")]),
+        ("a red circle", [Named(color="red", shape="circle", size="", place="")]),
         (
             "an orange cross at the bottom left",
-            [Named(color="orange", shape="cross", size="", place="bottom left", relation="")],
+            [Named(color="orange", shape="cross", size="", place="bottom left")],
         ),
         (
             "a small red circle left of a large blue square",
             [
-                Named(color="red", shape="circle", size="small", place="", relation=""),
-                Named(color="blue", shape="square", size="large", place="", relation="left of"),
+                Named(color="red", shape="circle", size="small", place=""),
+                Named(color="blue", shape="square", size="large", place=""),
             ],
         ),
         ("a dog", []),
