@@ -18,7 +18,7 @@ from datamodules.scenes.draw import BACKGROUNDS, CELL, COLORS, DIAMETERS, SHAPES
 LEAST_AREA = 24
 """Areas of fewer pixels are specks; the smallest shape, a small triangle, has about 98."""
 LEAST_OVERLAP = 0.75
-"""Least intersection over union with an outline. Shapes of the scenes reach at least 0.84; a circle in a square has 0.79."""
+"""Least intersection over union with an outline. Shapes of the scenes reach 0.84 or more; a circle in a square 0.79."""
 WIDEST = 4 / 3
 """Largest ratio of the sides of the box around a shape: all shapes are as wide as high."""
 
