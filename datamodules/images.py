@@ -70,19 +70,23 @@ def opened(payload: bytes) -> Image.Image:
         raise ValueError(f"no picture of a known kind ({', '.join(FORMATS)})") from error
 
 
-def decode(payload: bytes) -> Image.Image:
+def decode(payload: bytes, most_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture in an image file, fully decoded, upright, in RGB; transparency shows white.
 
     Raises:
         ValueError: it is damaged, too large or not a picture; the message is the reason.
     """
-    return read_picture(payload).image
+    return read_picture(payload, most_pixels).image
 
 
-def read_picture(payload: bytes) -> Picture:
+def read_picture(payload: bytes, most_pixels: int = MAX_PIXELS) -> Picture:
     """Like `decode`, with what was found."""
     try:
         with opened(payload) as image:
+            if (pixels := image.width * image.height) > most_pixels:
+                raise ValueError(
+                    f"it has {pixels / 1e6:.0f} megapixels, more than {most_pixels / 1e6:.0f}; scale it down"
+                )
             image.load()
             return _upright_rgb(image)
     except Exception as error:  # on damaged files, Pillow's plugins raise all kinds of errors

@@ -75,6 +75,7 @@ def main() -> None:
     say(f"report of all three runs: {write_report(runs, unified.parent / 'report.html')} (open it in any browser)")
     python, folder = shlex.quote(os.path.relpath(sys.executable)), shlex.quote(str(unified))
     say(f"demo done in {time.monotonic() - started:.0f} s; ask it yourself:")
+    say(f"  {python} -m pipelines.page {folder}")
     say(f'  {python} -m pipelines.generate {folder} text2image "a large red circle"')
     say(f'  {python} -m pipelines.generate {folder} describe IMAGE "Is there a red circle in the image?" --short')
     failures = failures_of(t2i, unified)

@@ -45,8 +45,9 @@ def text2image(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         FileExistsError: the file exists and ``--force`` is not given.
         FileNotFoundError: the folder of the file is missing.
     """
+    from pipelines.run.asked import require_drawable, sampling_of
     from pipelines.run.compose import build_tokenizer
-    from pipelines.run.trained import load_trained, require_drawable, sampling_of, trained_config
+    from pipelines.run.trained import load_trained, trained_config
 
     config = trained_config(arguments.run, overrides)
     # all of it is checked before the weights are loaded, which may take minutes
@@ -69,7 +70,8 @@ def describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         FileNotFoundError: there is no such picture.
     """
     from datamodules.images import read_image
-    from pipelines.run.trained import load_trained, require_question, trained_config
+    from pipelines.run.asked import require_question
+    from pipelines.run.trained import load_trained, trained_config
 
     require_question(arguments.question, arguments.max_new_tokens)
     read_image(arguments.image)

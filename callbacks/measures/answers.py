@@ -185,6 +185,24 @@ def answer(
     return answers
 
 
+def stream_answer(
+    context: EvaluationContext, image: ImageSource, prompt: list[int], max_new_tokens: int
+) -> Iterator[tuple[str, int, bool]]:
+    """`answer` to one prompt while it grows, after each token."""
+    pixels = read_mmu_pixels(image, context.model.config.vision.image_size)[None]
+    with torch.no_grad():
+        features = context.model.vision(pixels.to(context.device))
+    end = context.tokenizer.end_of_text
+    ids: list[int] = []
+    asked = torch.tensor([prompt], device=context.device)
+    for token in context.model.stream_text(features, asked, max_new_tokens=max_new_tokens, end_id=end):
+        if int(token) == end:
+            yield context.tokenizer.decode(ids), len(ids), False
+        else:
+            ids.append(int(token))
+            yield context.tokenizer.decode(ids), len(ids), True
+
+
 def table_rows(records: Sequence[Record], correct: Sequence[bool], limit: int = TABLE_ROWS) -> list[Record]:
     """At most ``limit`` records: half spread evenly, so they are the same at every step, and half errors."""
     fixed = records[:: max(1, -(-len(records) // (limit // 2)))]

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from callbacks.tracking import Tracker
 from datamodules.encode import caption_overflow, encode_caption
 from datamodules.images import to_image
 from modules.json_lines import Keys
+from modules.omnimamba.decoding import unheard
 from modules.omnimamba.vq import ImageTokenizer
 from modules.reading import checked
 from modules.seeds import keyed_seed
@@ -157,9 +158,16 @@ class PictureMeasure(Measure):
 
 
 def draw(
-    context: EvaluationContext, captions: Sequence[str], indices: Sequence[int], sampling: SamplingConfig
+    context: EvaluationContext,
+    captions: Sequence[str],
+    indices: Sequence[int],
+    sampling: SamplingConfig,
+    on_token: Callable[[], None] = unheard,
 ) -> Tensor:
-    """VQ codes (B, image_tokens) for ``captions``; the random numbers of each depend on its index in ``indices``."""
+    """VQ codes (B, image_tokens) for ``captions``; the random numbers of each depend on its index in ``indices``.
+
+    ``on_token`` is called after each token.
+    """
     config = context.model.config
     ids = [encode_caption(context.tokenizer, caption, config.caption_length) for caption in captions]
     numbers = torch.stack([uniforms(sampling.seed, index, config.image_tokens) for index in indices])
@@ -171,6 +179,7 @@ def draw(
         top_p=sampling.top_p,
         guidance=sampling.guidance,
         empty_ids_C=torch.tensor(encode_caption(context.tokenizer, "", config.caption_length), device=context.device),
+        on_token=on_token,
     )
 
 

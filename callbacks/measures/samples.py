@@ -16,7 +16,11 @@ from datamodules.encode import caption_overflow
 from datamodules.images import to_image
 from modules.files import step_name, write_json
 from modules.omnimamba.tokenizer import TextTokenizer
+from modules.reading import read_json, shown
 from modules.run_files import SAMPLES
+
+CAPTIONS = "captions.json"
+"""What was drawn, beside its pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +84,28 @@ class Samples(PictureMeasure):
         folder.mkdir(parents=True, exist_ok=True)
         for record, picture in zip(records, _pictures(context, records), strict=True):
             picture.save(folder / f"{record['sample_id']}.png")
-        write_json(folder / "captions.json", {record["sample_id"]: record["prompt"] for record in records})
+        write_json(folder / CAPTIONS, {record["sample_id"]: record["prompt"] for record in records})
         return Result(metrics={}, standard_errors={}, baselines={}, protocol=self.traced(context, records))
 
     def publish(self, context: EvaluationContext, records: Sequence[Record], tracker: Tracker) -> None:
         """Log the pictures."""
         captions = [record["prompt"] for record in records]
         tracker.log_images(context.step, self.prefix, _pictures(context, records), captions)
+
+
+def read_captions(path: Path) -> dict[str, str]:
+    """The captions by sample id, which is also the name of the picture.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        captions = read_json(path, dict[str, str], "captions")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); its pictures are left out") from error
+    if odd := [sample for sample in captions if Path(sample).name != sample or "\0" in sample]:
+        raise ValueError(f"{path} is damaged: {shown(odd[0])} is no picture's name; its pictures are left out")
+    return captions
 
 
 def require_short(tokenizer: TextTokenizer, caption: str, length: int) -> None:

@@ -25,6 +25,10 @@ class NotFiniteError(ValueError):
     """The model computes non-finite numbers, so its tokens mean nothing."""
 
 
+def unheard() -> None:
+    """Called after each token if nobody wants to know."""
+
+
 class Decoder:
     """A snapshot of a task's weights, prepared for generating any number of tokens."""
 
@@ -71,8 +75,11 @@ class Decoder:
         count: int,
         uniforms_BI: Tensor | None,
         pick: Pick,
+        on_token: Callable[[], None] = unheard,
     ) -> Tensor:
         """``count`` tokens (B, count) after a prompt that ended before position ``start`` with ``hidden_BD``.
+
+        ``on_token`` is called after each of them; a GPU may still be at an earlier one.
 
         Raises:
             NotFiniteError: see `check`.
@@ -95,9 +102,12 @@ class Decoder:
                 advance = _recorded(advance)
             advance()
             tokens.append(token.clone())
+            on_token()
         self.check(hidden)
         last = None if uniforms_BI is None else uniforms_BI[:, count - 1]
-        return torch.stack([*tokens, self.choose(hidden, last, pick)], dim=1)
+        tokens.append(self.choose(hidden, last, pick))
+        on_token()
+        return torch.stack(tokens, dim=1)
 
 
 def _recorded(work: Callable[[], None]) -> Callable[[], None]:

@@ -8,7 +8,7 @@ A training row holds all sequences of a micro-batch one after the other, MMU bef
 forward pass serves both tasks, and convolution and scan start over at each sequence.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial, wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from modules.omnimamba.adapters import Segments, segments_of
 from modules.omnimamba.backbone import Backbone, BackboneState
 from modules.omnimamba.config import TASKS, ModelConfig, Task
-from modules.omnimamba.decoding import Decoder
+from modules.omnimamba.decoding import Decoder, unheard
 from modules.omnimamba.embeddings import CaptionProjection, Mlp
 from modules.omnimamba.rows import concatenated, stacked
 from modules.omnimamba.sampling import Pick, choose, pick_guided
@@ -130,11 +130,18 @@ class OmniMamba(nn.Module):
         features_BFW = self.vision(images_B3SS)
         return self.continue_text(features_BFW, prompt_ids_BN, max_new_tokens=max_new_tokens, end_id=end_id)
 
-    @torch.no_grad()
     def continue_text(
         self, features_BFW: Tensor, prompt_ids_BN: Tensor, *, max_new_tokens: int, end_id: int | None
     ) -> Tensor:
-        """`generate_text` from vision features; without ``end_id`` every row gets all its tokens.
+        """`generate_text` from vision features; see `stream_text`."""
+        ids = self.stream_text(features_BFW, prompt_ids_BN, max_new_tokens=max_new_tokens, end_id=end_id)
+        return torch.stack(list(ids), dim=1)
+
+    @torch.no_grad()
+    def stream_text(
+        self, features_BFW: Tensor, prompt_ids_BN: Tensor, *, max_new_tokens: int, end_id: int | None
+    ) -> Iterator[Tensor]:
+        """The tokens (B,) of `continue_text`, one after the other; without ``end_id`` every row gets all of them.
 
         Raises:
             ValueError: prompt and answer together exceed the learned positions.
@@ -155,18 +162,17 @@ class OmniMamba(nn.Module):
         decoder = self._decoder("mmu")
         first = features_BFW.shape[1] + prompt_ids_BN.shape[1]
         done_B = torch.zeros(len(hidden_BD), dtype=torch.bool, device=hidden_BD.device)
-        tokens: list[Tensor] = []
-        for position in range(first, first + max_new_tokens):
+        last = first + max_new_tokens - 1
+        for position in range(first, last + 1):
             token_B = decoder.choose(hidden_BD)
             if end_id is not None:
                 token_B = token_B.masked_fill(done_B, end_id)
                 done_B |= token_B == end_id
-            tokens.append(token_B)
-            if len(tokens) == max_new_tokens or bool(done_B.all()):
+            yield token_B
+            if position == last or bool(done_B.all()):
                 break
             hidden_BD = decoder.step(token_B, self.mmu_positions[position], state)
         decoder.check(hidden_BD)
-        return torch.stack(tokens, dim=1)
 
     def answer_room(self, prompt_length: int) -> int:
         """How many tokens an answer to a prompt of ``prompt_length`` ids can have; the last one needs no position."""
@@ -183,11 +189,12 @@ class OmniMamba(nn.Module):
         top_p: float = 1.0,
         guidance: float = 1.0,
         empty_ids_C: Tensor | None = None,
+        on_token: Callable[[], None] = unheard,
     ) -> Tensor:
         """VQ codes (B, I) of captions (B, C+5): greedy, or by the inverse CDF at ``uniforms_BI``, in [0, 1).
 
         ``guidance`` other than 1 needs ``empty_ids_C``, an empty caption, and draws each picture in two rows: one reads
-        the caption, the other the empty one. See `sampling.guided`.
+        the caption, the other the empty one. See `sampling.guided`. ``on_token`` is called after each token.
         """
         start, drawn = caption_ids_BC.shape[1] - 1, len(caption_ids_BC)
         pick: Pick = partial(choose, temperature=temperature, top_k=top_k, top_p=top_p)
@@ -198,9 +205,8 @@ class OmniMamba(nn.Module):
         hidden_BD, state = self._prefill(
             "t2i", lambda: self._caption(caption_ids_BC[:, :-1]) + self.t2i_positions[:start]
         )
-        return self._decoder("t2i").draw(
-            hidden_BD, state, start=start, count=self.config.image_tokens, uniforms_BI=uniforms_BI, pick=pick
-        )[:drawn]
+        draw = partial(self._decoder("t2i").draw, start=start, count=self.config.image_tokens, uniforms_BI=uniforms_BI)
+        return draw(hidden_BD, state, pick=pick, on_token=on_token)[:drawn]
 
     @_in_its_precision
     def _prefill(self, task: Task, embed: Callable[[], Tensor]) -> tuple[Tensor, BackboneState]:

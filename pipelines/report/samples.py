@@ -11,9 +11,9 @@ from PIL import Image
 from callbacks.measures.answers import QuestionMeasure, table_rows
 from callbacks.measures.records import Record, RecordBook
 from callbacks.measures.registry import build_measures
+from callbacks.measures.samples import CAPTIONS, read_captions
 from datamodules.images import ImageSource, read_image
 from modules.files import step_folders, step_name, step_of
-from modules.reading import read_json, shown
 from modules.run_files import CONFIG, RECORDS, SAMPLES
 from pipelines.report.read import Run
 from pipelines.run.config import load
@@ -79,7 +79,7 @@ def read_sheet(run: Run) -> Sheet | None:
     folders = _spread(found, MOST_STEPS)
     captions: dict[str, str] = {}
     for folder in folders:
-        captions |= run.noted(read_captions, folder / "captions.json") or {}
+        captions |= run.noted(read_captions, folder / CAPTIONS) or {}
     chosen = sorted(captions)[:MOST_CAPTIONS]
 
     def picture(folder: Path, sample: str) -> str | None:
@@ -100,22 +100,7 @@ def read_sheet(run: Run) -> Sheet | None:
 
 def sample_folders(run: Run) -> list[Path]:
     """The folders of sample pictures, by step."""
-    return [folder for folder in step_folders(run.path / SAMPLES) if (folder / "captions.json").is_file()]
-
-
-def read_captions(path: Path) -> dict[str, str]:
-    """The captions by sample id, which is also the name of the picture.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    try:
-        captions = read_json(path, dict[str, str], "captions")
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); its pictures are left out") from error
-    if odd := [sample for sample in captions if Path(sample).name != sample or "\0" in sample]:
-        raise ValueError(f"{path} is damaged: {shown(odd[0])} is no picture's name; its pictures are left out")
-    return captions
+    return [folder for folder in step_folders(run.path / SAMPLES) if (folder / CAPTIONS).is_file()]
 
 
 def _spread(found: list[Path], most: int) -> list[Path]:

@@ -18,6 +18,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from callbacks.measures.answers import COLUMNS, TABLE_ROWS
+from callbacks.measures.samples import CAPTIONS, read_captions
 from callbacks.tracking import read_metrics
 from callbacks.wandb_names import length_problems, place_problems, shown_name, tag_problems
 from callbacks.wandb_run import TrackingConfig
@@ -27,7 +28,7 @@ from modules.json_lines import read_rows
 from modules.reading import checked
 from modules.run_files import CONFIG, METRICS, PROVENANCE, RECORDS
 from pipelines.report.read import METRIC_KEYS, Run, read_runs
-from pipelines.report.samples import Answer, read_answers, read_captions, sample_folders
+from pipelines.report.samples import Answer, read_answers, sample_folders
 from pipelines.run.claim import claim
 from pipelines.run.console import say, warn
 
@@ -185,7 +186,7 @@ def _pictures(run: Run) -> list[tuple[int, dict[str, Any]]]:
 
     found = []
     for folder in sample_folders(run):
-        captions = run.noted(read_captions, folder / "captions.json") or {}
+        captions = run.noted(read_captions, folder / CAPTIONS) or {}
         images = {sample: run.noted(read_image, folder / f"{sample}.png") for sample in captions}
         pictures = [wandb.Image(image, caption=captions[sample]) for sample, image in images.items() if image]
         found.append((step_of(folder.name) or 0, {"eval/samples": pictures}))

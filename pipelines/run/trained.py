@@ -8,23 +8,22 @@ A path may name four things: a run folder (its latest checkpoint), one of its ch
 `pipelines.export`, or a configuration file whose ``pretrained`` names published weights.
 """
 
-import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from callbacks.measures.answers import SHORT_ANSWER, answer
+from callbacks.measures.answers import SHORT_ANSWER, stream_answer
 from callbacks.measures.measure import EvaluationContext
-from callbacks.measures.pictures import NO_VQ, SamplingConfig, draw, require_vq, warn_if_never_empty
-from callbacks.measures.samples import SamplesConfig, require_short
+from callbacks.measures.pictures import draw, require_vq, warn_if_never_empty
 from datamodules.encode import encode_question
-from datamodules.images import ImageSource, StoredImage, read_image, to_image
+from datamodules.images import to_image
 from modules import exports
 from modules.adapter_files import load_adapters
 from modules.checkpoints import (
@@ -38,6 +37,7 @@ from modules.checkpoints import (
 )
 from modules.files import sha256
 from modules.model_files import ModelFiles
+from modules.omnimamba.decoding import unheard
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
@@ -46,6 +46,7 @@ from modules.pretrained import load_pretrained
 from modules.published import load_language
 from modules.run_files import CONFIG, EXPORT
 from modules.weight_files import SAFETENSORS, weight_files
+from pipelines.run.asked import require_drawable, require_question, sampling_of, source_of
 from pipelines.run.compose import agree_with_pretrained, build_tokenizer, build_vq
 from pipelines.run.config import RunConfig, load
 from pipelines.run.console import say, warn
@@ -56,6 +57,8 @@ from pipelines.run.ranks import Ranks
 log = logging.getLogger(__name__)
 ANSWER_LENGTH = 64
 """Default for the largest number of tokens of an answer."""
+SYNC_EVERY = 8
+"""Tokens between two waits for the GPU, if progress is reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +82,13 @@ class Trained:
         """What a measure gets to work with, in one process."""
         return context_of(self)
 
-    def draw(self, caption: str, n: int = 1, **sampling: Any) -> list[Image.Image]:
+    def draw(
+        self, caption: str, n: int = 1, *, progress: Callable[[int, int], None] | None = None, **sampling: Any
+    ) -> list[Image.Image]:
         """``n`` pictures of ``caption``. Each depends on the seed and its number alone.
 
-        ``sampling`` changes the run's own settings (see `sampling_of`).
+        ``progress`` is called with the number of tokens that are chosen, and of all. ``sampling`` changes the run's
+        own settings (see `sampling_of`).
 
         Raises:
             ValueError: the caption is empty or too long, a setting is out of range, or there is no image tokenizer.
@@ -92,7 +98,8 @@ class Trained:
         if n < 1:
             raise ValueError(f"n={n} must be at least 1")
         warn_if_never_empty(self.context, "drawing", settings)
-        codes = draw(self.context, [caption] * n, range(n), settings)
+        on_token = unheard if progress is None else self._counted(progress)
+        codes = draw(self.context, [caption] * n, range(n), settings, on_token)
         return [to_image(pixels) for pixels in require_vq(self.context).decode(codes)]
 
     def answer(
@@ -104,57 +111,35 @@ class Trained:
             FileNotFoundError: there is no such picture.
             ValueError: the question is empty or too long, or the picture does not decode.
         """
+        return list(self.stream(image, question, short=short, max_new_tokens=max_new_tokens))[-1]
+
+    def stream(
+        self, image: str | Path | Image.Image, question: str, *, short: bool = False, max_new_tokens: int | None = None
+    ) -> Iterator[str]:
+        """`answer` while it grows: the text so far, after each token."""
         require_question(question, max_new_tokens)
-        source = _source(image)
-        read_image(source)
-        asked = question.strip() + (SHORT_ANSWER if short else "")
-        prompt = encode_question(self.tokenizer, asked, self.config.data.template)
+        source = source_of(image)
+        prompt = encode_question(self.tokenizer, question.strip() + SHORT_ANSWER * short, self.config.data.template)
         most = max_new_tokens or max(1, min(ANSWER_LENGTH, self.model.answer_room(len(prompt))))
-        [(text, _, truncated)] = answer(self.context, [source], [prompt], most)
-        if truncated:
+        cut = False
+        for text, _, truncated in stream_answer(self.context, source, prompt, most):
+            cut = truncated
+            yield text
+        if cut:
             log.warning("the answer was cut after %d tokens; allow more, if the model has room", most)
-        return text
 
+    def _counted(self, progress: Callable[[int, int], None]) -> Callable[[], None]:
+        """Reports each token, counted from 1."""
+        done, of = count(1), self.model.config.image_tokens
 
-def sampling_of(config: RunConfig, **given: Any) -> SamplingConfig:
-    """The sampling settings of the run's ``evaluation.samples``, changed by those given that are not None.
+        def report() -> None:
+            token = next(done)
+            # tokens are only queued on a GPU; without a wait, all would be reported at once
+            if token % SYNC_EVERY == 0 and self.model.device.type == "cuda":
+                torch.cuda.synchronize()
+            progress(token, of)
 
-    Raises:
-        ValueError: a setting is unknown or out of range.
-    """
-    base = config.evaluation.section(SamplesConfig) or SamplingConfig()
-    values = {name: getattr(base, name) for name in SamplingConfig.__dataclass_fields__}
-    if unknown := sorted(given.keys() - values.keys()):
-        raise ValueError(f"unknown sampling setting {unknown[0]}; known are {', '.join(values)}")
-    sampling = SamplingConfig(**values | {name: value for name, value in given.items() if value is not None})
-    if problems := sampling.problems():
-        raise ValueError("; ".join(problems))
-    return sampling
-
-
-def require_drawable(config: RunConfig, tokenizer: TextTokenizer, caption: str) -> None:
-    """Raise ValueError if ``caption`` is empty or too long, or the run cannot decode pictures."""
-    if not caption.strip():
-        raise ValueError("the caption is empty; say what to draw")
-    if not config.model.vq:
-        raise ValueError(NO_VQ)
-    require_short(tokenizer, caption, config.model.caption_length)
-
-
-def require_question(question: str, max_new_tokens: int | None = None) -> None:
-    """Raise ValueError if ``question`` is empty, or no token is asked for."""
-    if not question.strip():
-        raise ValueError('the question is empty; ask something, for example "What is in the image?"')
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
-
-
-def _source(image: str | Path | Image.Image) -> ImageSource:
-    if not isinstance(image, Image.Image):
-        return Path(image)
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "PNG")
-    return StoredImage(payload=buffer.getvalue(), where="the picture given", name="picture.png")
+        return report
 
 
 def trained_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

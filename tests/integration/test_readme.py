@@ -35,7 +35,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_commands_of_use_work_one_after_the_other(folder: Path) -> None:
-    elsewhere = (".prepare ", "accelerator=gpu", "stage1_mmu", ".sweep ")
+    elsewhere = (".page ", ".prepare ", "accelerator=gpu", "stage1_mmu", ".sweep ")
     use = [command for command in VERBS if not any(word in command for word in elsewhere)]
     assert [command.split("-m pipelines.")[1].split()[0] for command in use] == [
         "train", "evaluate", "generate", "generate", "report", "export", "doctor", "doctor",

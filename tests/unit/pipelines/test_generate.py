@@ -46,11 +46,11 @@ def test_describe_prints_the_answer(
     Image.new("RGB", (100, 60), "red").save(tmp_path / "red.png")
     seen = []
 
-    def answer(context: object, images: object, prompts: list[list[int]], limit: int) -> list[tuple[str, int, bool]]:
-        seen.append(context.tokenizer.decode(prompts[0]))  # type: ignore[attr-defined]
-        return [("a red thing", 3, limit == 3)]
+    def answer(context: object, image: object, prompt: list[int], limit: int) -> list[tuple[str, int, bool]]:
+        seen.append(context.tokenizer.decode(prompt))  # type: ignore[attr-defined]
+        return [("a red", 2, True), ("a red thing", 3, limit == 3)]
 
-    monkeypatch.setattr("pipelines.run.trained.answer", answer)
+    monkeypatch.setattr("pipelines.run.trained.stream_answer", answer)
     assert call(generate, run_folder, "describe", tmp_path / "red.png", "What is it?") == 0
     assert capsys.readouterr() == ("a red thing\n", "")
     words = ["describe", tmp_path / "red.png", "What is it?", "--short", "--max-new-tokens", 3]

@@ -30,7 +30,7 @@ sys.exit(code)
 
 def test_the_verbs_are_found() -> None:
     assert [
-        *("benchmark", "demo", "doctor", "evaluate", "export", "generate", "prepare", "report", "sweep", "train")
+        *("benchmark", "demo", "doctor", "evaluate", "export", "generate", "page", "prepare", "report", "sweep", "train")
     ] == VERBS
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from pipelines.report.page import write_report
 from pipelines.report.read import read_runs
 from pipelines.report.tables import result_rows
 from pipelines.run.config import load
+from tests.browser import browser, complaints, needs_browser
 
 from .reporting import BAD, Page, add_results, add_samples, make_run, result, write_json, write_lines
 
@@ -402,20 +402,17 @@ def test_only_a_report_is_written_over(tmp_path: Path) -> None:
         write_report([run], tmp_path / "report.html")
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
 def browse(page: Path, shot: Path) -> list[str]:
-    """What a browser prints on its console; ``shot`` is what it shows."""
-    assert CHROMIUM is not None
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1280,3000"]
-    folders = [f"--user-data-dir={shot.parent / 'profile'}", f"--screenshot={shot}"]
-    command = [CHROMIUM, *options, *folders, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    """What a browser complains of; ``shot`` is what it shows."""
+    with browser() as chromium:
+        view = chromium.new_page(viewport={"width": 1280, "height": 3000})
+        found = complaints(view)
+        view.goto(page.as_uri())
+        view.screenshot(path=shot)
+    return found
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_browser
 def test_a_browser_shows_it_without_a_word_on_its_console(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     add_samples(run, 6, ["a red picture"])

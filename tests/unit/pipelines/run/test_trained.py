@@ -1,14 +1,18 @@
 """The few lines of Python that use a trained run."""
 
 import logging
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from callbacks.measures.answers import answer
+from datamodules.encode import encode_question
 from pipelines import evaluate, export, generate
 from pipelines.report import __main__ as report
+from pipelines.run.asked import source_of
 from pipelines.run.trained import Trained, load_trained
 from tests.verbs import call
 
@@ -39,6 +43,23 @@ def test_a_picture_depends_on_seed_and_number_alone(run: Trained) -> None:
     assert [picture.tobytes() for picture in run.draw("a red circle", n=2)] == [one.tobytes(), two.tobytes()]
     assert run.draw("a red circle", seed=1)[0].tobytes() != one.tobytes()
     assert (three.size, three.mode) == ((64, 64), "RGB")
+
+
+def test_progress_counts_every_token(run: Trained) -> None:
+    seen: list[tuple[int, int]] = []
+    told = run.draw("a red circle", n=2, progress=lambda done, of: seen.append((done, of)))
+    assert seen == [(token, 16) for token in range(1, 17)]
+    assert [picture.tobytes() for picture in told] == [p.tobytes() for p in run.draw("a red circle", n=2)]
+
+
+def test_an_answer_grows_to_the_one_that_a_benchmark_gets(run: Trained) -> None:
+    picture = Image.new("RGB", (64, 64), "red")
+    texts = list(run.stream(picture, "What is in the image?", max_new_tokens=5))
+    assert 1 <= len(texts) <= 5
+    assert all(later.startswith(text) for text, later in pairwise(texts))
+    prompt = encode_question(run.tokenizer, "What is in the image?", run.config.data.template)
+    [(asked_in_a_batch, _, _)] = answer(run.context, [source_of(picture)], [prompt], 5)
+    assert texts[-1] == run.answer(picture, "What is in the image?", max_new_tokens=5) == asked_in_a_batch
 
 
 def test_guidance_without_empty_captions_in_training_is_warned_of(
