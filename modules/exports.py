@@ -25,6 +25,7 @@ from modules.omnimamba.vq import ImageTokenizer
 from modules.published import PublishedWeights, from_published, to_published
 from modules.reading import read_json, require_file
 from modules.run_files import EXPORT
+from modules.transformers_files import language_weights
 from modules.weight_files import SAFETENSORS
 
 FORMAT_VERSION = 1
@@ -68,29 +69,39 @@ def merged(model: OmniMamba, task: Task) -> dict[str, Tensor]:
     """
     if model.config.lora == "none":
         raise ValueError("model.lora=none has no adapters to fold in; export the model as it is")
-    own = {name: value for name, value in _own(model).items() if ".lora_" not in name}
-    for name, module in model.named_modules():
-        if isinstance(module, TaskLoraLinear):
-            own[f"{name}.weight"] = module.merged(task)
-    return to_published(PublishedWeights(own))
+    return to_published(PublishedWeights(_merged(model, task)))
+
+
+def for_transformers(model: OmniMamba) -> dict[str, Tensor]:
+    """The language model under transformers' names, with the adapters that answer questions merged in."""
+    return language_weights(_merged(model, "mmu"))
 
 
 def write(weights: Mapping[str, Tensor], folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write ``weights`` and ``facts`` (plain data) into the existing ``folder``, and read the weights back to check.
+    """Write ``weights`` and ``facts`` (plain data) into the existing ``folder``.
+
+    Raises:
+        CheckpointError: see `save`.
+    """
+    save(weights, path := folder / SAFETENSORS)
+    entry = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    content = {"format_version": FORMAT_VERSION, "files": {SAFETENSORS: entry}, **facts}
+    write_json(folder / EXPORT, content)
+
+
+def save(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, and read it back to check.
 
     Raises:
         CheckpointError: the file differs from ``weights``: the disk or its cache is faulty.
     """
-    path = folder / SAFETENSORS
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, path)
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    save_file(plain, path, {"format": "pt"})  # transformers asks for the format
     with safe_open(str(path), framework="pt") as file:
         names = set(file.keys())
         same = names == weights.keys() and all(torch.equal(file.get_tensor(n), weights[n].cpu()) for n in names)
     if not same:
         raise CheckpointError(f"{path} reads back differently from what was written; write it to another disk")
-    entry = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    content = {"format_version": FORMAT_VERSION, "files": {SAFETENSORS: entry}, **facts}
-    write_json(folder / EXPORT, content)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -122,6 +133,15 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safe_open(str(path), framework="pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return from_published(weights).language, facts
+
+
+def _merged(model: OmniMamba, task: Task) -> dict[str, Tensor]:
+    """All weights under our names, with ``task``'s adapters, if there are any, merged into the blocks."""
+    own = {name: value for name, value in _own(model).items() if ".lora_" not in name}
+    for name, module in model.named_modules():
+        if isinstance(module, TaskLoraLinear):
+            own[f"{name}.weight"] = module.merged(task)
+    return own
 
 
 def _own(model: OmniMamba) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Export trained weights for use elsewhere.
 
-    python -m pipelines.export RUN OUT [--forms model adapters merged] [--encoders]
+    python -m pipelines.export RUN OUT [--forms model adapters merged transformers] [--encoders]
 
 Examples:
     python -m pipelines.export runs/stage2_unified exported
@@ -12,6 +12,7 @@ OUT is created and must not exist yet. The forms are:
                 tokenizer if it is small, export.json
     adapters    adapters/{mmu,t2i}/: the LoRA of each task as peft's adapter files, for a model without adapters
     merged      merged/{mmu,t2i}/: one model per task, in the form of `model`, with the LoRA of the task folded in
+    transformers  transformers/: the language model as transformers' Mamba2ForCausalLM loads it, with the LoRA of mmu
 --encoders adds the ViTs and the VQ tokenizer to `model`, as in the published checkpoint.
 Every folder with an export.json works as RUN of pipelines.evaluate and pipelines.generate, its weights as pretrained=.
 """
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pipelines.run.config import RunConfig
     from pipelines.run.trained import Trained
 
-FORMS = ("model", "adapters", "merged")
+FORMS = ("model", "adapters", "merged", "transformers")
 
 
 def main() -> None:
@@ -64,6 +65,7 @@ def export(
     from modules.adapter_files import save_adapter
     from modules.files import new_folder
     from modules.omnimamba.config import TASKS
+    from pipelines.run.card import CARD, card
     from pipelines.run.trained import load_trained, trained_config
 
     if out.exists():
@@ -79,6 +81,9 @@ def export(
                     save_adapter(trained.model, task, partial / "adapters" / task)
                 if "merged" in forms:
                     _write(partial / "merged" / task, exports.merged(trained.model, task), trained, merged=task)
+            if "transformers" in forms:
+                _write_for_transformers(partial / "transformers", trained)
+            (partial / CARD).write_text(card(trained, forms), encoding="utf-8")
     except FileNotFoundError:
         raise  # a missing input, not a fault of out; its message names the file
     except (OSError, SafetensorError) as error:
@@ -104,6 +109,22 @@ def _write(folder: Path, weights: "dict[str, Tensor]", trained: "Trained", merge
     (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(literally(config))), encoding="utf-8")
     facts = {"run": trained.config.name, "step": trained.step, "merged": merged or None, "code": code_version()}
     exports.write(weights, folder, facts | {KEY: trained.files.as_dict()})
+
+
+def _write_for_transformers(folder: Path, trained: "Trained") -> None:
+    from modules import exports
+    from modules.files import write_json
+    from modules.model_files import keep
+    from modules.transformers_files import language_config
+    from modules.weight_files import SAFETENSORS
+
+    model, end_of_text = trained.model, trained.tokenizer.end_of_text
+    config = language_config(model.config, len(model.text_embedding.weight), end_of_text)
+    folder.mkdir()
+    keep(folder, trained.config.model)
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+    exports.save(exports.for_transformers(model), folder / SAFETENSORS)
+    write_json(folder / "config.json", config)
 
 
 def _config(trained: "Trained", merged: str) -> "RunConfig":

@@ -14,12 +14,12 @@ from modules.stages import STAGES
 from pipelines.page.examples import WORDS, Examples, near
 from pipelines.page.told import told
 from pipelines.run.asked import sampling_of
+from pipelines.run.scores import markdown
 from pipelines.run.trained import Trained
 
 MOST_PICTURES = 16
 MOST_PIXELS = 50_000_000
 """A larger upload would fill the memory while others wait."""
-COLUMNS = ("measure", "metric", "value", "± std err", "trivial", "N")
 CSS = """
 .gradio-container {max-width: 860px !important; margin: 0 auto !important}
 .drawn img {image-rendering: pixelated}
@@ -124,8 +124,7 @@ def _scores_tab(trained: Trained, scores: Sequence[Sequence[str]]) -> None:
     if not scores:
         gr.Markdown(f"Nothing was measured at step {trained.step:,}. `python -m pipelines.evaluate` does.")
         return
-    lines = [COLUMNS, ["---"] * 2 + ["---:"] * 4, *scores]
-    gr.Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines), elem_classes="scores")
+    gr.Markdown(markdown(scores), elem_classes="scores")
 
 
 def _on(events: Sequence[Any], work: Any, inputs: Sequence[Any], output: Any) -> None:

@@ -72,7 +72,7 @@ def build_app(trained: Trained, folder: Path, listening: socket.socket) -> Any:
 
     from pipelines.page.examples import examples_of
     from pipelines.page.layout import CSS, build
-    from pipelines.page.scores import scores_of
+    from pipelines.run.scores import scores_of
 
     page = build(trained, examples_of(trained.config, folder), scores_of(trained.folder, trained.step))
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)

@@ -9,9 +9,13 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoTokenizer, Mamba2ForCausalLM
 
+from callbacks.measures.records import write_result
 from modules import exports
 from modules.checkpoints import STATE, CheckpointError, commit
+from modules.files import step_name
+from modules.omnimamba.adapters import segments_of
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.llamagen import LlamaGenVQ
 from modules.omnimamba.llamagen_layers import LlamaGenConfig
@@ -83,6 +87,42 @@ def test_peft_itself_gives_the_merged_weights(adapted_run: Path, tmp_path: Path,
         torch.testing.assert_close(value, merged[name], rtol=0, atol=1e-6)
 
 
+def test_transformers_loads_the_language_model(adapted_run: Path, tmp_path: Path) -> None:
+    export(adapted_run, tmp_path / "out", ("transformers",))
+    run, folder = load_trained(adapted_run), tmp_path / "out" / "transformers"
+    peer, missing = Mamba2ForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(missing.values())
+    ids = torch.randint(0, 500, (2, 40), generator=torch.Generator().manual_seed(4))
+    hidden = run.model.backbone(run.model.text_embedding(ids), segments_of("mmu", 40))
+    torch.testing.assert_close(peer(ids).logits, run.model.head("mmu", hidden), rtol=1e-4, atol=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = "Is there a red circle in the image?"
+    assert tokenizer(text)["input_ids"] == run.tokenizer.encode(text)
+    assert peer.config.eos_token_id == run.tokenizer.end_of_text
+
+
+def test_transformers_has_one_epsilon(adapted_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.norm_eps=1e-05 and model\.gated_norm_eps=0\.01; leave out the form"):
+        export(adapted_run, tmp_path / "out", ("transformers",), ["model.gated_norm_eps=0.01"])
+    assert list(tmp_path.glob("*out*")) == []
+
+
+def test_the_card_says_what_it_is_and_what_was_measured(run_folder: Path, tmp_path: Path) -> None:
+    export(run_folder, tmp_path / "plain", ("model", "adapters"))
+    card = (tmp_path / "plain" / "README.md").read_text()
+    assert card.startswith("---\ntags: [omnimamba, mamba2]\n---\n\n# tiny\n")
+    assert "It answers questions about pictures and draws captions." in card
+    assert "after step 20 of stage unified_finetune" in card
+    assert "Nothing was measured at this step." in card
+    assert "adapters in peft's format" in card
+    assert "Mamba2ForCausalLM" not in card
+    assert str(run_folder.parent) not in card
+    result = {"metrics": {"f1_macro": 0.75}, "standard_errors": {}, "baselines": {}, "protocol": {"n": 900}}
+    write_result(run_folder / "records" / step_name(20), "pope_style", result)
+    export(run_folder, tmp_path / "measured")
+    assert "| pope_style | f1_macro | 0.750 | – | – | 900 |" in (tmp_path / "measured" / "README.md").read_text()
+
+
 def test_what_is_exported_is_pretrained_for_the_next(adapted_run: Path, tmp_path: Path) -> None:
     export(adapted_run, tmp_path / "out")
     trained = load_trained(tmp_path / "out" / "config.yaml", [f"pretrained={tmp_path / 'out'}"])
@@ -115,7 +155,7 @@ def test_an_existing_folder_is_left_alone(run_folder: Path, tmp_path: Path) -> N
 def test_a_full_disk_is_told_and_nothing_is_left(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_weights: object, path: Path) -> None:
+    def full(_weights: object, path: Path, _metadata: object) -> None:
         path.write_bytes(b"some")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
@@ -174,7 +214,7 @@ def test_a_damaged_export_is_refused(run_folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_disk_that_loses_bits_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exports, "save_file", lambda weights, path: save_file({"a": weights["a"] + 1}, path))
+    monkeypatch.setattr(exports, "save_file", lambda weights, path, _: save_file({"a": weights["a"] + 1}, path))
     with pytest.raises(CheckpointError, match="reads back differently from what was written"):
         exports.write({"a": torch.zeros(2)}, tmp_path, {})
 

@@ -268,7 +268,7 @@ def test_an_export_holds_its_files_and_opens_anywhere(
     moved = Path(shutil.move(project / "out", elsewhere / "given"))
     shutil.rmtree(project)
     assert {path.name for path in moved.iterdir()} == {
-        "config.yaml", "export.json", "model.safetensors", "tokenizer.json", "vq.safetensors",
+        "README.md", "config.yaml", "export.json", "model.safetensors", "tokenizer.json", "vq.safetensors",
     }  # fmt: skip
     assert OmegaConf.load(moved / "config.yaml").model.vq == "vq.safetensors"
     assert drawn(moved, elsewhere / "b.png") == expected

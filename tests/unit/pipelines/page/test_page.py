@@ -19,8 +19,8 @@ from modules.stages import StageConfig
 from pipelines.page import __main__ as page
 from pipelines.page.examples import Examples, examples_of
 from pipelines.page.layout import build
-from pipelines.page.scores import scores_of
 from pipelines.page.server import open_socket
+from pipelines.run.scores import scores_of
 from pipelines.run.trained import Trained, load_trained
 from tests.verbs import call
 

@@ -1,5 +1,6 @@
-"""What was measured of the checkpoint that a page shows."""
+"""What was measured of a checkpoint, in rows for people."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,23 @@ from modules.files import step_name
 from modules.run_files import RECORDS
 
 NONE = "–"
+COLUMNS = ("measure", "metric", "value", "± std err", "trivial", "N")
 
 
 def scores_of(run: Path, step: int) -> list[list[str]]:
-    """Rows of measure, metric, value, standard error, trivial baseline and N; no rows if nothing was measured.
+    """Rows of `COLUMNS`; no rows if nothing was measured.
 
     Raises:
         ValueError: the results are damaged.
     """
     results = read_results(run / RECORDS / step_name(step))
     return [_row(name, metric, result) for name, result in results.items() for metric in _whole(result["metrics"])]
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """`scores_of` as a table in Markdown."""
+    rule = [*["---"] * 2, *["---:"] * 4]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (COLUMNS, rule, *rows))
 
 
 def _whole(metrics: dict[str, float]) -> list[str]:
