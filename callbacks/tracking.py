@@ -1,4 +1,4 @@
-"""Metrics go to ``RUN/metrics.jsonl`` first, then to Weights & Biases.
+"""Metrics go to ``RUN/metrics.jsonl`` first, then to Weights & Biases, and to TensorBoard if it is asked for.
 
 One object per log: {"step", "time", "attempt", name: value, ...}. If a step was logged twice, after a rollback, the
 higher attempt counts.
@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from PIL import Image
 
+from callbacks.tensorboard import TensorBoard
 from callbacks.wandb_run import Report, TrackingConfig, WandbRun
 from modules.files import write_file
 from modules.json_lines import drop_torn_line, read_rows
@@ -57,11 +58,14 @@ class Tracker:
         self._pending, self._done = b"", 0
         self._told = False
         self._wandb: WandbRun | None = None
+        self._tensorboard: TensorBoard | None = None
         if not write:
             return
         drop_torn_line(folder / METRICS)
         self._file = (folder / METRICS).open("ab", buffering=0)
         self._take_rest()
+        if config.tensorboard:
+            self._tensorboard = TensorBoard(folder, attempt)
         if config.wandb == "disabled":
             report(f"W&B is disabled; metrics are in {folder}")
         else:
@@ -78,6 +82,8 @@ class Tracker:
         self.watch(step, metrics)
         known = {name: value for name, value in metrics.items() if value is not None}
         self._mirror(step, lambda: known)
+        if self._tensorboard is not None:
+            self._tensorboard.log(step, known)
 
     def log_images(self, step: int, key: str, images: Sequence[Image.Image], captions: Sequence[str]) -> None:
         """Log pictures with their captions under ``key``."""
@@ -88,6 +94,8 @@ class Tracker:
             return {key: [wandb.Image(image, caption=text) for image, text in zip(images, captions, strict=True)]}
 
         self._mirror(step, row)
+        if self._tensorboard is not None:
+            self._tensorboard.log_images(step, key, images)
 
     def log_table(self, step: int, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log a table; a cell may be a PIL image."""
@@ -158,6 +166,9 @@ class Tracker:
                 self._keep_rest()
             self._file.close()
             self._file = None
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
         if self._wandb is not None:
             self._wandb.close(exit_code, preempted=preempted)
             self._wandb = None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from callbacks.tensorboard import tensorboard_problems
 from callbacks.wandb_names import length_problems, mode_problems, place_problems, shown_name, tag_problems
 from modules.redaction import redact, redacted
 
@@ -34,6 +35,8 @@ class TrackingConfig:
     """The user or team whose project it is; null: what W&B has for its key."""
     group: str | None = None
     tags: tuple[str, ...] = ()
+    tensorboard: bool = False
+    """Write event files for TensorBoard into the run folder too."""
     patience_seconds: float = 30.0
     """How long W&B may take to start, and to finish at the end of a run, before we give up on it. Training does not
     wait."""
@@ -46,6 +49,8 @@ class TrackingConfig:
             found += length_problems(self.group, "tracking.group") + tag_problems(self.tags, "tracking.tags")
         if self.wandb == "auto":
             found += mode_problems()
+        if self.tensorboard:
+            found += tensorboard_problems()
         if not self.patience_seconds > 0:
             found.append(f"tracking.patience_seconds={self.patience_seconds} must be above 0")
         return found
