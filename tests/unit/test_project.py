@@ -12,8 +12,9 @@ import yaml
 ROOT = Path(__file__).parents[2]
 OWN = ("pipelines", "callbacks", "datamodules", "modules")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ELSEWHERE = {"sweeps", "jsonschema"}
-"""Imported by pipelines/sweep/engine.py alone, which runs in an environment of its own (make sweeps)."""
+ELSEWHERE = {"sweeps", "jsonschema", "lmms_eval"}
+"""The first two are imported by pipelines/sweep/engine.py alone, in an environment of its own (make sweeps); the third
+imports us, and its packages do not go with ours."""
 BROUGHT_ALONG = {"mamba_ssm": "mamba-ssm", "causal_conv1d": "causal-conv1d", "triton": "triton"}
 """Packages for GPUs, which are not installed here."""
 NOT_IMPORTED = {"torch-fidelity", "torchvision", "tensorboard"}
