@@ -43,7 +43,7 @@ CONTENT = (
     ("place", "its place, where named"),
 )
 LEAST_CONTENT = 0.5
-"""Far below what two seeds reached (docs/experiments.md), and far above what shuffled captions reach."""
+"""Far below what three seeds reached (docs/experiments.md), and far above what shuffled captions reach."""
 
 
 def main() -> None:
