@@ -14,7 +14,7 @@ from datamodules.mixed import MixedDataModule
 from modules.files import GIB
 from modules.flops import model_flops
 from modules.omnimamba.config import ModelConfig
-from modules.stages import StageModule
+from modules.stage_modules import StageModule
 
 Show = Callable[[int, dict[str, float]], None]
 """Called with (step, metrics) at each log."""

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from modules.omnimamba.model import IGNORE
-from modules.stages import StageModule
+from modules.stage_modules import StageModule
 
 PEAKS: tuple[tuple[str, float], ...] = (
     ("B200", 2250),
@@ -45,7 +45,7 @@ def model_flops(stage: StageModule, batch: Mapping[str, Any], tokens: int) -> fl
         "mmu": model.text_embedding.weight,
         "t2i": (model.text_embedding if model.image_table is None else model.image_table).weight,
     }
-    for task in stage.tasks:
+    for task in stage.stage.tasks:
         total += _labels(batch[task]) * _product(heads[task])
     return total
 

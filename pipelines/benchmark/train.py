@@ -25,9 +25,11 @@ from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.optim import OptimConfig
+from modules.stage_modules import STAGE_MODULES
 from modules.stages import STAGES, StageConfig
 from modules.timing import Clock, gemm_tflops, timed
-from pipelines.run.hardware import COMPUTE, HardwareConfig, build_strategy, check_hardware, take_gpu
+from pipelines.run.hardware import COMPUTE, HardwareConfig, check_hardware, take_gpu
+from pipelines.run.strategies import build_strategy
 
 PUBLISHED_VISION = VisionConfig(kind="features", given_patches=729, given_width=2176)
 
@@ -152,8 +154,8 @@ def _ours(config: TrainBenchmarkConfig) -> TrainResult:
     if torch.cuda.is_available():
         gc.collect()  # free what an earlier measurement in this process left behind
         torch.cuda.reset_peak_memory_stats()
-    stage_class = STAGES[config.stage]
-    counts, tasks = config.micro_batch, stage_class.tasks
+    stage_class = STAGE_MODULES[config.stage]
+    counts, tasks = config.micro_batch, STAGES[config.stage].tasks
     device = take_gpu() if config.hardware.accelerator == "gpu" else torch.device("cpu")
     with device:
         model = OmniMamba(config.model)

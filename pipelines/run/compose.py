@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datamodules.mixed import MixedDataModule
 from datamodules.scenes.prepare import prepare_scenes
@@ -22,12 +22,15 @@ from modules.omnimamba.vq import ImageTokenizer, load_image_tokenizer
 from modules.pretrained import load_pretrained
 from modules.reading import checked
 from modules.run_files import COMPLETE, CONFIG, EXPORT
-from modules.stages import STAGES, StageModule
+from modules.stages import STAGES
 from modules.weight_files import weight_files
 from pipelines.run.config import RunConfig
 from pipelines.run.console import warn
 from pipelines.run.hardware import COMPUTE
 from pipelines.run.overrides import ConfigError
+
+if TYPE_CHECKING:  # verbs that train nothing use this module too, and need no Lightning
+    from modules.stage_modules import StageModule
 
 
 class Origin(NamedTuple):
@@ -47,7 +50,7 @@ class Parts:
     tokenizer: TextTokenizer
     vq: ImageTokenizer | None
     data: MixedDataModule
-    stage: StageModule
+    stage: "StageModule"
     origins: tuple[Origin, ...]
     """The checkpoints its weights started from."""
     files: ModelFiles
@@ -235,9 +238,11 @@ def weight_fingerprints(config: RunConfig, model: OmniMamba, *, resumed: bool) -
     return found
 
 
-def build_stage(config: RunConfig, model: OmniMamba) -> StageModule:
+def build_stage(config: RunConfig, model: OmniMamba) -> "StageModule":
     """The stage's LightningModule."""
-    stage = STAGES[config.stage.name]
+    from modules.stage_modules import STAGE_MODULES
+
+    stage = STAGE_MODULES[config.stage.name]
     return stage(model, config.stage, config.optim, max_steps=config.trainer.max_steps, seed=config.seed)
 
 

@@ -1,4 +1,4 @@
-"""The hardware of a run: its configuration, whether this machine has it, and how several devices work together."""
+"""The hardware of a run: its configuration, and whether this machine has it."""
 
 import logging
 import os
@@ -6,22 +6,18 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from modules.omnimamba import kernels
-from modules.zero import Level, ZeroStrategy
 from pipelines.run.local_rank import local_rank
 from pipelines.run.overrides import ConfigError
 
 log = logging.getLogger(__name__)
 
 COMPUTE = {"float32": torch.float32, "bf16": torch.bfloat16}
-ZERO_LEVELS: dict[str, Level] = {"zero1": 1, "zero2": 2, "zero3": 3}
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -114,16 +110,6 @@ def other_arithmetic(threads: int, capability: str) -> str:
     pairs = [("CPU threads", threads, now[0]), ("CPU instructions", capability, now[1])]
     differ = [f"{what}: {old} before, {new} now" for what, old, new in pairs if old and old != new]
     return f"the bits may differ from those of a run without this stop ({'; '.join(differ)})" if differ else ""
-
-
-def build_strategy(config: HardwareConfig) -> Strategy | str:
-    """How the ranks share the work."""
-    timeout = timedelta(minutes=config.timeout_minutes)
-    if config.strategy != "ddp":
-        return ZeroStrategy(ZERO_LEVELS[config.strategy], timeout=timeout)
-    if config.ranks == 1:
-        return "auto"
-    return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)  # otherwise gradients would be stored twice
 
 
 def use_kernel_cache(config: HardwareConfig) -> Path:

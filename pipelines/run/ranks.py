@@ -6,13 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -21,10 +18,15 @@ from modules.exchange import MOST_BYTES
 from pipelines.run.ending import FAILED, UNUSABLE, USER_ERRORS
 from pipelines.run.overrides import ConfigError
 
+if TYPE_CHECKING:
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS")
+"""torchrun sets the first, Slurm the second."""
 _NOT_OURS = "another program may use MASTER_PORT; choose another port"
 
 
-def cluster() -> ClusterEnvironment | None:
+def cluster() -> "ClusterEnvironment | None":
     """The launcher that started this process together with others; None if Lightning starts them itself.
 
     Lightning's own requeue stays off: it saves inside a signal handler. The batch script requeues (slurm/lib.sh).
@@ -32,6 +34,11 @@ def cluster() -> ClusterEnvironment | None:
     Raises:
         ConfigError: the Slurm job was asked for in a way that Lightning does not support.
     """
+    if not any(name in os.environ for name in LAUNCHED):
+        return None  # at once: importing Lightning takes seconds
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     if not SLURMEnvironment.detect():
@@ -117,6 +124,8 @@ def refuse_other_launch(devices: int, nodes: int) -> None:
     launcher = cluster()
     if launcher is None:
         return
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
     started, wanted = launcher.world_size(), devices * nodes
     asked = f"hardware.devices={devices} and hardware.nodes={nodes} ask for {wanted}"
     if isinstance(launcher, TorchElasticEnvironment):
@@ -147,7 +156,7 @@ def find_ranks(timeout: timedelta) -> Ranks:
     return Ranks(rank, world_size, store, timeout)
 
 
-def _others(environment: ClusterEnvironment) -> str:
+def _others(environment: "ClusterEnvironment") -> str:
     place = f"{environment.main_address}:{environment.main_port}"
     return f"the other {environment.world_size() - 1} of {environment.world_size()} ranks, which meet at {place}"
 
@@ -173,7 +182,7 @@ def process_group(timeout: timedelta) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _environment_of_several() -> ClusterEnvironment | None:
+def _environment_of_several() -> "ClusterEnvironment | None":
     """The launcher of several processes, after it has set MASTER_ADDR and MASTER_PORT; None for a single process."""
     environment = cluster()
     if environment is None or environment.world_size() == 1:

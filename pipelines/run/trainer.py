@@ -25,12 +25,13 @@ from modules.checkpoints import MANIFEST, checkpoint_id, weights_fingerprint
 from modules.files import step_name
 from modules.flops import peak_tflops
 from modules.run_files import CHECKPOINTS
-from modules.stages import STAGES, StageModule
+from modules.stage_modules import StageModule
+from modules.stages import STAGES
 from modules.zero import ZeroStrategy
 from pipelines.run.compose import Parts
 from pipelines.run.config import RunConfig
-from pipelines.run.hardware import build_strategy
 from pipelines.run.ranks import cluster
+from pipelines.run.strategies import build_strategy
 
 
 def build_callbacks(

@@ -25,7 +25,8 @@ from callbacks.resident import MemoryGuard, memory_limit, resident_bytes
 from datamodules.mixed import MixedDataModule
 from datamodules.plan import Places
 from modules.optim import OptimConfig
-from modules.stages import StageConfig, UnifiedFinetune
+from modules.stage_modules import UnifiedFinetune
+from modules.stages import StageConfig
 from tests.unit.modules.omnimamba.conftest import batch_of, build
 
 

@@ -12,7 +12,8 @@ from callbacks.throughput import RestartClock, Throughput
 from datamodules.mixed import MixedDataModule
 from modules.flops import model_flops, peak_tflops
 from modules.optim import OptimConfig
-from modules.stages import StageConfig, UnifiedFinetune
+from modules.stage_modules import UnifiedFinetune
+from modules.stages import StageConfig
 from modules.trainable import PARTS
 from tests.unit.modules.omnimamba.conftest import TINY, batch_of, build
 

@@ -29,7 +29,7 @@ from modules.checkpoints import (
 )
 from modules.files import step_name
 from modules.omnimamba.model import OmniMamba
-from modules.stages import STAGES
+from modules.stage_modules import STAGE_MODULES
 from pipelines.run.config import RunConfig
 from pipelines.run.overrides import build
 
@@ -296,7 +296,7 @@ def test_a_checkpoint_of_format_1_stays_loadable() -> None:
     model = OmniMamba(config.model)
     refuse_misfit(weights, {name: value.shape for name, value in model.state_dict().items()}, "it")
     model.load_state_dict(weights)
-    stage = STAGES[config.stage.name](model, config.stage, config.optim, max_steps=2, seed=0)
+    stage = STAGE_MODULES[config.stage.name](model, config.stage, config.optim, max_steps=2, seed=0)
     stage.configure_optimizers()["optimizer"].load_state_dict(state["optimizer_states"][0])  # type: ignore[attr-defined]
     result = StageResult.read(FORMAT_1, pytest.fail)
     assert result.trained == set(stage.report.names)

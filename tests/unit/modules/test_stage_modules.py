@@ -7,14 +7,15 @@ import torch
 
 from modules.checkpoints import CheckpointError
 from modules.optim import OptimConfig
-from modules.stages import STAGES, StageConfig, StageModule
+from modules.stage_modules import STAGE_MODULES, StageModule
+from modules.stages import StageConfig
 from tests.unit.modules.omnimamba.conftest import build
 
 
 @pytest.fixture
 def stage() -> StageModule:
     config = StageConfig(name="unified_finetune")
-    return STAGES[config.name](build(), config, OptimConfig(), max_steps=1, seed=0)
+    return STAGE_MODULES[config.name](build(), config, OptimConfig(), max_steps=1, seed=0)
 
 
 class Trainer:
