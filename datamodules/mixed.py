@@ -13,6 +13,7 @@ from datamodules.datasets import CaptionChoice, DataError, MixedDataset, MMUSamp
 from datamodules.encode import PromptTemplate
 from datamodules.handover import BatchLoader, hand_over, start_worker
 from datamodules.plan import Places, StepPlan, Stream
+from datamodules.shards.manifest import manifest_file
 from datamodules.shards.reader import ShardSet
 from datamodules.t2i_table import open_table
 from modules.omnimamba.config import TASKS, ModelConfig, Task
@@ -169,7 +170,7 @@ class MixedDataModule(pl.LightningDataModule):
 
     def _t2i(self, shards: ShardSet, model: ModelConfig, tokenizer: TextTokenizer) -> T2ISamples:
         manifest = self.config.t2i
-        folder = Path(self.config.cache) if self.config.cache else Path(manifest).parent / ".cache"
+        folder = Path(self.config.cache) if self.config.cache else Path(manifest_file(manifest)).parent / ".cache"
         try:
             table = open_table(shards, tokenizer, model.caption_length, folder, self._report)
         except OSError as error:

@@ -12,8 +12,8 @@ Examples:
     torchrun --nproc-per-node 8 -m pipelines.evaluate runs/stage2_unified     # or srun: one process per GPU
     python -m pipelines.evaluate configs/stage2_unified.yaml pretrained=omnimamba.safetensors run.dir=runs/published
 
-RUN is a run folder (its latest checkpoint), one of its checkpoints, a folder of pipelines.export, or a configuration
-file with pretrained=... that names published weights.
+RUN is a run folder (its latest checkpoint) or its config.yaml, one of its checkpoints, a folder of pipelines.export, or
+a configuration file with pretrained=... that names published weights.
 
 Predictions go to RUN/records/<step>/<measure>/, results to RUN/records/<step>/results.json. An interrupted evaluation
 continues from its last record. --score-only scores existing predictions again.
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 def main() -> None:
     """Parse the command line, evaluate and print the results."""
     arguments, overrides = _parse()
-    # imported here to keep --help fast
+    # imported here to keep --help fast; and this first, so that a wrong word is told before torch is loaded
+    from pipelines.run.words import check_trained
+
+    check_trained(arguments.run, overrides)
     from callbacks.measures.registry import build_measures, build_mini_measures
     from callbacks.measures.running import on_all_ranks, run_measure
     from pipelines.run.ranks import process_group
@@ -132,7 +135,7 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
         "--tasks",
         nargs="+",
         metavar="MEASURE",
-        help="pope, gqa, ... (default: all that are configured)",
+        help="pope gqa ..., or pope,gqa,... (default: all that are configured)",
     )
     parser.add_argument("--mini", action="store_true", help="evaluate on evaluation.mini samples, as during training")
     how = parser.add_mutually_exclusive_group()
@@ -144,7 +147,8 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     overrides = split_overrides(parser, rest)
     if arguments.measures is not None:
         overrides += [word for word in arguments.measures if "=" in word]
-        arguments.measures = [word for word in arguments.measures if "=" not in word] or None
+        names = [name for word in arguments.measures if "=" not in word for name in word.split(",")]
+        arguments.measures = [name for name in names if name] or None
     return arguments, overrides
 
 

@@ -45,7 +45,12 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=["model"], help="default: model")
     parser.add_argument("--encoders", action="store_true", help="include the ViTs and the VQ tokenizer")
     arguments, rest = parser.parse_known_args()
-    export(arguments.run, arguments.out, arguments.forms, split_overrides(parser, rest), encoders=arguments.encoders)
+    overrides = split_overrides(parser, rest)
+    # imported here to keep --help fast; it tells a wrong word before torch is loaded
+    from pipelines.run.words import check_trained
+
+    check_trained(arguments.run, overrides)
+    export(arguments.run, arguments.out, arguments.forms, overrides, encoders=arguments.encoders)
 
 
 def export(

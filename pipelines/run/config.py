@@ -22,7 +22,7 @@ from modules.optim import OptimConfig
 from modules.reading import shown
 from modules.stages import STAGES, StageConfig
 from pipelines.run.hardware import HardwareConfig
-from pipelines.run.overrides import ConfigError, build, dotlist, merge, read_yaml, refuse
+from pipelines.run.overrides import ConfigError, build, dotlist, merge, read_known, refuse, refuse_unknown_words
 from pipelines.run.paths import in_words, own_folder
 from pipelines.run.texts import literally
 
@@ -32,6 +32,7 @@ __all__ = [
     "RunFolderConfig",
     "TrainerConfig",
     "as_dict",
+    "as_yaml",
     "differences",
     "load",
 ]
@@ -168,7 +169,8 @@ def load(path: Path, overrides: Sequence[str] = (), *, tracks: bool = True) -> R
     Raises:
         ConfigError: it is wrong; the message names key, value, rule and way out.
     """
-    values = read_yaml(path)
+    values = read_known(path)
+    refuse_unknown_words(overrides)
     if (folder := own_folder(path)) is not None:
         for key, file in kept(folder).items():
             if OmegaConf.select(values, f"model.{key}", throw_on_resolution_failure=False):
@@ -184,6 +186,11 @@ def as_dict(config: RunConfig) -> dict[str, Any]:
     """The configuration as plain data, as written to config.yaml."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))  # tuples become lists, as in YAML
     return plain
+
+
+def as_yaml(config: RunConfig) -> str:
+    """The configuration as the YAML of config.yaml, which can be run as it is."""
+    return OmegaConf.to_yaml(OmegaConf.create(literally(as_dict(config))))
 
 
 FREE_ON_RESUME = (

@@ -72,7 +72,10 @@ def test_errors_are_messages_and_exit_code_2(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, message in (
-        ([run_folder / "nowhere"], "is not a run folder: it has no config.yaml"),
+        ([run_folder / "nowhere"], "nowhere does not exist. Name one that pipelines.train made"),
+        ([run_folder / "records"], "records does not exist"),
+        ([run_folder / "checkpoints"], "is not a run folder: it has no config.yaml"),
+        ([run_folder, "--measures", "pope,vqa"], "unknown measure 'vqa'"),
         (
             [run_folder, "--measures", "vqa"],
             "unknown measure 'vqa'; known are pope, gqa, vqav2, mme, mmmu, content, fid, ",
