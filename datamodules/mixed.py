@@ -36,7 +36,9 @@ class Counts:
     """Samples per task."""
 
     mmu: int = 0
+    """MMU samples."""
     t2i: int = 0
+    """T2I samples."""
 
     def of(self, task: Task) -> int:
         """Samples of ``task``."""
@@ -74,6 +76,7 @@ class DataConfig:
     bad_limit: float = 1e-4
     """Training stops if more than this share of a stream's samples (and more than 10) cannot be used."""
     num_workers: int = 0
+    """Processes that read data for each rank; 0: the rank reads itself."""
     log_samples: bool = False
     """Write the sample keys of every micro-step to samples.jsonl."""
     accept_changed: bool = False

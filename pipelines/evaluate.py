@@ -21,6 +21,7 @@ continues from its last record. --score-only scores existing predictions again.
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from callbacks.measures.measure import EvaluationContext, Measure, Result
+    from pipelines.run.ranks import Ranks
 
 
 def main() -> None:
@@ -43,6 +45,7 @@ def main() -> None:
     check_trained(arguments.run, overrides)
     from callbacks.measures.registry import build_measures, build_mini_measures
     from callbacks.measures.running import on_all_ranks, run_measure
+    from pipelines.run.counting import CountProgress
     from pipelines.run.ranks import process_group
     from pipelines.run.trained import context_of, load_trained, trained_config
 
@@ -60,13 +63,20 @@ def main() -> None:
             for measure in measures:
                 if ranks.leads:
                     say(f"{measure.name}: {len(measure.sample_ids())} samples")
-                result = run_measure(measure, context, generate=not arguments.score_only)
+                with CountProgress(_title(measure, ranks), then="scoring") as progress:
+                    told = replace(context, progress=progress.show) if ranks.leads else context
+                    result = run_measure(measure, told, generate=not arguments.score_only)
                 if result is not None:  # this process is rank 0
                     results[measure.name] = result
         if ranks.leads:
             title = f"{context.folder} at step {context.step}"
             show_table(result_table(results, title=title, details=arguments.details))
             say(f"results: {context.records / 'results.json'}")
+
+
+def _title(measure: "Measure", ranks: "Ranks") -> str:
+    """The name of a measure, and whose samples are counted."""
+    return measure.name if ranks.world_size == 1 else f"{measure.name} (rank 0 of {ranks.world_size})"
 
 
 def _check(measures: "Sequence[Measure]", context: "EvaluationContext", *, fresh: bool) -> None:

@@ -19,6 +19,7 @@ Every folder with an export.json works as RUN of pipelines.evaluate and pipeline
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,25 +70,35 @@ def export(
     from modules.adapter_files import save_adapter
     from modules.files import new_folder
     from modules.omnimamba.config import TASKS
+    from pipelines.run.counting import PieceProgress
     from pipelines.run.trained import load_trained, trained_config
 
     if out.exists():
         raise FileExistsError(f"{out} exists; name a folder that does not exist yet. Nothing is overwritten")
-    trained = load_trained(run, ["hardware.accelerator=cpu", "trainer.precision=float32", *overrides])
-    trained = replace(trained, config=trained_config(run, overrides))  # keep the run's own hardware settings
-    try:
-        with new_folder(out) as partial:
-            if "model" in forms:
-                _write(partial, exports.all_weights(trained.model, trained.vq, encoders=encoders), trained)
-            for task in TASKS:
-                if "adapters" in forms:
-                    save_adapter(trained.model, task, partial / "adapters" / task)
-                if "merged" in forms:
-                    _write(partial / "merged" / task, exports.merged(trained.model, task), trained, merged=task)
-    except FileNotFoundError:
-        raise  # a missing input, not a fault of out; its message names the file
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{out} could not be written: {error}; make room, or name a folder on another disk") from error
+    pieces = 1 + ("model" in forms) + len(TASKS) * (("adapters" in forms) + ("merged" in forms))
+    done = count()
+    with PieceProgress("export") as progress:
+        progress.show("read the weights", next(done), pieces)
+        trained = load_trained(run, ["hardware.accelerator=cpu", "trainer.precision=float32", *overrides])
+        trained = replace(trained, config=trained_config(run, overrides))  # keep the run's own hardware settings
+        try:
+            with new_folder(out) as partial:
+                if "model" in forms:
+                    progress.show("write the model, and read it back", next(done), pieces)
+                    _write(partial, exports.all_weights(trained.model, trained.vq, encoders=encoders), trained)
+                for task in TASKS:
+                    if "adapters" in forms:
+                        progress.show(f"write adapters/{task}", next(done), pieces)
+                        save_adapter(trained.model, task, partial / "adapters" / task)
+                    if "merged" in forms:
+                        progress.show(f"write merged/{task}, and read it back", next(done), pieces)
+                        _write(partial / "merged" / task, exports.merged(trained.model, task), trained, merged=task)
+        except FileNotFoundError:
+            raise  # a missing input, not a fault of out; its message names the file
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"{out} could not be written: {error}; make room, or name a folder on another disk"
+            ) from error
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         say(f"{path}  {path.stat().st_size:,} bytes")
 

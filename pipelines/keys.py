@@ -27,8 +27,8 @@ WIDTH = 110
 PAGE = """\
 # Configuration
 
-All keys of a run's configuration, made by `python -m pipelines.keys --markdown` from the dataclasses. The page is in step
-with the code: a test compares them. `omnimamba keys` prints it, and `omnimamba keys SECTION` a part of it.
+All keys of a run's configuration. The page is made from the dataclasses by `python -m pipelines.keys --markdown`, and a
+test holds it in step with them. `omnimamba keys` prints the keys, and `omnimamba keys SECTION` a part of them.
 
 A configuration is a YAML file, and `key=value` words on the command line override it:
 
@@ -51,7 +51,7 @@ trainer: {max_steps: 20}
 - Relative paths in a configuration count from its folder, and in `configs/` from the folder above; on the command line
   they count from the current folder.
 
-Every key in YAML's own words: a text without quotes is taken as it stands, `''` is an empty one.
+Defaults are in YAML's own words; `""` is an empty text.
 """
 
 

@@ -52,8 +52,10 @@ def main() -> None:
         return
     from pipelines.report.page import write_report
     from pipelines.report.read import only_runs
+    from pipelines.run.counting import PieceProgress
 
-    out = write_report(only_runs(arguments.runs, warn), arguments.out)
+    with PieceProgress("report") as progress:
+        out = write_report(only_runs(arguments.runs, warn), arguments.out, progress.show)
     say(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB; open it in any browser)")
 
 

@@ -19,6 +19,12 @@ from pipelines.run.provenance import read_provenance
 METRIC_KEYS = {"step": int, "attempt": int}
 P = ParamSpec("P")
 T = TypeVar("T")
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+def unheard(what: str, done: int, total: int) -> None:
+    """The progress that nobody sees."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,8 @@ class Run:
             return None
 
 
-def read_runs(paths: list[Path]) -> list[Run]:
-    """The runs of these folders.
+def read_runs(paths: list[Path], progress: Progress = unheard) -> list[Run]:
+    """The runs of these folders; ``progress`` is called with each that is read.
 
     Raises:
         ValueError: one is not a run folder, or is named twice.
@@ -86,7 +92,11 @@ def read_runs(paths: list[Path]) -> list[Run]:
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"a run is named twice: {' '.join(map(str, paths))}; name each once")
     names = [path.resolve().name for path in paths]
-    return [_read(path, name if names.count(name) == 1 else str(path)) for path, name in zip(paths, names, strict=True)]
+    runs = []
+    for done, (path, name) in enumerate(zip(paths, names, strict=True)):
+        progress("read runs", done, len(paths))
+        runs.append(_read(path, name if names.count(name) == 1 else str(path)))
+    return runs
 
 
 def only_runs(paths: Sequence[Path], warn: Callable[[str], None]) -> list[Path]:

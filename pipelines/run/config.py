@@ -59,7 +59,9 @@ class TrainerConfig:
     """How long to train and how often to log."""
 
     max_steps: int
+    """Optimizer steps of the whole run."""
     log_every_n_steps: int = 10
+    """Steps between two logs."""
     precision: Literal["float32", "bf16"] = "float32"
     """Type of matrix products; parameters, norms, residual and the scan's own parameters are always float32."""
     deterministic: bool = False
@@ -80,6 +82,7 @@ class RunConfig:
     """Everything that defines a run. One YAML file per run under configs/; every key can be overridden."""
 
     name: str
+    """Name of the run, and of its folder below runs/."""
     seed: int = 0
     """Seed of the data order and of all randomness in training; initial weights use model.init_seed."""
     stage: StageConfig
