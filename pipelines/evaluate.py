@@ -6,7 +6,7 @@ Examples:
     python -m pipelines.evaluate runs/demo_unified
     python -m pipelines.evaluate runs/demo_unified --measures pope gqa
     python -m pipelines.evaluate runs/demo_unified --measures fid --fresh evaluation.fid.temperature=0.9
-    python -m pipelines.evaluate runs/demo_unified --measures speed evaluation.speed={}
+    python -m pipelines.evaluate runs/demo_unified --measures speed "evaluation.speed={}"
     python -m pipelines.evaluate runs/demo_unified --score-only
     python -m pipelines.evaluate runs/demo_unified/checkpoints/step-000000500
     torchrun --nproc-per-node 8 -m pipelines.evaluate runs/stage2_unified     # or srun: one process per GPU

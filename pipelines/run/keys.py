@@ -36,7 +36,8 @@ def near_keys(key: str) -> list[str]:
     section, last = _split(key)
     ends = [name for name in known if name.endswith(f".{key}")]
     siblings = {_split(name)[1]: name for name in known if _split(name)[0] == section}
-    here = [siblings[name] for name in get_close_matches(last, siblings, _MOST_NEAR, 0.75)]
+    spelt_alike = get_close_matches(last, siblings, 1, 0.8) or get_close_matches(last, siblings, _MOST_NEAR, 0.65)
+    here = [siblings[name] for name in spelt_alike]
     here = here or [siblings[name] for name in siblings if len(name) > 3 and last.startswith(name)]
     alike = get_close_matches(key, known, _MOST_NEAR, 0.85)
     elsewhere = [name for name in known if _split(name)[1] == last]

@@ -260,7 +260,8 @@ def _explain(error: OmegaConfBaseException, values: DictConfig, cls: type) -> st
         return f"{key} has no value and needs one; set it in the YAML file or add {key}=... to the command"
     value = OmegaConf.select(values, key, throw_on_resolution_failure=False)
     if "is not a TupleConfig" in reason:
-        return f"{key} (given: {value!r:.200}) must be a list: {key}=[{value!s:.200}]"
+        wanted = shlex.quote(f"{key}=[{value!s:.200}]")  # shells read brackets as patterns
+        return f"{key} (given: {value!r:.200}) must be a list: {wanted}"
     shown = "" if value is None else f" (given: {value!r:.200})"
     return f"{key}{shown}: {reason}"
 

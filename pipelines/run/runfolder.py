@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shlex
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -256,10 +257,11 @@ def _refuse_changes(config: RunConfig, stored: dict[str, Any]) -> None:
         if not any(key == name or key.startswith(name + ".") for name in free)
     }
     if changed:
+        accepts = shlex.quote(f"run.allow_changed=[{','.join(changed)}]")  # shells read brackets as patterns
         lines = "\n".join(f"  {key}: {old!r:.200} there, {new!r:.200} now" for key, (old, new) in changed.items())
         raise ConfigError(
             f"run folder {config.folder} belongs to another configuration:\n{lines}\n"
-            f"Choose another run.dir, or accept the change with run.allow_changed=[{','.join(changed)}]"
+            f"Choose another run.dir, or accept the change with {accepts}"
         )
 
 

@@ -18,8 +18,8 @@ def verbs() -> dict[str, str]:
 def no_such_verb(word: str) -> str:
     """What to say of a verb that there is not, with the near one."""
     near = get_close_matches(word, verbs(), 1, 0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"error: there is no verb {word}; {hint}There are {', '.join(verbs())}"
+    hint = f"; did you mean {near[0]}?" if near else "."
+    return f"error: there is no verb {word}{hint} There are {', '.join(verbs())}"
 
 
 def mistaken_module(command: Sequence[str]) -> str | None:

@@ -84,7 +84,7 @@ def test_defaults_stand_and_later_words_win() -> None:
         (["name=x", "on=perhaps"], "on (given: 'perhaps'): Value 'perhaps' is not a valid bool"),
         (["name=x", "kind=huge"], "kind (given: 'huge'): Invalid value 'huge', expected one of ['small', 'large']"),
         (["name=???"], "name has no value and needs one"),
-        (["name=x", "paths=a"], "paths (given: 'a') must be a list: paths=[a]"),
+        (["name=x", "paths=a"], "paths (given: 'a') must be a list: 'paths=[a]'"),
         (["name=x", "inner=3"], "inner (given: 3): Merge error"),
         (["name=x", "inner=[1, 2]"], "inner (given: [1, 2]): Merge error"),
         (["name=x", "inner={}", "inner=[1]"], "override 'inner=[1]' cannot be read: Cannot merge incompatible"),
