@@ -1,9 +1,9 @@
 """A trial of a configuration: two steps, one save and one small evaluation, of which nothing is kept."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import rmtree
 
 from pipelines.run.claim import claim
 from pipelines.run.texts import override
@@ -50,10 +50,10 @@ def removed(folder: Path, *, leads: bool, warn: Callable[[str], None]) -> Iterat
         return
     if folder.exists():  # left by a trial that was killed
         with claim(folder):
-            shutil.rmtree(folder)
+            rmtree(folder)
     try:
         yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        rmtree(folder, ignore_errors=True)
         if folder.exists():
             warn(f"{folder} could not be removed; remove it yourself")

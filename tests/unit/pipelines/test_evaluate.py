@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,18 @@ def test_all_configured_measures_and_then_scoring_alone(
     assert results(run_folder) == first
     assert [path.stat().st_mtime_ns for path in records] == written
     assert "random/f1" in capsys.readouterr().out
+
+
+def test_the_configuration_of_a_run_means_the_run_and_its_samples_are_counted(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(evaluate, run_folder / "config.yaml", "--measures", "pope,gqa", "evaluation.batch_size=1") == 0
+    assert set(results(run_folder)) == {"pope_style", "gqa_style"}
+    lines = capsys.readouterr().out.splitlines()
+    [counted] = [line for line in lines if line.startswith("pope_style  ")]
+    assert re.fullmatch(r"pope_style  6/6  [\d.]+ samples/s  scoring", counted)
+    assert call(evaluate, run_folder / "config.yaml", "--measures", "gqa,", "evaluation.batch_size=1") == 0
+    assert "gqa_style: continuing after 2 of 2" in capsys.readouterr().out  # nothing was left to do
 
 
 def test_a_benchmark_named_on_the_command_line(
@@ -120,6 +133,7 @@ def test_two_processes_evaluate_as_one(run_folder: Path, monkeypatch: pytest.Mon
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("f1_macro") == 1  # one process speaks for all
+    assert done.stdout.count("pope_style (rank 0 of 2)  3/3  ") == 1
     together = results(run_folder)
     assert together.keys() == alone.keys()
     for name, result in together.items():
