@@ -28,11 +28,14 @@ class CheckpointConfig:
     """When to save and how much to keep."""
 
     every_n_steps: int = 1000
+    """Steps between two saves; the last step is always saved."""
     keep_last: int = 2
+    """How many checkpoints are kept, beside the best."""
     best: str = ""
     """A measure's key in metrics.jsonl, such as ``eval_mini/pope/f1_macro``. The checkpoint of its best step is kept
     too."""
     best_is: Literal["highest", "lowest"] = "highest"
+    """Which value of ``best`` is the best."""
     background: bool = False
     """Write while training goes on, from a copy in host memory on rank 0. The copy is as large as the checkpoint."""
     on_error: Literal["go_on", "stop"] = "go_on"

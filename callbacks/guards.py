@@ -44,6 +44,7 @@ class GuardConfig:
     """Leave out the update of a step if its gradient norm is more than this many standard deviations above the mean of
     the last ``spike_window`` steps. 0: never."""
     spike_window: int = 128
+    """Steps whose gradient norms say what is usual."""
     spike_limit: int = 8
     """The run ends if more updates than this are left out within ``spike_window`` steps: it will not recover."""
     hang_minutes: float = 30.0

@@ -31,10 +31,13 @@ class TrackingConfig:
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """``auto``: what WANDB_MODE says. If it is not set: online if an API key is found, offline otherwise."""
     project: str = "omnimamba"
+    """W&B project."""
     entity: str | None = None
     """The user or team whose project it is; null: what W&B has for its key."""
     group: str | None = None
+    """W&B group of the run; null: none."""
     tags: tuple[str, ...] = ()
+    """W&B tags of the run."""
     tensorboard: bool = False
     """Write event files for TensorBoard into the run folder too."""
     patience_seconds: float = 30.0

@@ -21,7 +21,9 @@ class PromptTemplate:
     """
 
     question: str = "In: {question}\nOut: "
+    """A question up to its answer; holds ``{question}`` once."""
     between_turns: str = "\n"
+    """Text between an answer and the next question."""
 
     def asked(self, question: str) -> str:
         """The template with ``question`` filled in; other braces are plain text."""

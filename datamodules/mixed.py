@@ -13,6 +13,7 @@ from datamodules.datasets import CaptionChoice, DataError, MixedDataset, MMUSamp
 from datamodules.encode import PromptTemplate
 from datamodules.handover import BatchLoader, hand_over, start_worker
 from datamodules.plan import Places, StepPlan, Stream
+from datamodules.shards.manifest import manifest_file
 from datamodules.shards.reader import ShardSet
 from datamodules.t2i_table import open_table
 from modules.omnimamba.config import TASKS, ModelConfig, Task
@@ -35,7 +36,9 @@ class Counts:
     """Samples per task."""
 
     mmu: int = 0
+    """MMU samples."""
     t2i: int = 0
+    """T2I samples."""
 
     def of(self, task: Task) -> int:
         """Samples of ``task``."""
@@ -73,6 +76,7 @@ class DataConfig:
     bad_limit: float = 1e-4
     """Training stops if more than this share of a stream's samples (and more than 10) cannot be used."""
     num_workers: int = 0
+    """Processes that read data for each rank; 0: the rank reads itself."""
     log_samples: bool = False
     """Write the sample keys of every micro-step to samples.jsonl."""
     accept_changed: bool = False
@@ -169,7 +173,7 @@ class MixedDataModule(pl.LightningDataModule):
 
     def _t2i(self, shards: ShardSet, model: ModelConfig, tokenizer: TextTokenizer) -> T2ISamples:
         manifest = self.config.t2i
-        folder = Path(self.config.cache) if self.config.cache else Path(manifest).parent / ".cache"
+        folder = Path(self.config.cache) if self.config.cache else Path(manifest_file(manifest)).parent / ".cache"
         try:
             table = open_table(shards, tokenizer, model.caption_length, folder, self._report)
         except OSError as error:

@@ -34,7 +34,9 @@ class AdapterFolders:
     """Folders of task adapters in peft's format, as written by ``pipelines.export --forms adapters``."""
 
     mmu: str = ""
+    """Folder of the MMU adapters; empty: none."""
     t2i: str = ""
+    """Folder of the T2I adapters; empty: none."""
 
     def named(self) -> dict[Task, Path]:
         """The folders that are set, by task."""

@@ -20,9 +20,9 @@ from modules.finite import broken_tensor
 from modules.omnimamba.weight_names import shortened
 from modules.plain_torch import read_training_state
 from modules.run_files import CHECKPOINTS
+from modules.run_files import MANIFEST as MANIFEST  # others know it from here
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 STATE = "state.ckpt"
 FINITE = "finite"
 """In the manifest: all numbers were checked. Checkpoints of earlier versions are checked when they are read."""

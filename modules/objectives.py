@@ -15,7 +15,9 @@ class LossWeights:
     """Weight of each task's loss; the paper's is 1:1."""
 
     mmu: float = 1.0
+    """Weight of the MMU loss."""
     t2i: float = 1.0
+    """Weight of the T2I loss."""
 
 
 def task_losses(outputs: Mapping[Task, Labelled]) -> dict[Task, Tensor]:

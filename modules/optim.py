@@ -14,11 +14,17 @@ class OptimConfig:
     """AdamW with linear warm-up, then cosine decay to ``min_lr_ratio`` of the peak."""
 
     lr: float = 1e-4
+    """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the two moments."""
     eps: float = 1e-8
+    """AdamW's epsilon."""
     weight_decay: float = 0.0
+    """On matrices alone; 0: none."""
     warmup_steps: int = 0
+    """Steps up to the peak; 0: none."""
     min_lr_ratio: float = 0.01
+    """Last learning rate, as a share of the peak."""
     clip_grad_norm: float = 1.0
     """Largest gradient norm; 0 turns clipping off."""
 

@@ -15,6 +15,7 @@ class StageConfig:
     """Which stage to train, and what this run changes in it."""
 
     name: Literal["mmu_pretrain", "t2i_pretrain", "unified_finetune"]
+    """The stage; it says which tasks are trained, and which parameters."""
     also_train: tuple[str, ...] = ()
     """Patterns of parameters to train in addition to the paper's set, for a run from scratch."""
     freeze: tuple[str, ...] = ()

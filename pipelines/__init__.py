@@ -1,7 +1,8 @@
-"""The verbs: ``python -m pipelines.<verb>``."""
+"""The verbs: ``omnimamba VERB``, or ``python -m pipelines.<verb>``."""
 
 import atexit
 import os
+import sys
 
 from pipelines.run import ending
 
@@ -11,3 +12,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Registered before anything else, because the first function to be registered is called last.
 atexit.register(ending.leave)
+
+if sys.argv[:1] == ["-m"]:  # Python is still looking for the module that it was told to run
+    from pipelines.run.verbs import mistaken_module
+
+    if message := mistaken_module(sys.orig_argv):
+        print(message, file=sys.stderr)
+        sys.exit(ending.UNUSABLE)

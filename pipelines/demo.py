@@ -53,7 +53,10 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides for all three runs")
     arguments = parser.parse_args()
-    # imported here to keep --help fast
+    # imported here to keep --help fast; and this first, so that a wrong word is told before torch is loaded
+    from pipelines.run.overrides import refuse_unknown_words
+
+    refuse_unknown_words(arguments.overrides)
     from callbacks.tracking import read_metrics
     from pipelines.report.page import write_report
     from pipelines.run.config import load

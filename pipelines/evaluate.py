@@ -6,14 +6,14 @@ Examples:
     python -m pipelines.evaluate runs/demo_unified
     python -m pipelines.evaluate runs/demo_unified --measures pope gqa
     python -m pipelines.evaluate runs/demo_unified --measures fid --fresh evaluation.fid.temperature=0.9
-    python -m pipelines.evaluate runs/demo_unified --measures speed evaluation.speed={}
+    python -m pipelines.evaluate runs/demo_unified --measures speed "evaluation.speed={}"
     python -m pipelines.evaluate runs/demo_unified --score-only
     python -m pipelines.evaluate runs/demo_unified/checkpoints/step-000000500
     torchrun --nproc-per-node 8 -m pipelines.evaluate runs/stage2_unified     # or srun: one process per GPU
     python -m pipelines.evaluate configs/stage2_unified.yaml pretrained=omnimamba.safetensors run.dir=runs/published
 
-RUN is a run folder (its latest checkpoint), one of its checkpoints, a folder of pipelines.export, or a configuration
-file with pretrained=... that names published weights.
+RUN is a run folder (its latest checkpoint) or its config.yaml, one of its checkpoints, a folder of pipelines.export, or
+a configuration file with pretrained=... that names published weights.
 
 Predictions go to RUN/records/<step>/<measure>/, results to RUN/records/<step>/results.json. An interrupted evaluation
 continues from its last record. --score-only scores existing predictions again.
@@ -21,6 +21,7 @@ continues from its last record. --score-only scores existing predictions again.
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,14 +33,19 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from callbacks.measures.measure import EvaluationContext, Measure, Result
+    from pipelines.run.ranks import Ranks
 
 
 def main() -> None:
     """Parse the command line, evaluate and print the results."""
     arguments, overrides = _parse()
-    # imported here to keep --help fast
+    # imported here to keep --help fast; and this first, so that a wrong word is told before torch is loaded
+    from pipelines.run.words import check_trained
+
+    check_trained(arguments.run, overrides)
     from callbacks.measures.registry import build_measures, build_mini_measures
     from callbacks.measures.running import on_all_ranks, run_measure
+    from pipelines.run.counting import CountProgress
     from pipelines.run.ranks import process_group
     from pipelines.run.trained import context_of, load_trained, trained_config
 
@@ -57,13 +63,20 @@ def main() -> None:
             for measure in measures:
                 if ranks.leads:
                     say(f"{measure.name}: {len(measure.sample_ids())} samples")
-                result = run_measure(measure, context, generate=not arguments.score_only)
+                with CountProgress(_title(measure, ranks), then="scoring") as progress:
+                    told = replace(context, progress=progress.show) if ranks.leads else context
+                    result = run_measure(measure, told, generate=not arguments.score_only)
                 if result is not None:  # this process is rank 0
                     results[measure.name] = result
         if ranks.leads:
             title = f"{context.folder} at step {context.step}"
             show_table(result_table(results, title=title, details=arguments.details))
             say(f"results: {context.records / 'results.json'}")
+
+
+def _title(measure: "Measure", ranks: "Ranks") -> str:
+    """The name of a measure, and whose samples are counted."""
+    return measure.name if ranks.world_size == 1 else f"{measure.name} (rank 0 of {ranks.world_size})"
 
 
 def _check(measures: "Sequence[Measure]", context: "EvaluationContext", *, fresh: bool) -> None:
@@ -132,7 +145,7 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
         "--tasks",
         nargs="+",
         metavar="MEASURE",
-        help="pope, gqa, ... (default: all that are configured)",
+        help="pope gqa ..., or pope,gqa,... (default: all that are configured)",
     )
     parser.add_argument("--mini", action="store_true", help="evaluate on evaluation.mini samples, as during training")
     how = parser.add_mutually_exclusive_group()
@@ -144,7 +157,8 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     overrides = split_overrides(parser, rest)
     if arguments.measures is not None:
         overrides += [word for word in arguments.measures if "=" in word]
-        arguments.measures = [word for word in arguments.measures if "=" not in word] or None
+        names = [name for word in arguments.measures if "=" not in word for name in word.split(",")]
+        arguments.measures = [name for name in names if name] or None
     return arguments, overrides
 
 

@@ -46,7 +46,12 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=["model"], help="default: model")
     parser.add_argument("--encoders", action="store_true", help="include the ViTs and the VQ tokenizer")
     arguments, rest = parser.parse_known_args()
-    export(arguments.run, arguments.out, arguments.forms, split_overrides(parser, rest), encoders=arguments.encoders)
+    overrides = split_overrides(parser, rest)
+    # imported here to keep --help fast; it tells a wrong word before torch is loaded
+    from pipelines.run.words import check_trained
+
+    check_trained(arguments.run, overrides)
+    export(arguments.run, arguments.out, arguments.forms, overrides, encoders=arguments.encoders)
 
 
 def export(
@@ -61,35 +66,47 @@ def export(
     """
     from safetensors import SafetensorError
 
-    from modules import exports
-    from modules.adapter_files import save_adapter
     from modules.files import new_folder
-    from modules.omnimamba.config import TASKS
     from pipelines.run.card import CARD, card
+    from pipelines.run.counting import PieceProgress
     from pipelines.run.trained import load_trained, trained_config
 
     if out.exists():
         raise FileExistsError(f"{out} exists; name a folder that does not exist yet. Nothing is overwritten")
-    trained = load_trained(run, ["hardware.accelerator=cpu", "trainer.precision=float32", *overrides])
-    trained = replace(trained, config=trained_config(run, overrides))  # keep the run's own hardware settings
-    try:
-        with new_folder(out) as partial:
-            if "model" in forms:
-                _write(partial, exports.all_weights(trained.model, trained.vq, encoders=encoders), trained)
-            for task in TASKS:
-                if "adapters" in forms:
-                    save_adapter(trained.model, task, partial / "adapters" / task)
-                if "merged" in forms:
-                    _write(partial / "merged" / task, exports.merged(trained.model, task), trained, merged=task)
-            if "transformers" in forms:
-                _write_for_transformers(partial / "transformers", trained)
-            (partial / CARD).write_text(card(trained, forms), encoding="utf-8")
-    except FileNotFoundError:
-        raise  # a missing input, not a fault of out; its message names the file
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{out} could not be written: {error}; make room, or name a folder on another disk") from error
+    with PieceProgress("export") as progress:
+        progress.show("read the weights", 0, 1 + len(forms))
+        trained = load_trained(run, ["hardware.accelerator=cpu", "trainer.precision=float32", *overrides])
+        trained = replace(trained, config=trained_config(run, overrides))  # keep the run's own hardware settings
+        try:
+            with new_folder(out) as partial:
+                for number, form in enumerate(forms, 1):
+                    progress.show(f"write the form {form}", number, 1 + len(forms))
+                    _write_form(form, partial, trained, encoders=encoders)
+                (partial / CARD).write_text(card(trained, forms), encoding="utf-8")
+        except FileNotFoundError:
+            raise  # a missing input, not a fault of out; its message names the file
+        except (OSError, SafetensorError) as error:
+            fix = "make room, or name a folder on another disk"
+            raise ValueError(f"{out} could not be written: {error}; {fix}") from error
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         say(f"{path}  {path.stat().st_size:,} bytes")
+
+
+def _write_form(form: str, folder: Path, trained: "Trained", *, encoders: bool) -> None:
+    from modules import exports
+    from modules.adapter_files import save_adapter
+    from modules.omnimamba.config import TASKS
+
+    if form == "model":
+        _write(folder, exports.all_weights(trained.model, trained.vq, encoders=encoders), trained)
+    elif form == "transformers":
+        _write_for_transformers(folder / form, trained)
+    else:
+        for task in TASKS:
+            if form == "adapters":
+                save_adapter(trained.model, task, folder / form / task)
+            else:
+                _write(folder / form / task, exports.merged(trained.model, task), trained, merged=task)
 
 
 def _write(folder: Path, weights: "dict[str, Tensor]", trained: "Trained", merged: str = "") -> None:

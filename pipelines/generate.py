@@ -13,6 +13,7 @@ key=value words change settings of the run, for example hardware.accelerator=cpu
 
 import argparse
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,10 @@ SAMPLING = ("seed", "temperature", "top_k", "top_p", "guidance")
 def main() -> None:
     """Parse the command line and generate."""
     arguments, overrides = _parse()
+    # imported here to keep --help fast; it tells a wrong word before torch is loaded
+    from pipelines.run.words import check_trained
+
+    check_trained(arguments.run, overrides)
     if arguments.verb == "text2image":
         text2image(arguments, overrides)
     else:
@@ -127,7 +132,31 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     asks.add_argument("--short", action="store_true", help="ask for a single word or phrase, as the benchmarks do")
     asks.add_argument("--max-new-tokens", type=int, help="default: 64, or less if the model has no room")
     arguments, rest = parser.parse_known_args()
+    _refuse_unquoted(arguments, rest)
     return arguments, split_overrides(parser, rest)
+
+
+def _refuse_unquoted(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Refuse words that belong to a caption or question without quotes.
+
+    Raises:
+        ValueError: there are some; the message has the command with quotes.
+    """
+    loose = [word for word in rest if not word.startswith("-") and "=" not in word]
+    if not loose or any(word.startswith("-") for word in rest):  # what an unknown option takes is not known
+        return
+    draws = arguments.verb == "text2image"
+    text = " ".join([arguments.caption if draws else arguments.question, *loose])
+    before = "text2image" if draws else f"describe {shlex.quote(str(arguments.image))}"
+    what = "caption" if draws else "question"
+    raise ValueError(
+        f"the {what} is several words, so it needs quotes: {shlex.quote(str(arguments.run))} {before} {_quoted(text)}"
+    )
+
+
+def _quoted(text: str) -> str:
+    """``text`` in the quotes that one would choose, where these are enough."""
+    return shlex.quote(text) if re.search(r"[\"$`\\!]", text) else f'"{text}"'
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ done
 submit() {
     local script=$1 command
     command=(sbatch --parsable "${@:2}" "${options[@]}" "$script" "${overrides[@]}")
-    echo "${command[*]}"
+    echo "${command[*]@Q}" | sed -E "s/'([[:alnum:]_.,:=\/%+-]+)'/\1/g" # quoted only where a shell needs it
     if [ -n "$dry" ]; then
         sbatch --test-only "${options[@]}" "$script" "${overrides[@]}"
         JOB=ID

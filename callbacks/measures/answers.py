@@ -36,6 +36,7 @@ class QuestionsConfig(MeasureConfig):
     suffix: str = SHORT_ANSWER
     """Text after every question."""
     max_new_tokens: int = 16
+    """Longest answer, in tokens."""
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""

@@ -64,6 +64,8 @@ class EvaluationContext:
     """Share of the captions that the model was trained without."""
     deadline: float = math.inf
     """Time on `time.monotonic` at which generating stops."""
+    progress: Callable[[int, int], None] | None = None
+    """Called with how many of this rank's samples have a record, and how many samples it has."""
 
     @property
     def records(self) -> Path:
@@ -196,8 +198,15 @@ class Measure(ABC):
         book.open(self._made_under(context))
         done = book.read().keys()
         mine = self.sample_ids()[context.rank :: context.world_size]
-        for records in self.produce(context, [sample for sample in mine if sample not in done]):
+        missing = [sample for sample in mine if sample not in done]
+        written = len(mine) - len(missing)
+        if context.progress is not None:
+            context.progress(written, len(mine))
+        for records in self.produce(context, missing):
             book.append(records)
+            written += len(records)
+            if context.progress is not None:
+                context.progress(written, len(mine))
             if signals.received():
                 return False
             if time.monotonic() > context.deadline:

@@ -36,6 +36,7 @@ class MmmuConfig(QuestionsConfig):
     fallback_seed: int = 0
     """Seed of the guesses for answers from which no letter can be parsed."""
     max_new_tokens: int = 128
+    """Longest answer, in tokens."""
 
 
 class Mmmu(QuestionMeasure):

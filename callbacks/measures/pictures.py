@@ -42,9 +42,11 @@ class SamplingConfig:
     seed: int = 0
     """Seed of the random numbers, and of the choice of captions."""
     temperature: float = 1.0
+    """1: the probabilities of the model. Below: nearer to the most likely tokens. Above: more varied."""
     top_k: int = 0
     """Keep only the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
+    """Keep only the most likely tokens whose probabilities add up to this; 1 keeps all."""
     guidance: float = 1.0
     """Classifier-free guidance: above 1, pictures follow their captions more closely and differ less. 1: none."""
 

@@ -43,10 +43,12 @@ class EvaluationConfig:
     at_start: bool = False
     """Run the full evaluation also before the first step, to compare with the untrained model."""
     at_end: bool = True
+    """Run the full evaluation after the last step."""
     max_seconds: float = 0.0
     """How long a measure may generate during training; pipelines.evaluate can complete the rest. 0: as long as it
     takes."""
     batch_size: int = 16
+    """Samples that are generated together, on each rank."""
     fail_fast: bool = False
     """Whether an error in an evaluation stops training. If not, it is logged as ``eval/<measure>/error``."""
 

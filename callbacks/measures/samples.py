@@ -28,6 +28,7 @@ class SamplesConfig(SamplingConfig, MeasureConfig):
     """What is drawn: ``prompts``, or ``n`` captions of a COCO captions file."""
 
     prompts: tuple[str, ...] = ()
+    """Captions to draw."""
     captions: str = ""
     """COCO captions JSON."""
     images: str = ""

@@ -32,6 +32,7 @@ class VqaV2Config(QuestionsConfig):
     questions: str
     """``v2_OpenEnded_mscoco_<split>_questions.json``."""
     split: Split = "val2014"
+    """Which split the questions are of."""
     annotations: str = ""
     """``v2_mscoco_val2014_annotations.json``. Empty for a test split: only EvalAI has its answers."""
     submission_questions: str = ""

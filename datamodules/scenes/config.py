@@ -15,9 +15,13 @@ class ScenesConfig:
     images: int = 3000
     """Training images."""
     val_images: int = 256
+    """Validation images."""
     seed: int = 0
+    """Seed of all that is drawn."""
     min_objects: int = 1
+    """Fewest objects of a scene."""
     max_objects: int = MAX_OBJECTS
+    """Most objects of a scene."""
     conversations: int = 2
     """Question-and-answer samples per training image."""
     kinds: tuple[str, ...] = KINDS

@@ -34,9 +34,11 @@ class PrepareScenesConfig(ScenesConfig):
     vocab_size: int = 512
     """Maximum number of entries of the text tokenizer."""
     codebook_size: int = 512
+    """Number of codes of the image tokenizer."""
     patch_size: int = 4
     """Side of the patch that becomes one code: with 4, a picture of 64 px has 256 codes."""
     per_shard: int = 1000
+    """Samples of a shard."""
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""

@@ -74,7 +74,7 @@ class Manifest:
 
     @classmethod
     def read(cls, place: str | Path) -> "Manifest":
-        """Read and check the manifest at ``place``.
+        """Read and check the manifest at ``place``; a local folder means the one in it.
 
         Raises:
             FileNotFoundError: it does not exist.
@@ -82,7 +82,7 @@ class Manifest:
             ValueError: it is not a manifest, or has another format version.
             DamagedShardError: it was altered.
         """
-        place = str(place)
+        place = manifest_file(str(place))
         where = f"manifest {shown(place)}"
         text = _text(place)
         refuse_lfs_pointer(text, where)
@@ -116,6 +116,11 @@ class Manifest:
         return sibling(self.place, f"{entry.name}.idx.npz")
 
 
+def manifest_file(place: str) -> str:
+    """The manifest that ``place`` means: the one in it if it is a local folder, otherwise ``place`` itself."""
+    return place if is_url(place) or not Path(place).is_dir() else str(Path(place, MANIFEST))
+
+
 def _text(place: str) -> bytes:
     try:
         return read_bytes(place) if is_url(place) else Path(place).read_bytes()
@@ -124,8 +129,6 @@ def _text(place: str) -> bytes:
             f"manifest {shown(place)} does not exist, so there is no complete data set; "
             "make it with `python -m pipelines.prepare`"
         ) from error
-    except IsADirectoryError as error:
-        raise ValueError(f"manifest {place} is a folder; name the {MANIFEST} in it") from error
 
 
 def _entries(manifest: _Content, where: str) -> list[ShardEntry]:

@@ -13,8 +13,11 @@ class LoraConfig:
     """Task LoRA on every block's input projection (paper section 3.3)."""
 
     rank: int = 8
+    """Rank of the low-rank product."""
     alpha: float = 32.0
+    """The product is scaled by ``alpha / rank``."""
     dropout: float = 0.05
+    """Share of the inputs left out in training."""
 
     @property
     def scale(self) -> float:
@@ -27,13 +30,19 @@ class VitConfig:
     """Sizes of one vision transformer, and where its weights are."""
 
     width: int
+    """Width of a feature."""
     depth: int
     """Blocks of the whole model; features are taken after the second-to-last."""
     heads: int
+    """Attention heads."""
     mlp_hidden: int
+    """Hidden width of the MLPs."""
     registers: int = 0
+    """Number of register tokens."""
     class_token: bool = False
+    """Whether it has a class token."""
     layer_scale: bool = False
+    """Whether branches are scaled by learnt factors."""
     weights: str = ""
     """Path of a safetensors file with timm's names, with or without the published checkpoint's prefix."""
 
@@ -63,10 +72,15 @@ class VisionConfig:
     """
 
     kind: Literal["dino_siglip", "patches", "features"] = "patches"
+    """Which encoder; the text of the section says what each is."""
     image_size: int = 64
+    """Side of the picture it sees, in pixels."""
     patch_size: int = 8
+    """Side of a patch, in pixels."""
     given_patches: int = 0
+    """Features of an image, with ``kind=features``."""
     given_width: int = 0
+    """Width of such a feature."""
     dino: VitConfig = field(
         default_factory=lambda: VitConfig(
             width=1024, depth=24, heads=16, mlp_hidden=4096, registers=4, class_token=True, layer_scale=True
@@ -124,13 +138,21 @@ class ModelConfig:
     """Sizes of the OmniMamba model; the defaults are the published 1.3B language model's."""
 
     d_model: int = 2048
+    """Width of the residual stream."""
     n_layer: int = 48
+    """Number of Mamba-2 blocks."""
     d_state: int = 128
+    """Size of a head's state."""
     d_conv: int = 4
+    """Width of the convolution before the scan."""
     expand: int = 2
+    """Width inside a block, as a multiple of ``d_model``."""
     headdim: int = 64
+    """Width of a state-space head."""
     chunk_size: int = 256
+    """Positions that the scan takes at a time."""
     norm_eps: float = 1e-5
+    """Epsilon of the norms."""
     gated_norm_eps: float = 1e-5
     """Epsilon of the norm after the scan; the published code sets it separately from the other norms."""
     tokenizer: str = ""
@@ -138,18 +160,25 @@ class ModelConfig:
     vocab_size: int = 50288
     """Rows of the text embedding: the tokenizer's ids (special tokens included) rounded up to a multiple of 16."""
     image_vocab: int = 16384
+    """Number of codes of the VQ tokenizer."""
     image_tokens: int = 256
+    """Codes of a picture."""
     caption_length: int = 68
     """Caption ids of a T2I sequence, left-padded. Longer captions are cut; longer generation prompts are refused."""
     mmu_text_length: int = 449
     """Text ids of an MMU sequence, right-padded; turns beyond this are dropped."""
     mmu_positions: int = 1500
+    """Learnt positions of MMU sequences; at least as many as the longest has."""
     t2i_positions: int = 329
+    """Learnt positions of T2I sequences; at least as many as one has."""
     projector_hidden: int = 8704
+    """Hidden width of the projector of image features."""
     image_mlp_hidden: int = 8192
+    """Hidden width of the MLP of image tokens."""
     vocabularies: Literal["decoupled", "shared"] = "decoupled"
     """``shared``: one table and one head for text and image tokens (an ablation in the paper's Table 4)."""
     lora: Literal["task", "none"] = "task"
+    """``task``: adapters for each task. ``none``: no adapters (an ablation in the paper's Table 4)."""
     adapters: LoraConfig = field(default_factory=LoraConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     vq: str = ""
@@ -158,7 +187,9 @@ class ModelConfig:
     """Standard deviation of the initial values. A larger one helps a model that is not pre-trained tell words apart
     sooner."""
     image_table_std: float = 0.02
+    """Standard deviation of the initial values of the table of image tokens."""
     mmu_positions_std: float = 0.02
+    """Standard deviation of the initial values of the MMU positions."""
     A_init_range: tuple[float, float] = (1.0, 16.0)
     """Range of the initial decay rates, as in mamba_ssm. A small model that is not pre-trained remembers its caption
     sooner with lower ones."""

@@ -61,11 +61,14 @@ def main() -> None:
 def _check(arguments: argparse.Namespace) -> bool:
     from datetime import timedelta
 
+    from pipelines.run.words import check_training
+
+    file = check_training(arguments.config, arguments.overrides) if arguments.config else None
     from pipelines.doctor.checks import examine
     from pipelines.run.config import load
     from pipelines.run.ranks import process_group
 
-    config = load(arguments.config, arguments.overrides) if arguments.config else None
+    config = load(file, arguments.overrides) if file else None
     passed = True
     with process_group(timedelta(minutes=10)) as ranks:
         for verdict in examine(config, ranks):
@@ -85,13 +88,16 @@ def _reference(arguments: argparse.Namespace) -> bool:
 
 
 def _memory(arguments: argparse.Namespace) -> bool:
+    from pipelines.run.words import check_training
+
+    file = check_training(arguments.config, arguments.overrides)
     import torch
 
     from modules.files import GIB
     from pipelines.run.config import load
     from pipelines.run.memory import estimate_memory, ways_out
 
-    config = load(arguments.config, arguments.overrides, tracks=False)
+    config = load(file, arguments.overrides, tracks=False)
     estimate = estimate_memory(config)
     for line in estimate.lines():
         say(line)

@@ -29,6 +29,10 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: anyone who reaches this machine may use it")
     arguments, rest = parser.parse_known_args()
     overrides = split_overrides(parser, rest)
+    # imported here to keep --help fast; it tells a wrong word before torch is loaded
+    from pipelines.run.words import check_trained
+
+    check_trained(arguments.run, overrides)
     serve(arguments.run, overrides, arguments.host, arguments.port)
 
 

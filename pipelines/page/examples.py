@@ -15,6 +15,7 @@ from modules.omnimamba.config import Task
 from modules.run_files import SAMPLES
 from modules.stages import STAGES
 from pipelines.run.config import RunConfig
+from pipelines.run.paths import from_here
 
 log = logging.getLogger(__name__)
 MOST_CAPTIONS, MOST_QUESTIONS = 6, 4
@@ -44,22 +45,17 @@ def examples_of(config: RunConfig, folder: Path) -> Examples:
             _add(found, task, manifest, folder)
         except (OSError, ValueError) as error:
             log.warning("no examples of %s: %s", WORDS[task], error)
-            found.remarks.append(f"{WORDS[task].capitalize()}: learnt from {near(manifest)}, not on this machine.")
+            found.remarks.append(f"{WORDS[task].capitalize()}: learnt from {from_here(manifest)}, not on this machine.")
     if not found.captions:
         found.captions.extend(_drawn_captions(config.folder)[:MOST_CAPTIONS])
     return found
-
-
-def near(path: str | Path) -> str:
-    """The path as people say it: from the current folder, if it lies below."""
-    return str(path).removeprefix(f"{Path.cwd()}/")
 
 
 def _add(found: Examples, task: Task, manifest: str, folder: Path) -> None:
     if "://" in manifest:
         raise ValueError(f"{manifest} is not on this machine")
     shards = ShardSet.open(manifest)
-    found.remarks.append(f"{WORDS[task].capitalize()}: learnt from {len(shards):,} samples of {near(manifest)}.")
+    found.remarks.append(f"{WORDS[task].capitalize()}: learnt from {len(shards):,} samples of {from_here(manifest)}.")
     if task == "t2i":
         found.captions.extend(captions_of(sample.content)[0] for sample in _spread(shards, MOST_CAPTIONS))
         return

@@ -11,9 +11,10 @@ from callbacks.measures.pictures import NO_VQ
 from datamodules.images import decode
 from modules.omnimamba.config import Task
 from modules.stages import STAGES
-from pipelines.page.examples import WORDS, Examples, near
+from pipelines.page.examples import WORDS, Examples
 from pipelines.page.told import told
 from pipelines.run.asked import sampling_of
+from pipelines.run.paths import from_here
 from pipelines.run.scores import markdown
 from pipelines.run.trained import Trained
 
@@ -47,7 +48,7 @@ def build(trained: Trained, examples: Examples, scores: Sequence[Sequence[str]])
 
 def _heading(trained: Trained, examples: Examples) -> str:
     weights = f"step {trained.step:,} of stage {trained.config.stage.name}" if trained.step else trained.origin
-    lines = [f"{near(trained.folder)}, {weights}", *examples.remarks]
+    lines = [f"{from_here(trained.folder)}, {weights}", *examples.remarks]
     return f"# {trained.config.name}\n" + "\n".join(f"{line}<br>" for line in lines)
 
 

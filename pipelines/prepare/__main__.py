@@ -41,10 +41,10 @@ def _scenes(config: PrepareScenesConfig) -> None:
 
 
 def _shards(build: Callable[[Any, Progress], Path], config: Any) -> None:
-    from pipelines.prepare.progress import BuildProgress
+    from pipelines.run.counting import CountProgress
 
     built_before = (Path(config.out) / MANIFEST).exists()
-    with BuildProgress(config.name) as progress:
+    with CountProgress(config.name) as progress:
         manifest = build(config, progress.show)
     if built_before:
         say(

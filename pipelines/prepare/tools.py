@@ -55,7 +55,9 @@ def _command(
     what: str,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=what, description=what)
-    parser.add_argument("manifest", metavar="MANIFEST", help="manifest.json of the data set: a path or a URL")
+    parser.add_argument(
+        "manifest", metavar="MANIFEST", help="manifest.json of the data set, a path or a URL; or its folder"
+    )
     parser.add_argument("--cache", type=Path, help="folder to copy the shards to")
     parser.set_defaults(run=work)
     return parser

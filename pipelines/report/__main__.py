@@ -6,6 +6,7 @@
 Examples:
     python -m pipelines.report runs/demo_unified
     python -m pipelines.report runs/demo_mmu runs/demo_t2i runs/demo_unified --out runs/report.html
+    python -m pipelines.report runs/*                              # what is no run is left out, and named
     python -m pipelines.report sync runs/stage2_unified
     python -m pipelines.report sync runs/stage2_unified --offline
 
@@ -21,7 +22,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipelines.run.console import run_verb, say
+from pipelines.run.console import run_verb, say, warn
 
 
 def main() -> None:
@@ -50,8 +51,11 @@ def main() -> None:
             sync_run(run, offline=arguments.offline, project=arguments.project, entity=arguments.entity)
         return
     from pipelines.report.page import write_report
+    from pipelines.report.read import only_runs
+    from pipelines.run.counting import PieceProgress
 
-    out = write_report(arguments.runs, arguments.out)
+    with PieceProgress("report") as progress:
+        out = write_report(only_runs(arguments.runs, warn), arguments.out, progress.show)
     say(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB; open it in any browser)")
 
 

@@ -13,7 +13,7 @@ from datamodules.images import ImageSource
 from modules.files import write_file
 from modules.metrics.paper import OURS
 from pipelines.report.charts import Line, colour, draw
-from pipelines.report.read import Run, read_runs
+from pipelines.report.read import Progress, Run, read_runs, unheard
 from pipelines.report.samples import data_uri, read_answers, read_sheet
 from pipelines.report.tables import (
     attempt_facts,
@@ -53,15 +53,15 @@ class Panel:
     is_detail: bool
 
 
-def write_report(paths: Sequence[Path], out: Path) -> Path:
-    """Write the report of the run folders ``paths`` to ``out``.
+def write_report(paths: Sequence[Path], out: Path, progress: Progress = unheard) -> Path:
+    """Write the report of the run folders ``paths`` to ``out``; ``progress`` is called with each piece that begins.
 
     Raises:
         ValueError: one of them is not a run folder, or is named twice.
         FileExistsError: ``out`` is another file than a report.
     """
     _refuse_another_file(out)
-    page = render(read_runs(list(paths)))
+    page = render(read_runs(list(paths), progress), progress)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, page)
     return out
@@ -75,7 +75,7 @@ def _refuse_another_file(out: Path) -> None:
         raise FileExistsError(f"--out {out} is there and is no report; name another file, or remove it")
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[Run], progress: Progress = unheard) -> str:
     """The page; everything that comes from a run is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ def render(runs: Sequence[Run]) -> str:
     parts = {
         "summaries": summaries,
         "facts": list(dict.fromkeys(key for cells in summaries for key in cells)),
-        "groups": panels(runs),
+        "groups": panels(runs, progress),
         "results": result_rows(runs),
         "papers": paper_parts(runs),
         "sheets": [read_sheet(run) for run in runs],
@@ -106,11 +106,12 @@ def render(runs: Sequence[Run]) -> str:
     )
 
 
-def panels(runs: Sequence[Run]) -> dict[str, list[Panel]]:
+def panels(runs: Sequence[Run], progress: Progress = unheard) -> dict[str, list[Panel]]:
     """All metrics of all runs as charts, by heading."""
     names = sorted({name for run in runs for name in run.curves}, key=lambda name: ("/" in name[5:], name))
     groups: dict[str, list[Panel]] = {heading: [] for heading, _ in GROUPS}
-    for name in names:
+    for done, name in enumerate(names):
+        progress("draw charts", done, len(names))
         heading = next(heading for heading, pattern in GROUPS if re.match(pattern, name))
         groups[heading].append(_panel(name, runs))
     return {heading: found for heading, found in groups.items() if found}

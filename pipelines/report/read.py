@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -19,6 +19,12 @@ from pipelines.run.provenance import read_provenance
 METRIC_KEYS = {"step": int, "attempt": int}
 P = ParamSpec("P")
 T = TypeVar("T")
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+def unheard(what: str, done: int, total: int) -> None:
+    """The progress that nobody sees."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,8 @@ class Run:
             return None
 
 
-def read_runs(paths: list[Path]) -> list[Run]:
-    """The runs of these folders.
+def read_runs(paths: list[Path], progress: Progress = unheard) -> list[Run]:
+    """The runs of these folders; ``progress`` is called with each that is read.
 
     Raises:
         ValueError: one is not a run folder, or is named twice.
@@ -86,11 +92,32 @@ def read_runs(paths: list[Path]) -> list[Run]:
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"a run is named twice: {' '.join(map(str, paths))}; name each once")
     names = [path.resolve().name for path in paths]
-    return [_read(path, name if names.count(name) == 1 else str(path)) for path, name in zip(paths, names, strict=True)]
+    runs = []
+    for done, (path, name) in enumerate(zip(paths, names, strict=True)):
+        progress("read runs", done, len(paths))
+        runs.append(_read(path, name if names.count(name) == 1 else str(path)))
+    return runs
+
+
+def only_runs(paths: Sequence[Path], warn: Callable[[str], None]) -> list[Path]:
+    """Those of several ``paths`` that are run folders, as ``runs/*`` names other things too; the rest is told.
+
+    One path alone, or paths of which none is a run, are returned as they are: `read_runs` says what is wrong. So are
+    those that are not there, because no shell's pattern yields them.
+    """
+    others = [path for path in paths if path.exists() and not _is_run(path)]
+    if not others or len(others) == len(paths):
+        return list(paths)
+    warn(f"left out, because {'it is' if len(others) == 1 else 'they are'} no run: {', '.join(map(str, others))}")
+    return [path for path in paths if path not in others]
+
+
+def _is_run(path: Path) -> bool:
+    return (path / CONFIG).is_file() or (path / METRICS).is_file()
 
 
 def _read(path: Path, label: str) -> Run:
-    if not (path / CONFIG).is_file() and not (path / METRICS).is_file():
+    if not _is_run(path):
         raise ValueError(
             f"{path} is not a run folder: it has neither {CONFIG} nor {METRICS}. Name one that pipelines.train made"
         )

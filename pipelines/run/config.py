@@ -22,7 +22,7 @@ from modules.optim import OptimConfig
 from modules.reading import shown
 from modules.stages import STAGES, StageConfig
 from pipelines.run.hardware import HardwareConfig
-from pipelines.run.overrides import ConfigError, build, dotlist, merge, read_yaml, refuse
+from pipelines.run.overrides import ConfigError, build, dotlist, merge, read_known, refuse, refuse_unknown_words
 from pipelines.run.paths import in_words, own_folder
 from pipelines.run.texts import literally
 
@@ -32,6 +32,7 @@ __all__ = [
     "RunFolderConfig",
     "TrainerConfig",
     "as_dict",
+    "as_yaml",
     "differences",
     "load",
 ]
@@ -58,7 +59,9 @@ class TrainerConfig:
     """How long to train and how often to log."""
 
     max_steps: int
+    """Optimizer steps of the whole run."""
     log_every_n_steps: int = 10
+    """Steps between two logs."""
     precision: Literal["float32", "bf16"] = "float32"
     """Type of matrix products; parameters, norms, residual and the scan's own parameters are always float32."""
     deterministic: bool = False
@@ -79,6 +82,7 @@ class RunConfig:
     """Everything that defines a run. One YAML file per run under configs/; every key can be overridden."""
 
     name: str
+    """Name of the run, and of its folder below runs/."""
     seed: int = 0
     """Seed of the data order and of all randomness in training; initial weights use model.init_seed."""
     stage: StageConfig
@@ -168,7 +172,8 @@ def load(path: Path, overrides: Sequence[str] = (), *, tracks: bool = True) -> R
     Raises:
         ConfigError: it is wrong; the message names key, value, rule and way out.
     """
-    values = read_yaml(path)
+    values = read_known(path)
+    refuse_unknown_words(overrides)
     if (folder := own_folder(path)) is not None:
         for key, file in kept(folder).items():
             if OmegaConf.select(values, f"model.{key}", throw_on_resolution_failure=False):
@@ -184,6 +189,11 @@ def as_dict(config: RunConfig) -> dict[str, Any]:
     """The configuration as plain data, as written to config.yaml."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))  # tuples become lists, as in YAML
     return plain
+
+
+def as_yaml(config: RunConfig) -> str:
+    """The configuration as the YAML of config.yaml, which can be run as it is."""
+    return OmegaConf.to_yaml(OmegaConf.create(literally(as_dict(config))))
 
 
 FREE_ON_RESUME = (

@@ -5,6 +5,7 @@ import errno
 import faulthandler
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -50,11 +51,31 @@ def warn(text: str) -> None:
 
 
 def split_overrides(parser: argparse.ArgumentParser, rest: Sequence[str]) -> list[str]:
-    """The words that ``parser`` did not recognize, if all are key=value; otherwise exit with its usage."""
-    for word in rest:
+    """The words that ``parser`` did not recognize, if all are key=value; otherwise exit with its usage.
+
+    Raises:
+        ValueError: a key of the configuration is written like an option.
+    """
+    for number, word in enumerate(rest):
+        if word.startswith("-"):
+            _refuse_key_as_option(word, rest[number + 1 :])
         if word.startswith("-") or "=" not in word:
             parser.error(f"unrecognized argument: {word}")
     return list(rest)
+
+
+def _refuse_key_as_option(word: str, after: Sequence[str]) -> None:
+    """Say how ``--trainer.max_steps=20``, or ``--trainer.max_steps 20``, is written here."""
+    from pipelines.run.keys import near_keys
+
+    key, mark, value = word.lstrip("-").partition("=")
+    if not mark:
+        value = after[0] if after and not after[0].startswith("-") else "..."
+    key = key.replace("-", "_")
+    near = near_keys(key)
+    if near and ("." in key or near[0].rpartition(".")[2] == key):  # else it may be an option, misspelt
+        wanted = shlex.quote(f"{near[0]}={value}")
+        raise ValueError(f"{word} is no option; keys of the configuration are written without dashes: {wanted}")
 
 
 def run_verb(main: Callable[[], None]) -> NoReturn:

@@ -26,9 +26,11 @@ class HardwareConfig:
     """The hardware to run on."""
 
     accelerator: Literal["cpu", "gpu"] = "cpu"
+    """What the model runs on."""
     devices: int = 1
     """Devices per node: GPUs, or processes on a CPU."""
     nodes: int = 1
+    """Machines; srun or torchrun starts the processes on them."""
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
     """How several GPUs share the work: full replicas, or DeepSpeed ZeRO, which shards optimizer states (1), gradients
     (2) and parameters (3). Checkpoints have the same form, so a resume may choose another."""

@@ -1,7 +1,9 @@
 """Turns YAML files and ``key=value`` words into frozen dataclasses; errors name key, value, rule and way out."""
 
 import math
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from os.path import expanduser
 from pathlib import Path
@@ -9,14 +11,17 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import MarkedYAMLError, YAMLError
+from yaml import MarkedYAMLError, YAMLError, safe_load
 
 from modules.redaction import find_secrets, is_secret_key
+from pipelines.run.keys import is_key, near_keys, unknown_keys
 from pipelines.run.paths import in_file, place_of
 from pipelines.run.texts import as_typed, at_home, kind_of, unquoted
 from pipelines.run.yaml_shape import shape_problem
 
 Config = TypeVar("Config")
+PROJECT = Path(__file__).parents[2]
+"""The folder of this project."""
 
 
 class ConfigError(ValueError):
@@ -42,8 +47,7 @@ def dotlist(overrides: Sequence[str], cls: type) -> DictConfig:
     """
     values = OmegaConf.create({})
     for word in overrides:
-        if "=" not in word.removeprefix("="):
-            raise ConfigError(f"override '{word}' is not of the form key=value, for example trainer.max_steps=100")
+        _require_form(word)
         try:
             _set(values, word, cls)
         except (OmegaConfBaseException, YAMLError) as error:
@@ -53,6 +57,56 @@ def dotlist(overrides: Sequence[str], cls: type) -> DictConfig:
                 f"override '{word}' cannot be read: {error}. Quote values with special characters."
             ) from error
     return values
+
+
+def _require_form(word: str) -> None:
+    if "=" not in word.removeprefix("="):
+        raise ConfigError(f"override '{word}' is not of the form key=value, for example trainer.max_steps=100")
+
+
+def refuse_unknown_words(words: Sequence[str]) -> None:
+    """Refuse ``key=value`` words whose keys no run's configuration has; values are checked later, by their types.
+
+    Raises:
+        ConfigError: there are some, or a word has another form or holds a secret.
+    """
+    for word in words:
+        _require_form(word)
+    refuse_secret_words(words, "the command line")
+    _refuse_keys([problem for word in words for problem in _word_problems(word)], "the command line")
+
+
+def _word_problems(word: str) -> list[str]:
+    key, _, value = word.partition("=")
+    if not is_key(key):
+        near = " or ".join(shlex.quote(f"{name}={value}") for name in near_keys(key))
+        advice = f"did you mean {near}?" if near else "`python -m pipelines.keys` lists all of them"
+        return [f"{word}: there is no key {key}; {advice}"]
+    inside: Any = None
+    if value.lstrip().startswith("{"):
+        with suppress(YAMLError):  # told when the value is read
+            inside = safe_load(value)
+    return list(unknown_keys(inside, f"{key}.")) if isinstance(inside, dict) else []
+
+
+def read_known(path: Path) -> DictConfig:
+    """`read_yaml` of a run's configuration; its keys are checked.
+
+    Raises:
+        ConfigError: see `read_yaml`; or it holds a secret, or a key that no configuration has.
+    """
+    values = read_yaml(path)
+    plain: Any = OmegaConf.to_container(values)
+    _refuse_secrets(plain, str(path))
+    _refuse_keys(list(unknown_keys(plain)), str(path))
+    return values
+
+
+def _refuse_keys(problems: Sequence[str], source: str) -> None:
+    """A single problem is told on the line of its source."""
+    if len(problems) == 1:
+        raise ConfigError(f"{source}: {problems[0]}")
+    refuse(problems, source)
 
 
 def refuse_secret_words(words: Sequence[str], source: str) -> None:
@@ -77,7 +131,9 @@ def _set(values: DictConfig, word: str, cls: type) -> None:
 
 
 def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
-    """Read a YAML file, merged over the files in its ``include`` list (relative to it; later ones win).
+    """Read a YAML file, merged over the files in its ``include`` list; later ones win.
+
+    What is included is looked for beside the file, then in the project's configs/.
 
     Relative paths to files become absolute; `pipelines.run.paths` has the rule.
 
@@ -88,7 +144,7 @@ def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
     if path.resolve() in _seen:
         raise ConfigError(f"{path} includes itself through {_seen[-1]}; break the circle of include entries")
     if not path.is_file():
-        by = f" (included by {_seen[-1]})" if _seen else ""
+        by = f" (included by {_seen[-1]}, and not in {PROJECT / 'configs'} either)" if _seen else ""
         raise ConfigError(
             f"configuration file {path} does not exist{by}; configs/ holds the ones that come with the project"
         )
@@ -107,7 +163,7 @@ def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
         raise ConfigError(f"{path} must hold keys and values at its top level")
     merged = OmegaConf.create({})
     for name in _includes(own.pop("include", []), path):
-        merged = merge(merged, read_yaml(path.parent / expanduser(name), (*_seen, path.resolve())), source=str(path))
+        merged = merge(merged, read_yaml(_included(name, path), (*_seen, path.resolve())), source=str(path))
     return merge(merged, OmegaConf.create(in_file(OmegaConf.to_container(own), path)), source=str(path))
 
 
@@ -116,6 +172,12 @@ def _includes(value: Any, path: Path) -> list[str]:
     if not isinstance(names, list | ListConfig) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{path}: include={value} must be a file name or a list of them, such as [model/tiny.yaml]")
     return list(names)
+
+
+def _included(name: str, path: Path) -> Path:
+    """The file that ``path`` includes: relative to itself if it is there, else to the project's configs/."""
+    beside, shared = path.parent / expanduser(name), PROJECT / "configs" / expanduser(name)
+    return shared if not beside.is_file() and shared.is_file() else beside
 
 
 def merge(below: DictConfig, above: DictConfig, source: str) -> DictConfig:
@@ -198,7 +260,8 @@ def _explain(error: OmegaConfBaseException, values: DictConfig, cls: type) -> st
         return f"{key} has no value and needs one; set it in the YAML file or add {key}=... to the command"
     value = OmegaConf.select(values, key, throw_on_resolution_failure=False)
     if "is not a TupleConfig" in reason:
-        return f"{key} (given: {value!r:.200}) must be a list: {key}=[{value!s:.200}]"
+        wanted = shlex.quote(f"{key}=[{value!s:.200}]")  # shells read brackets as patterns
+        return f"{key} (given: {value!r:.200}) must be a list: {wanted}"
     shown = "" if value is None else f" (given: {value!r:.200})"
     return f"{key}{shown}: {reason}"
 

@@ -56,6 +56,11 @@ def in_words(values: Any) -> Any:
     return _placed(values, lambda _: Path.cwd())
 
 
+def from_here(path: str | Path) -> str:
+    """The path as people say it: from the current folder, if it lies below."""
+    return str(path).removeprefix(f"{Path.cwd()}/")
+
+
 def own_folder(file: Path) -> Path | None:
     """The run folder or export whose configuration ``file`` is; None for any other file."""
     return place_of(file).parent if _is_written_here(place_of(file)) else None

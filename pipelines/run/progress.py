@@ -4,25 +4,25 @@ import time
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from pipelines.run.console import say
+from pipelines.run.line import MovingLine, Part
 
 
 class TrainingProgress:
     """Shows run and stage, step, time left, losses, tokens/s and the last evaluation.
 
+    On a narrow terminal the step, the loss and the time left stay longest.
     Without a terminal, at most one plain line is printed every ``seconds``; the last line is always printed.
     """
 
     def __init__(
         self, name: str, max_steps: int, *, stage: str = "", seconds: float = 10.0, console: Console | None = None
     ) -> None:
-        self.title = f"{name} ({stage})" if stage else name
+        self.name, self.stage = name, f"({stage})" if stage else ""
         self.max_steps, self.seconds = max_steps, seconds
         self._console = console or Console()
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._line: MovingLine | None = None
         self._first: tuple[int, float] | None = None
         self._printed = 0.0
         self._evaluated_at = -1
@@ -45,40 +45,29 @@ class TrainingProgress:
         left = ""
         if step > first_step:
             left = f"{duration((now - first_time) / (step - first_step) * (self.max_steps - step))} left"
-        text = self._text(metrics)
         if self._console.is_terminal:
-            self._move(step, left, text)
+            self._line = self._line or MovingLine(self._console)
+            share = step / self.max_steps
+            before = [Part(self.name, 3), Part(self.stage, 5), Part("", 7, share), Part(f"{step}/{self.max_steps}", 0)]
+            self._line.show([*before, Part(left, 2), *self._told(metrics)])
         elif step >= self.max_steps or now - self._printed >= self.seconds:
             self._printed = now
-            say("  ".join(part for part in (self.title, f"step {step}/{self.max_steps}", text, left) if part))
+            title = f"{self.name} {self.stage}".rstrip()
+            told = [part.text for part in self._told(metrics)]
+            say("  ".join(part for part in (title, f"step {step}/{self.max_steps}", *told, left) if part))
 
     def close(self) -> None:
-        """Stop the bar and leave it on the screen."""
-        if self._bar is not None:
-            self._bar.stop()
+        """Stop the line and leave it on the screen."""
+        if self._line is not None:
+            self._line.stop()
 
-    def _text(self, metrics: Mapping[str, float]) -> str:
-        parts = [f"{k.removeprefix('train/')} {v:.3f}" for k, v in metrics.items() if k.startswith("train/loss")]
-        parts.append(f"{metrics['train/tokens_per_s']:,.0f} tokens/s")
+    def _told(self, metrics: Mapping[str, float]) -> list[Part]:
+        losses = {key.removeprefix("train/"): value for key, value in metrics.items() if key.startswith("train/loss")}
+        parts = [Part(f"{name} {value:.3f}", 1 if name == "loss" else 4) for name, value in losses.items()]
+        parts.append(Part(f"{metrics['train/tokens_per_s']:,.0f} tokens/s", 6))
         if self._evaluated:
-            parts.append(f"step {self._evaluated_at}: {', '.join(self._evaluated.values())}")
-        return "  ".join(parts)
-
-    def _move(self, step: int, left: str, text: str) -> None:
-        if self._bar is None:
-            columns = (
-                TextColumn(self.title, markup=False),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                # before the metrics, which a narrow terminal cuts off
-                TextColumn("{task.fields[left]}", markup=False),
-                TextColumn("{task.fields[text]}", markup=False),
-            )
-            self._bar = Progress(*columns, console=self._console)
-            self._task = self._bar.add_task(self.title, total=self.max_steps, completed=step, left=left, text=text)
-            self._bar.start()
-        assert self._task is not None
-        self._bar.update(self._task, completed=step, left=left, text=text)
+            parts.append(Part(f"step {self._evaluated_at}: {', '.join(self._evaluated.values())}", 8))
+        return parts
 
 
 def duration(seconds: float) -> str:

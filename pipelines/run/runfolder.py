@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shlex
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from modules.omnimamba.config import TASKS
 from modules.reading import checked
 from modules.redaction import redacted
 from modules.run_files import CHECKPOINTS, COMPLETE, CONFIG, METRICS, PREEMPTED, PROVENANCE
-from pipelines.run.config import FREE_ON_RESUME, RunConfig, as_dict, differences
+from pipelines.run.config import FREE_ON_RESUME, RunConfig, as_dict, as_yaml, differences
 from pipelines.run.console import warn
 from pipelines.run.overrides import ConfigError, build, read_yaml
 from pipelines.run.provenance import Attempt, Provenance, provenance, read_provenance
@@ -103,7 +104,7 @@ class RunFolder:
             raise ConfigError(f"{problems[0]}; correct or unset it")
         _refuse_other_trial(self.path, run_id)
         (self.path / COMPLETE).unlink(missing_ok=True)  # it exists if a complete run is trained further
-        write_file(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(literally(as_dict(self.config)))))
+        write_file(self.path / CONFIG, as_yaml(self.config))
         resumed = self.checkpoint.name if self.checkpoint else None
         before = [each["attempt"] for each in (*attempts, *read_metrics(self.path)) if "attempt" in each]
         number = 1 + max([len(attempts), *before])
@@ -256,10 +257,11 @@ def _refuse_changes(config: RunConfig, stored: dict[str, Any]) -> None:
         if not any(key == name or key.startswith(name + ".") for name in free)
     }
     if changed:
+        accepts = shlex.quote(f"run.allow_changed=[{','.join(changed)}]")  # shells read brackets as patterns
         lines = "\n".join(f"  {key}: {old!r:.200} there, {new!r:.200} now" for key, (old, new) in changed.items())
         raise ConfigError(
             f"run folder {config.folder} belongs to another configuration:\n{lines}\n"
-            f"Choose another run.dir, or accept the change with run.allow_changed=[{','.join(changed)}]"
+            f"Choose another run.dir, or accept the change with {accepts}"
         )
 
 

@@ -20,7 +20,7 @@ def kind_of(cls: type, key: str) -> Any:
     """The type of the dotted ``key`` in the dataclass ``cls``; None if there is no such key."""
     kind: Any = cls
     for name in key.split("."):
-        kind = _some(kind)
+        kind = some(kind)
         kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
     return kind
 
@@ -34,9 +34,9 @@ def as_typed(kind: Any, typed: str) -> Any:
         LookupError: ``kind`` is neither.
         YAMLError: a list cannot be read.
     """
-    if _is_text(_some(kind)):
-        return None if kind is not _some(kind) and typed == "null" else _unquoted(typed)
-    if _is_texts(_some(kind)):
+    if _is_text(some(kind)):
+        return None if kind is not some(kind) and typed == "null" else _unquoted(typed)
+    if _is_texts(some(kind)):
         return yaml.load(typed, yaml.BaseLoader)  # which reads every item as a text
     raise LookupError(kind)
 
@@ -64,7 +64,7 @@ def unquoted(cls: type, values: Mapping[Any, Any], prefix: str = "") -> Iterator
     """Problems with values that YAML read as numbers or booleans although their keys hold texts."""
     hints = get_type_hints(cls)
     for name, value in values.items():
-        kind, key = _some(hints.get(name)), f"{prefix}{name}"
+        kind, key = some(hints.get(name)), f"{prefix}{name}"
         if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
             yield from unquoted(kind, value, f"{key}.")
         elif _is_text(kind) or _is_texts(kind):
@@ -110,8 +110,8 @@ def _unquoted(typed: str) -> str:
     return typed
 
 
-def _some(kind: Any) -> Any:
-    """``kind`` without None."""
+def some(kind: Any) -> Any:
+    """The type ``kind`` without None."""
     if get_origin(kind) in (Union, types.UnionType):
         rest = [each for each in get_args(kind) if each is not type(None)]
         return rest[0] if len(rest) == 1 else kind

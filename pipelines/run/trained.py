@@ -27,7 +27,6 @@ from datamodules.images import to_image
 from modules import exports
 from modules.adapter_files import load_adapters
 from modules.checkpoints import (
-    MANIFEST,
     checkpoint_id,
     find_checkpoint,
     model_weights,
@@ -44,7 +43,7 @@ from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer
 from modules.pretrained import load_pretrained
 from modules.published import load_language
-from modules.run_files import CONFIG, EXPORT
+from modules.run_files import EXPORT
 from modules.weight_files import SAFETENSORS, weight_files
 from pipelines.run.asked import require_drawable, require_question, sampling_of, source_of
 from pipelines.run.compose import agree_with_pretrained, build_tokenizer, build_vq
@@ -53,6 +52,7 @@ from pipelines.run.console import say, warn
 from pipelines.run.hardware import COMPUTE, check_hardware
 from pipelines.run.overrides import ConfigError
 from pipelines.run.ranks import Ranks
+from pipelines.run.words import run_of, trained_file, trained_place
 
 log = logging.getLogger(__name__)
 ANSWER_LENGTH = 64
@@ -148,21 +148,15 @@ def trained_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: ``path`` names none of the four things, or an override is wrong.
     """
+    path = trained_place(path, overrides)
+    config = load(trained_file(path), overrides, tracks=False)
     if path.is_file():
-        config = load(path, overrides, tracks=False)
         if not config.pretrained:
             raise ConfigError(
                 f"{path} is a configuration without weights; name a run folder, or add pretrained=... to name weights"
             )
         return config
-    folder = _run_of(path)
-    if not (folder / CONFIG).is_file():
-        raise ConfigError(
-            f"{path} is not a run folder: it has no {CONFIG}. Name one that pipelines.train made, one of its "
-            "checkpoints, a folder of pipelines.export, or a configuration file with pretrained=..."
-        )
-    config = load(folder / CONFIG, overrides, tracks=False)
-    return replace(config, run=replace(config.run, dir=str(folder)))
+    return replace(config, run=replace(config.run, dir=str(run_of(path))))
 
 
 def load_trained(path: str | Path, overrides: Sequence[str] = (), *, draws: bool = True) -> Trained:
@@ -173,7 +167,7 @@ def load_trained(path: str | Path, overrides: Sequence[str] = (), *, draws: bool
         CheckpointError: the weights are missing or damaged, or a tokenizer is not the one they were trained with.
         ValueError: they do not match the configuration.
     """
-    path = Path(path)
+    path = trained_place(Path(path), overrides)
     config = trained_config(path, overrides)
     here = replace(config.hardware, devices=1, threads=0)  # this machine may have fewer GPUs and cores than the run's
     check_hardware(here, deterministic=config.trainer.deterministic)
@@ -247,8 +241,3 @@ def _fill(model: OmniMamba, path: Path, config: RunConfig) -> tuple[int, str, Mo
     model.load_state_dict(weights)
     known = ModelFiles.stored(state.get("run", {}), str(checkpoint))
     return int(state["global_step"]), checkpoint_id(checkpoint), known
-
-
-def _run_of(path: Path) -> Path:
-    """The folder with the configuration of ``path``: the run folder of a checkpoint, otherwise ``path`` itself."""
-    return path.resolve().parents[1] if (path / MANIFEST).is_file() else path

@@ -40,9 +40,11 @@ def main() -> None:
     )
     arguments = parser.parse_intermixed_args()
 
-    # imported here to keep --help fast
+    # imported here to keep --help fast; and this first, so that a wrong word is told before torch is loaded
+    from pipelines.run.overrides import ConfigError, dotlist, refuse_unknown_words
+
+    refuse_unknown_words(arguments.overrides)
     from pipelines.run.config import RunConfig
-    from pipelines.run.overrides import ConfigError, dotlist
     from pipelines.sweep.file import read_sweep
     from pipelines.sweep.runner import Runner
     from pipelines.sweep.trials import SweepFolder

@@ -230,7 +230,7 @@ def test_the_unified_stage_starts_from_what_each_stage_trained(train: Train, tmp
 def test_what_a_user_can_mend_ends_as_a_message(finished: Path, train: Train, tmp_path: Path) -> None:
     done = train(UNIFIED, tmp_path / "run", "trainer.max_step=3", code=2)
     assert done.stderr.startswith("error: ")
-    assert "Did you mean: 'max_steps'?" in done.stderr
+    assert "there is no key trainer.max_step; did you mean trainer.max_steps=3?" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}

@@ -4,6 +4,7 @@ A shell script stands in for Python, so that each test takes seconds; test_survi
 """
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -174,7 +175,7 @@ def test_what_only_the_user_can_mend_is_not_started_again(jobs: Jobs, stand_in: 
 
 STOPS_WHEN_TOLD = f"""
 [ ! -e "$run/told" ] || {{ {COMPLETES}; exit 0; }}
-exec {sys.executable} -S - "$run" <<'END'
+exec {shlex.quote(sys.executable)} -S - "$run" <<'END'
 # Python, as the training is: a shell cannot listen to what its parent blocked
 import os, pathlib, signal, sys, time
 run, told = pathlib.Path(sys.argv[1]), []

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,18 @@ def test_all_configured_measures_and_then_scoring_alone(
     assert "random/f1" in capsys.readouterr().out
 
 
+def test_the_configuration_of_a_run_means_the_run_and_its_samples_are_counted(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(evaluate, run_folder / "config.yaml", "--measures", "pope,gqa", "evaluation.batch_size=1") == 0
+    assert set(results(run_folder)) == {"pope_style", "gqa_style"}
+    lines = capsys.readouterr().out.splitlines()
+    [counted] = [line for line in lines if line.startswith("pope_style  ")]
+    assert re.fullmatch(r"pope_style  6/6  [\d.]+ samples/s  scoring", counted)
+    assert call(evaluate, run_folder / "config.yaml", "--measures", "gqa,", "evaluation.batch_size=1") == 0
+    assert "gqa_style: continuing after 2 of 2" in capsys.readouterr().out  # nothing was left to do
+
+
 def test_a_benchmark_named_on_the_command_line(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -72,7 +85,10 @@ def test_errors_are_messages_and_exit_code_2(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, message in (
-        ([run_folder / "nowhere"], "is not a run folder: it has no config.yaml"),
+        ([run_folder / "nowhere"], "nowhere does not exist. Name one that pipelines.train made"),
+        ([run_folder / "records"], "records does not exist"),
+        ([run_folder / "checkpoints"], "is not a run folder: it has no config.yaml"),
+        ([run_folder, "--measures", "pope,vqa"], "unknown measure 'vqa'"),
         (
             [run_folder, "--measures", "vqa"],
             "unknown measure 'vqa'; known are pope, gqa, vqav2, mme, mmmu, content, fid, ",
@@ -117,6 +133,7 @@ def test_two_processes_evaluate_as_one(run_folder: Path, monkeypatch: pytest.Mon
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("f1_macro") == 1  # one process speaks for all
+    assert done.stdout.count("pope_style (rank 0 of 2)  3/3  ") == 1
     together = results(run_folder)
     assert together.keys() == alone.keys()
     for name, result in together.items():

@@ -85,7 +85,8 @@ def test_errors_come_before_the_model_is_loaded(
     (tmp_path / "text.jpg").write_text("no picture")
     draw = [run_folder, "text2image", "a red circle"]
     for words, message in (
-        ([tmp_path / "nowhere", "text2image", "a red circle"], "is not a run folder: it has no config.yaml"),
+        ([tmp_path / "nowhere", "text2image", "a red circle"], "nowhere does not exist. Name one that"),
+        ([tmp_path, "text2image", "a red circle"], "is not a run folder: it has no config.yaml"),
         ([run_folder, "text2image", " "], "the caption is empty"),
         ([run_folder, "text2image", "circle " * 40], "but model.caption_length=24; shorten it by"),
         ([*draw, "--temperature", 0], "temperature=0.0 must be above 0"),
@@ -96,7 +97,11 @@ def test_errors_come_before_the_model_is_loaded(
         ([*draw, "--top-k", "many"], "argument --top-k: invalid int value: 'many'"),
         ([*draw, "--out", tmp_path / "a.jpg"], "must end in .png"),
         ([*draw, "--out", tmp_path / "none" / "a.png"], f"folder {tmp_path / 'none'} does not exist"),
-        ([*draw, "another"], "unrecognized argument: another"),
+        ([*draw, "another"], f'needs quotes: {run_folder} text2image "a red circle another"'),
+        ([run_folder, "text2image", "a", "red", "circle", "seed=3"], 'text2image "a red circle"'),
+        ([run_folder, "text2image", "it's", "$5"], """text2image 'it'"'"'s $5'"""),
+        ([run_folder, "describe", "a b.jpg", "Is", "it", "red?"], """describe 'a b.jpg' "Is it red?\""""),
+        ([*draw, "--sed", "3"], "unrecognized argument: --sed"),
         ([*draw, "nonsense=1"], "nonsense"),
         ([*draw, "model.vq=''"], "model.vq is empty, so no picture can be decoded"),
         ([run_folder, "describe", tmp_path / "none.jpg", "What?"], "none.jpg does not exist"),

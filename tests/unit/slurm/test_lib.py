@@ -1,5 +1,7 @@
 """The functions of slurm/lib.sh that need no Slurm."""
 
+import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -83,3 +85,67 @@ def test_a_job_succeeds_if_its_training_has_reached_its_end(
     command = ["bash", "-c", END, "lib", str(tmp_path), str(tmp_path / "c.yaml"), str(code), new, *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == ends, done.stdout + done.stderr
+
+
+PROGRAMS = """set -euo pipefail
+sbatch() { printf '%s\\n' "$@" >>sbatch.txt; echo 7; }
+scontrol() { echo JobState=RUNNING; }
+srun() { while [[ $1 == --* ]]; do shift; done; "$@"; }
+export -f sbatch scontrol srun
+"""
+"""What Slurm's programs do, as far as words go."""
+
+PYTHON = """#!/bin/bash
+printf '%s\\n' "$@" >words.txt
+run=${@: -1}
+touch "${run#run.dir=}/COMPLETE"
+"""
+
+JOB = {
+    "SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "node",
+    "SLURM_JOB_NAME": "stage2", "DOCTOR": "0",
+}  # fmt: skip
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A clone of the project whose path needs quotes, with a shell script in the place of Python."""
+    folder = tmp_path / "my clone (2)"
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    for name in ("slurm", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def test_each_word_reaches_the_training_whole_from_a_folder_whose_name_needs_quotes(clone: Path) -> None:
+    runs = clone / "my runs"
+    for name in ("stage1_mmu", "stage1_t2i"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "COMPLETE").touch()
+    words = ["data.micro_batch={mmu: 3, t2i: 48}", "name=two words"]
+    environment = {**os.environ, **JOB, "SLURM_SUBMIT_DIR": str(clone), "RUNS": str(runs)}
+    environment["OMNIMAMBA_ENV"] = str(clone / ".venv")
+    command = ["bash", "-c", f'{PROGRAMS}bash slurm/stage2.sh "$@"', "job", *words]
+    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (clone / "words.txt").read_text().splitlines() == [
+        "-m", "pipelines.train", "configs/stage2_unified.yaml", "hardware.nodes=1", "hardware.devices=1",
+        f"init_from=[{runs}/stage1_mmu,{runs}/stage1_t2i]", *words, f"run.dir={runs}/stage2_unified",
+    ]  # fmt: skip
+
+
+def test_the_chain_passes_each_word_whole_and_prints_commands_that_can_be_pasted(clone: Path) -> None:
+    words = ["--partition=gpu", "data.micro_batch={mmu: 3, t2i: 48}", "init_from=[a,b]"]
+    command = ["bash", "-c", f'{PROGRAMS}bash slurm/chain.sh "$@"', "chain", *words]
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    passed = (clone / "sbatch.txt").read_text().splitlines()
+    assert passed[:5] == ["--parsable", "--partition=gpu", "slurm/stage1.sh", *words[1:]]
+    printed = [line for line in done.stdout.splitlines() if line.startswith("sbatch ")]
+    assert printed[0] == (
+        "sbatch --parsable --partition=gpu slurm/stage1.sh 'data.micro_batch={mmu: 3, t2i: 48}' 'init_from=[a,b]'"
+    )
+    assert [shlex.split(line)[1:] for line in printed] == [passed[:5], passed[5:]]

@@ -272,9 +272,11 @@ def test_a_linked_manifest_has_its_shards_next_to_it_or_to_its_target(manifest: 
         ShardSet.open(link)
 
 
-def test_a_folder_is_no_manifest(manifest: Path) -> None:
-    with pytest.raises(ValueError, match=r"is a folder; name the manifest\.json in it"):
-        ShardSet.open(manifest.parent)
+def test_a_folder_means_the_manifest_in_it(manifest: Path, tmp_path: Path) -> None:
+    assert ShardSet.open(manifest.parent).get(3) == ShardSet.open(manifest).get(3)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty/manifest\.json does not exist, so there is no complete data"):
+        ShardSet.open(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="there is no complete data set"):
         ShardSet.open(manifest.parent / "manifest.json" / "deeper")
 

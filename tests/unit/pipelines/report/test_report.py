@@ -13,11 +13,13 @@ from PIL import Image
 from callbacks.measures.gqa import Gqa
 from callbacks.measures.registry import build_measures
 from modules.metrics.paper import TABLES, paper_value
+from pipelines.report import __main__ as verb
 from pipelines.report.page import write_report
 from pipelines.report.read import read_runs
 from pipelines.report.tables import result_rows
 from pipelines.run.config import load
 from tests.browser import browser, complaints, needs_browser
+from tests.verbs import call as call_here
 
 from .reporting import BAD, Page, add_results, add_samples, make_run, result, write_json, write_lines
 
@@ -382,6 +384,33 @@ def test_the_verb_ends_with_a_message_where_there_is_no_run(tmp_path: Path) -> N
     assert done.stderr.startswith(
         "error: gone is not a run folder: it has neither config.yaml nor metrics.jsonl. Name one"
     )
+
+
+def test_what_is_no_run_is_left_out_of_several_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs" / "one")
+    (tmp_path / "runs" / "notes").mkdir()
+    (tmp_path / "runs" / "report.html").write_text("")
+    found = sorted(path.relative_to(tmp_path) for path in (tmp_path / "runs").iterdir())
+    assert call_here(verb, *found) == 0
+    said = capsys.readouterr()
+    assert said.err == "WARNING: left out, because they are no run: runs/notes, runs/report.html\n"
+    assert "report: report.html" in said.out
+    assert call_here(verb, "runs/one", "runs/oen") == 2  # a pattern yields no such name: it is misspelt
+    assert "runs/oen is not a run folder" in capsys.readouterr().err
+    assert call_here(verb, "runs/notes", "runs/report.html") == 2
+    assert "runs/notes is not a run folder" in capsys.readouterr().err
+
+
+def test_the_pieces_of_a_report_are_told(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    runs = [make_run(tmp_path / name) for name in ("one", "two")]
+    write_report(runs, tmp_path / "report.html", lambda *piece: told.append(piece))
+    assert told[:2] == [("read runs", 0, 2), ("read runs", 1, 2)]
+    charts = len(read_runs(runs)[0].curves)
+    assert told[2:] == [("draw charts", number, charts) for number in range(charts)]
 
 
 def test_a_run_named_twice_is_refused(tmp_path: Path) -> None:

@@ -226,12 +226,16 @@ def test_a_stage_needs_only_its_own_task(file: Path) -> None:
     assert load(file, ["stage.name=t2i_pretrain", "data.mmu=''", "model.vision.kind=features"]).problems() == []
 
 
-def test_an_unknown_key_names_the_file(file: Path) -> None:
+def test_an_unknown_key_names_its_source_and_the_key_that_was_meant(file: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load(file, ["trainer.max_step=3"])
     assert str(error.value) == (
-        f"{file}: trainer.max_step (given: 3): Key 'max_step' not in 'TrainerConfig'. Did you mean: 'max_steps'?"
+        "the command line: trainer.max_step=3: there is no key trainer.max_step; did you mean trainer.max_steps=3?"
     )
+    file.write_text(file.read_text() + "optimizer: {lr: 0.1}\n")
+    with pytest.raises(ConfigError) as error:
+        load(file)
+    assert str(error.value) == f"{file}: optimizer (given: {{'lr': 0.1}}): there is no such key; did you mean optim?"
 
 
 def test_differences_are_leaves_with_both_values(file: Path) -> None:

@@ -84,7 +84,7 @@ def test_defaults_stand_and_later_words_win() -> None:
         (["name=x", "on=perhaps"], "on (given: 'perhaps'): Value 'perhaps' is not a valid bool"),
         (["name=x", "kind=huge"], "kind (given: 'huge'): Invalid value 'huge', expected one of ['small', 'large']"),
         (["name=???"], "name has no value and needs one"),
-        (["name=x", "paths=a"], "paths (given: 'a') must be a list: paths=[a]"),
+        (["name=x", "paths=a"], "paths (given: 'a') must be a list: 'paths=[a]'"),
         (["name=x", "inner=3"], "inner (given: 3): Merge error"),
         (["name=x", "inner=[1, 2]"], "inner (given: [1, 2]): Merge error"),
         (["name=x", "inner={}", "inner=[1]"], "override 'inner=[1]' cannot be read: Cannot merge incompatible"),
@@ -144,6 +144,14 @@ def test_includes_are_relative_to_their_file_and_the_later_and_nearer_wins(tmp_p
     )
 
 
+def test_what_is_not_beside_the_file_is_found_in_the_projects_configs(tmp_path: Path) -> None:
+    own = write(tmp_path / "mine.yaml", "include: [model/tiny.yaml]\nseed: 5\n")
+    found = read_yaml(own)
+    assert (found.model.d_model, found.seed) == (64, 5)
+    write(tmp_path / "model" / "tiny.yaml", "model: {d_model: 7}\n")
+    assert read_yaml(own) == OmegaConf.create({"model": {"d_model": 7}, "seed": 5})  # the nearer one wins
+
+
 def test_a_file_may_be_included_by_two_ways(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", "a: 1\n")
     for name in "xy":
@@ -199,7 +207,7 @@ def test_a_missing_file_says_who_included_it(tmp_path: Path) -> None:
     own = write(tmp_path / "own.yaml", "include: none.yaml\n")
     with pytest.raises(ConfigError) as error:
         read_yaml(own)
-    assert f"{tmp_path / 'none.yaml'} does not exist (included by {own})" in str(error.value)
+    assert f"{tmp_path / 'none.yaml'} does not exist (included by {own}, and not in " in str(error.value)
 
 
 def test_a_circle_of_includes_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """One line that moves on a terminal, plain lines elsewhere."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -57,9 +58,47 @@ def test_a_terminal_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     shown.close()
     text = Console(file=io.StringIO(), width=160).render_str(screen.getvalue()).plain
     assert text.count("\n") == 1  # what moves stays on its line
-    last = text[text.rindex("demo[1] (mmu_pretrain)") :]
+    last = text[text.rindex("demo[1]  (mmu_pretrain)") :]
     for part in ("4/100", "96 min left", "loss 3.000  loss_mmu 1.000  12,345 tokens/s  step 4: pope f1_macro 0.5"):
         assert part in last
+
+
+LONG = {"train/loss": 12.579, "train/loss_mmu": 6.335, "train/loss_t2i": 6.244, "train/tokens_per_s": 12963.0}
+
+
+@pytest.mark.parametrize(
+    ("width", "there", "left_out"),
+    [
+        (80, ["stage2_unified", "120004/150000", "16 h 40 min left", "loss 12.579"], ["tokens/s", "eval", "━"]),
+        (60, ["120004/150000", "16 h 40 min left", "loss 12.579"], ["loss_mmu", "(unified_finetune)", "━"]),
+        (30, ["120004/150000"], ["left"]),
+        (
+            200,
+            ["stage2_unified  (unified_finetune)", "━", "loss_mmu 6.335", "12,963 tokens/s", "pope f1_macro 0.5"],
+            [],
+        ),
+    ],
+)
+def test_step_loss_and_time_left_stay_longest_on_a_narrow_terminal(
+    width: int, there: list[str], left_out: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=width)
+    shown = TrainingProgress("stage2_unified", 150_000, stage="unified_finetune", console=console)
+    shown.watch(120_000, {"eval/pope/f1_macro": 0.5})
+    for step in (120_000, 120_004):
+        shown.show(step, LONG)
+        now += 8.0
+    shown.close()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())  # colours
+    lines = [line.rstrip() for line in re.split(r"[\r\n]|\x1b\[[0-9?;]*[A-Za-z]", text) if "120004" in line]
+    assert lines
+    for part in there:
+        assert part in lines[-1]
+    assert not [part for part in left_out if part in lines[-1]]
+    assert len(lines[-1]) <= width
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,7 @@ def test_another_configuration_is_refused_with_the_differences(
         f"run folder {begun} belongs to another configuration:\n"
         "  model.n_layer: 48 there, 3 now\n"
         "  optim.lr: 0.0001 there, 0.5 now\n"
-        "Choose another run.dir, or accept the change with run.allow_changed=[model.n_layer,optim.lr]"
+        "Choose another run.dir, or accept the change with 'run.allow_changed=[model.n_layer,optim.lr]'"
     )
 
 

@@ -65,7 +65,7 @@ def test_choices_lists_and_keys_that_may_be_empty() -> None:
     )
     assert read("paths=[]").paths == ()
     assert (read("group=null").group, read("group='null'").group, read("group=007").group) == (None, "null", "007")
-    with pytest.raises(ConfigError, match=r"paths \(given: 'a'\) must be a list: paths=\[a\]"):
+    with pytest.raises(ConfigError, match=r"paths \(given: 'a'\) must be a list: 'paths=\[a\]'"):
         read("paths=a")
 
 

@@ -250,10 +250,15 @@ def test_words_that_are_run_are_not_redacted(main: Main, tmp_path: Path, capsys:
             "TEAM_KEY",
             "projectx",
             "seed=1",
-            "name holds a secret; tracking.group holds a secret; run.dir holds a secret",
+            r"s\.yaml, trial-000: name holds a secret; tracking.group holds a secret; run.dir holds a secret",
         ),
-        ("OTHER", "x", f"tracking.project=glpat-{'a1B-' * 5}", "tracking.project holds a secret"),
-        ("SESSION_JWT", "correct-horse", "tracking.tags=[a,correct-horse]", "tracking.tags holds a secret"),
+        ("OTHER", "x", f"tracking.project=glpat-{'a1B-' * 5}", "the command line: tracking.project holds a secret"),
+        (
+            "SESSION_JWT",
+            "correct-horse",
+            "tracking.tags=[a,correct-horse]",
+            "the command line: tracking.tags holds a secret",
+        ),
     ],
 )
 def test_a_word_that_holds_a_secret_is_refused_before_anything_is_written(
@@ -262,7 +267,7 @@ def test_a_word_that_holds_a_secret_is_refused_before_anything_is_written(
 ) -> None:  # fmt: skip
     monkeypatch.setenv(variable, value)
     folder = tmp_path / "projectx"
-    with pytest.raises(ConfigError, match=rf"s\.yaml, trial-000: {keys}\. .*leave secrets out of it"):
+    with pytest.raises(ConfigError, match=rf"{keys}\. .*leave secrets out of it"):
         main(*propose, "--folder", str(folder), more)
     assert not folder.exists()
 
