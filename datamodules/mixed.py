@@ -54,9 +54,9 @@ class DataConfig:
     """Which data to read, and what a step consists of."""
 
     mmu: str = ""
-    """Manifest of the MMU shards: a path, or an address that fsspec opens (s3://, https://)."""
+    """Manifest of the MMU shards: a path, its folder, or an address that fsspec opens (s3://, https://)."""
     t2i: str = ""
-    """Manifest of the T2I shards."""
+    """Manifest of the T2I shards, likewise."""
     cache: str = ""
     """Local folder. Shards are copied into it and verified before the first step. Required if a manifest is an
     address. T2I tables go there too; without it they go into .cache next to their manifest."""
