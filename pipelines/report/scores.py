@@ -1,14 +1,14 @@
 """The scoreboard: of each measure its main number, and of each loss its last value."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from modules.metrics.paper import paper_value
 from pipelines.report.read import Run
 from pipelines.report.tables import NONE, number
 
-LOSSES = r"train/loss_|eval/val/loss_"
+LOSSES = r"train/loss_"
 _LOWER_IS_BETTER = re.compile(r"loss|^r?fid|^r?fd_|^kd_|^kid|_s$")
 
 
@@ -51,29 +51,31 @@ def scoreboard(runs: Sequence[Run]) -> list[Score]:
 
 
 def _measured(index: int, run: Run) -> list[Score]:
-    found = []
-    for measure, last in run.last_results().items():
-        result = run.results[last][measure]
-        if (metric := main_metric(result["metrics"])) is None:
-            continue
-        first = min(
-            step for step in run.results if metric in run.results[step].get(measure, {"metrics": {}})["metrics"]
-        )
-        before = run.results[first][measure]["metrics"][metric]
-        beside = {
-            "error": number(result["standard_errors"].get(metric), 2),
-            "baseline": number(result["baselines"].get(metric)),
-            "baseline_name": str(result["protocol"].get("baseline", "")) if metric in result["baselines"] else "",
-            "paper": number(paper_value((measure, metric))),
-            "n": str(result.get("counts", {}).get(metric, result["protocol"].get("n", NONE))),
-        }
-        found.append(_score(index, measure, metric, (first, before), (last, result["metrics"][metric]), **beside))
-    return found
+    return [
+        _result(index, run, measure, metric, last)
+        for measure, last in run.last_results().items()
+        for metric in main_metrics(run.results[last][measure]["metrics"])
+    ]
 
 
-def main_metric(metrics: Sequence[str] | dict[str, float]) -> str | None:
-    """The first metric that is not of a single split or type: measures list their main number first."""
-    return next((metric for metric in metrics if "/" not in metric), None)
+def main_metrics(metrics: Mapping[str, float]) -> list[str]:
+    """The losses of a validation; else the first metric that is not of a split or type, as measures list them."""
+    whole = [metric for metric in metrics if "/" not in metric]
+    return [metric for metric in whole if metric.startswith("loss_")] or whole[:1]
+
+
+def _result(index: int, run: Run, measure: str, metric: str, last: int) -> Score:
+    result = run.results[last][measure]
+    known = [step for step, found in run.results.items() if metric in found.get(measure, {"metrics": {}})["metrics"]]
+    before = run.results[min(known)][measure]["metrics"][metric]
+    beside = {
+        "error": number(result["standard_errors"].get(metric), 2),
+        "baseline": number(result["baselines"].get(metric)),
+        "baseline_name": str(result["protocol"].get("baseline", "")) if metric in result["baselines"] else "",
+        "paper": number(paper_value((measure, metric))),
+        "n": str(result.get("counts", {}).get(metric, result["protocol"].get("n", NONE))),
+    }
+    return _score(index, measure, metric, (min(known), before), (last, result["metrics"][metric]), **beside)
 
 
 def _losses(index: int, run: Run) -> list[Score]:

@@ -75,7 +75,7 @@ def test_errors_are_messages_and_exit_code_2(
         ([run_folder / "nowhere"], "is not a run folder: it has no config.yaml"),
         (
             [run_folder, "--measures", "vqa"],
-            "unknown measure 'vqa'; known are pope, gqa, vqav2, mme, mmmu, content, fid, ",
+            "unknown measure 'vqa'; known are val, pope, gqa, vqav2, mme, mmmu, content, fid, ",
         ),
         (
             [run_folder, "--measures", "fid", "evaluation.fid=null"],
