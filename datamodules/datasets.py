@@ -165,6 +165,9 @@ class MMUSamples:
         return batch | {"lengths": lengths} if self.pad == "none" else batch
 
 
+Samples = T2ISamples | MMUSamples
+
+
 class _MMUSample(NamedTuple):
     image: Tensor
     ids: list[int]

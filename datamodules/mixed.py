@@ -50,6 +50,16 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationShards:
+    """Shards that are measured and never trained on."""
+
+    mmu: str = ""
+    """Manifest of MMU shards, as in `DataConfig`."""
+    t2i: str = ""
+    """Manifest of T2I shards."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which data to read, and what a step consists of."""
 
@@ -57,6 +67,8 @@ class DataConfig:
     """Manifest of the MMU shards: a path, its folder, or an address that fsspec opens (s3://, https://)."""
     t2i: str = ""
     """Manifest of the T2I shards, likewise."""
+    val: ValidationShards = field(default_factory=ValidationShards)
+    """What evaluation.val measures the loss on."""
     cache: str = ""
     """Local folder. Shards are copied into it and verified before the first step. Required if a manifest is an
     address. T2I tables go there too; without it they go into .cache next to their manifest."""

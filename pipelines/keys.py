@@ -15,6 +15,7 @@ The same words are set in a YAML file or on the command line: `trainer.max_steps
 import argparse
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pipelines.run.console import run_verb, say
@@ -69,8 +70,9 @@ def main() -> None:
     if arguments.markdown:
         say(page(list(configuration_keys().values())).rstrip("\n"))
         return
-    for key in chosen(arguments.section):
-        say(as_text(key))
+    with suppress(BrokenPipeError):  # a reader such as head may have enough
+        for key in chosen(arguments.section):
+            say(as_text(key))
 
 
 def chosen(section: str | None) -> "list[Key]":

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -27,10 +27,12 @@ from callbacks.measures.records import (
     write_result,
 )
 from callbacks.tracking import Tracker
+from datamodules.datasets import Samples
 from datamodules.encode import PromptTemplate
 from modules import signals
 from modules.files import code_version, sha256, step_name
 from modules.json_lines import Keys
+from modules.omnimamba.config import Task
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer
@@ -62,9 +64,11 @@ class EvaluationContext:
     """Which file the weights come from, and its hash, if known."""
     caption_dropout: float = 0.0
     """Share of the captions that the model was trained without."""
+    validation: Callable[[], Mapping[Task, Samples]] = dict
+    """The samples of data.val, by task; opened when first called."""
     deadline: float = math.inf
     """Time on `time.monotonic` at which generating stops."""
-    progress: Callable[[int, int], None] | None = None
+    progress: Callable[[int, int], None] = lambda done, of: None
     """Called with how many of this rank's samples have a record, and how many samples it has."""
 
     @property
@@ -169,6 +173,10 @@ class Measure(ABC):
     def assess(self, context: EvaluationContext, records: Sequence[Record]) -> Result:
         """Score all records, given in the order of `sample_ids`."""
 
+    def share(self, context: EvaluationContext) -> Sequence[str]:
+        """The samples of `sample_ids` that are this rank's."""
+        return self.sample_ids()[context.rank :: context.world_size]
+
     def prepare_scoring(self, context: EvaluationContext) -> None:
         """Do this rank's part of the work that would be slow in scoring on one rank. Nothing by default."""
         del context
@@ -197,16 +205,14 @@ class Measure(ABC):
         book = self._book(context)
         book.open(self._made_under(context))
         done = book.read().keys()
-        mine = self.sample_ids()[context.rank :: context.world_size]
+        mine = list(self.share(context))
         missing = [sample for sample in mine if sample not in done]
         written = len(mine) - len(missing)
-        if context.progress is not None:
-            context.progress(written, len(mine))
+        context.progress(written, len(mine))
         for records in self.produce(context, missing):
             book.append(records)
             written += len(records)
-            if context.progress is not None:
-                context.progress(written, len(mine))
+            context.progress(written, len(mine))
             if signals.received():
                 return False
             if time.monotonic() > context.deadline:

@@ -12,9 +12,10 @@ from callbacks.measures.mmmu import Mmmu
 from callbacks.measures.pope import Pope
 from callbacks.measures.samples import Samples
 from callbacks.measures.speed import Speed
+from callbacks.measures.val import Val
 from callbacks.measures.vqav2 import VqaV2
 
-MEASURES: tuple[type[Measure], ...] = (Pope, Gqa, VqaV2, Mme, Mmmu, Content, Fid, Samples, Speed)
+MEASURES: tuple[type[Measure], ...] = (Val, Pope, Gqa, VqaV2, Mme, Mmmu, Content, Fid, Samples, Speed)
 """All measures, in the order they run in. To add one, add it here and nowhere else: its section of the configuration,
 ``evaluation.<key>``, follows from it."""
 KEYS = tuple(measure.key for measure in MEASURES)
@@ -76,6 +77,12 @@ class EvaluationConfig:
         for key, section in self.sections().items():
             found += [f"evaluation.{key}: {problem}" for problem in section.problems()]
         return found
+
+
+def schedule_of(config: EvaluationConfig, measure: Measure) -> EvaluationConfig:
+    """``config`` with the measure's own ``every_n_steps``, if its section has one."""
+    own = getattr(measure.config, "every_n_steps", 0)
+    return replace(config, every_n_steps=own) if own else config
 
 
 def build_measures(config: EvaluationConfig) -> list[Measure]:

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from annotated_types import Ge, MinLen
 from typing_extensions import TypedDict
 
-from datamodules.shards.builder import Progress, build_shards
+from datamodules.shards.builder import Progress
 from datamodules.sources.common import need_folder
+from datamodules.sources.split import build_parts
 from datamodules.sources.t2i import (
     CaptionedFile,
     FileReader,
@@ -17,6 +18,7 @@ from datamodules.sources.t2i import (
     T2IMaker,
     captioned_file,
     describe_vq,
+    image_of,
     processes_for_pictures,
 )
 from modules.files import sha256
@@ -61,7 +63,7 @@ def build_coco(config: CocoConfig, progress: Progress | None = None) -> Path:
 
     Raises:
         FileNotFoundError: a file or folder of ``config`` is missing.
-        ValueError: the captions file has another layout, or nothing in it can be used; see also `build_shards`.
+        ValueError: the captions file has another layout, or nothing in it can be used; see also `build_parts`.
         FileExistsError: ``config.out`` already holds another data set.
     """
     captions = Path(config.captions)
@@ -82,12 +84,11 @@ def build_coco(config: CocoConfig, progress: Progress | None = None) -> Path:
         batch=config.batch,
         captions_per_image=CAPTIONS_PER_IMAGE,
     )
-    return build_shards(
-        Path(config.out),
-        config.name,
+    return build_parts(
+        config,
         rows,
+        image_of,
         make,
-        per_shard=config.per_shard,
         meta=meta,
         processes=processes_for_pictures(config),
         progress=progress,

@@ -36,6 +36,8 @@ class SourceConfig:
     """Entries per shard."""
     processes: int = 0
     """Worker processes; 0 uses all cores."""
+    val_share: float = 0.0
+    """Share of the pictures to keep apart for validation: their samples go to ``out``/val."""
     licence: str = ""
     """Terms of the pictures and texts, for the manifest."""
 
@@ -44,6 +46,8 @@ class SourceConfig:
         found = [f"per_shard={self.per_shard} must be at least 1"] if self.per_shard < 1 else []
         if self.processes < 0:
             found.append(f"processes={self.processes} must be at least 0; 0 uses all cores")
+        if not 0 <= self.val_share < 1:
+            found.append(f"val_share={self.val_share} must lie in [0, 1); 0.02 keeps a fiftieth apart")
         return found
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.shards.builder import Make, Progress, build_shards
+from datamodules.shards.builder import Make, Progress
 from datamodules.sources.common import BadEntryError, SourceConfig, clean_captions, processes_of, read_file
 from datamodules.sources.mmu import Conversation, MMUMaker, checked_turns, question_and_answer
+from datamodules.sources.split import build_parts
 from datamodules.sources.t2i import CaptionedPicture, T2IMaker, describe_vq, processes_for_pictures
 from modules.reading import require_file
 
@@ -95,7 +96,7 @@ def build_hf(config: HfConfig, progress: Progress | None = None) -> Path:
 
     Raises:
         OSError: there is no such data set, or the hub cannot be reached.
-        ValueError: a column or split is missing, or nothing can be used; see also `build_shards`.
+        ValueError: a column or split is missing, or nothing can be used; see also `build_parts`.
         FileExistsError: ``config.out`` already holds another data set.
     """
     dataset = _with_columns(_load(config), config)
@@ -112,12 +113,11 @@ def build_hf(config: HfConfig, progress: Progress | None = None) -> Path:
         vq = describe_vq(config.vq)
         meta |= {"vq": vq, "batch": config.batch}
         make = T2IMaker(read=reader.captioned, vq=config.vq, vq_fingerprint=vq["fingerprint"], batch=config.batch)
-    return build_shards(
-        Path(config.out),
-        config.name,
+    return build_parts(
+        config,
         [HfRow(key=f"{config.name}-{number:08d}", number=number) for number in range(len(dataset))],
+        reader.image_of,
         make,
-        per_shard=config.per_shard,
         meta=meta,
         processes=processes_for_pictures(config) if config.caption_column else processes_of(config),
         progress=progress,
@@ -250,6 +250,12 @@ class HfReader:
         captions = clean_captions(content[self.config.caption_column])
         file, picture = _picture(content[self.config.image_column], row.number)
         return CaptionedPicture(file=file, captions=captions, content=picture, about={"row": row.number})
+
+    def image_of(self, row: HfRow) -> str:
+        """What tells the row's picture from others: its content, or its path if it is not in the data set itself."""
+        picture = self.dataset[row.number][self.config.image_column] or {}
+        content = picture.get("bytes")
+        return hashlib.sha256(content).hexdigest() if content is not None else str(picture.get("path") or row.key)
 
     def conversation(self, row: HfRow) -> Conversation:
         """Conversation and picture of ``row``.

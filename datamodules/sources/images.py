@@ -10,8 +10,9 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from datamodules.shards.builder import Progress, build_shards
+from datamodules.shards.builder import Progress
 from datamodules.sources.common import need_folder
+from datamodules.sources.split import build_parts
 from datamodules.sources.t2i import (
     CaptionedFile,
     FileReader,
@@ -19,6 +20,7 @@ from datamodules.sources.t2i import (
     T2IMaker,
     captioned_file,
     describe_vq,
+    image_of,
     processes_for_pictures,
 )
 from modules.folders import files_below
@@ -51,7 +53,7 @@ def build_images(config: ImagesConfig, progress: Progress | None = None) -> Path
 
     Raises:
         FileNotFoundError: a file or folder of ``config`` is missing.
-        ValueError: a line of the captions file has another layout, or nothing can be used; see also `build_shards`.
+        ValueError: a line of the captions file has another layout, or nothing can be used; see also `build_parts`.
         FileExistsError: ``config.out`` already holds another data set.
     """
     folder = need_folder(Path(config.images), "image folder")
@@ -69,12 +71,11 @@ def build_images(config: ImagesConfig, progress: Progress | None = None) -> Path
         "vq": vq,
         "batch": config.batch,
     }
-    return build_shards(
-        Path(config.out),
-        config.name,
+    return build_parts(
+        config,
         rows,
+        image_of,
         T2IMaker(read=FileReader(folder), vq=config.vq, vq_fingerprint=vq["fingerprint"], batch=config.batch),
-        per_shard=config.per_shard,
         meta=meta,
         counts=left_out,
         processes=processes_for_pictures(config),

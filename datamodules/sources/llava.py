@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.shards.builder import Progress, build_shards
+from datamodules.shards.builder import Progress
 from datamodules.sources.common import (
     BadEntryError,
     SourceConfig,
@@ -14,6 +14,7 @@ from datamodules.sources.common import (
     read_file,
 )
 from datamodules.sources.mmu import Conversation, MMUMaker, checked_turns, question_and_answer
+from datamodules.sources.split import build_parts
 from modules.files import sha256
 from modules.reading import read_entries
 
@@ -47,19 +48,18 @@ def build_llava(config: LlavaConfig, progress: Progress | None = None) -> Path:
 
     Raises:
         FileNotFoundError: a file or folder of ``config`` is missing.
-        ValueError: the annotations file cannot be read, or nothing in it can be used; see also `build_shards`.
+        ValueError: the annotations file cannot be read, or nothing in it can be used; see also `build_parts`.
         FileExistsError: ``config.out`` already holds another data set.
     """
     annotations = Path(config.annotations)
     content: list[Any] = read_entries(annotations, object, "conversations file")
     folder = need_folder(Path(config.images), "image folder")
-    return build_shards(
-        Path(config.out),
-        config.name,
+    return build_parts(
+        config,
         # keys by row: ids repeat in the official mixes, because an image may have several conversations
         [Entry(key=f"{config.name}-{row:08d}", row=row, content=entry) for row, entry in enumerate(content)],
+        _image_of,
         MMUMaker(read=EntryReader(folder), source=config.name),
-        per_shard=config.per_shard,
         meta={
             "source": "llava",
             "licence": config.licence,
@@ -93,6 +93,15 @@ class EntryReader:
             file, turns = clean_text(entry["image"], "image"), checked_turns(entry.get("conversations"))
         content = read_file(self.folder, file)
         return Conversation(id=_id(entry.get("id"), row.row), turns=turns, file=file, content=content)
+
+
+def _image_of(row: Entry) -> str:
+    """The name of the entry's picture; an entry without one is rejected later."""
+    entry = row.content
+    image = entry.get("image", entry.get("image_id")) if isinstance(entry, dict) else None
+    if isinstance(entry, dict) and "image_id" in entry and "image" not in entry and type(image) in (int, str):
+        return _lrv_file(entry)
+    return image if isinstance(image, str) else row.key
 
 
 def _id(value: Any, row: int) -> str:

@@ -1,8 +1,11 @@
 """Captions with existing VQ codes, one JSON object per line, to T2I shards."""
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -11,9 +14,10 @@ import numpy as np
 from annotated_types import Ge, Lt
 from typing_extensions import TypedDict
 
-from datamodules.shards.builder import Progress, Rejected, build_shards
+from datamodules.shards.builder import Progress, Rejected
 from datamodules.shards.reader import Sample
 from datamodules.sources.common import BadEntryError, SourceConfig, as_json, clean_captions, processes_of
+from datamodules.sources.split import build_parts
 from datamodules.sources.t2i import describe_vq
 from modules.files import sha256
 from modules.reading import checked, parse_json, require_file
@@ -66,19 +70,18 @@ def build_pretokenized(config: PretokenizedConfig, progress: Progress | None = N
 
     Raises:
         FileNotFoundError: a file of ``config`` is missing.
-        ValueError: the file is a JSON list, ``vq`` has other sizes, or nothing can be used; see also `build_shards`.
+        ValueError: the file is a JSON list, ``vq`` has other sizes, or nothing can be used; see also `build_parts`.
         FileExistsError: ``config.out`` already holds another data set.
     """
     annotations = Path(config.annotations)
     rows = _rows(annotations, config.name)
-    return build_shards(
-        Path(config.out),
-        config.name,
+    return build_parts(
+        config,
         rows,
+        partial(_image_of, annotations),
         PretokenizedMaker(
             annotations=annotations, tokens_per_image=config.tokens_per_image, codebook_size=config.codebook_size
         ),
-        per_shard=config.per_shard,
         meta={
             "source": "pretokenized",
             "licence": config.licence,
@@ -112,8 +115,7 @@ class PretokenizedMaker:
         code = Annotated[int, Ge(0), Lt(self.codebook_size)]
         try:
             entry = checked(parse_json(line.decode(), "line"), _Entry, "entry")
-            given = entry["tokens"]
-            tokens = list(chain.from_iterable(given)) if all(isinstance(each, list) for each in given) else given
+            tokens = _flat(entry["tokens"])
             checked(tokens, cast(Any, list[code]), "tokens")
         except ValueError as error:
             raise BadEntryError(str(error)) from error
@@ -121,6 +123,22 @@ class PretokenizedMaker:
             raise BadEntryError(f"wrong number of tokens: {len(tokens)}, not {self.tokens_per_image}")
         content = {"captions": clean_captions(entry["captions"]), "row": row}
         return {"json": as_json(content), "vq": np.array(tokens, "<u2").tobytes()}
+
+
+def _image_of(annotations: Path, row: Line) -> str:
+    """The line's codes, which are all that is known of its picture; a line that cannot be read is rejected later."""
+    with annotations.open("rb") as file:
+        file.seek(row.start)
+        try:
+            entry = checked(parse_json(file.read(row.size).decode(), "line"), _Entry, "entry")
+        except ValueError:
+            return row.key
+    return hashlib.sha256(json.dumps(_flat(entry["tokens"])).encode()).hexdigest()
+
+
+def _flat(tokens: list[Any]) -> list[Any]:
+    """Codes, or rows of codes, as one list."""
+    return list(chain.from_iterable(tokens)) if all(isinstance(each, list) for each in tokens) else tokens
 
 
 def _rows(path: Path, name: str) -> list[Line]:

@@ -81,6 +81,11 @@ def captioned_file(key: str, file: str | None, captions: Sequence[Any], about: M
     return CaptionedFile(key=key, file=file, captions=cleaned, about=about)
 
 
+def image_of(row: CaptionedFile) -> str:
+    """The name of the row's picture."""
+    return row.file or row.key
+
+
 @dataclass(frozen=True)
 class FileReader:
     """Reads the pictures of `CaptionedFile` rows."""

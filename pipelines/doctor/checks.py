@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -16,19 +16,22 @@ import torch.distributed as dist
 from packaging.requirements import Requirement
 
 from callbacks.wandb_run import tracking_mode
+from datamodules.datasets import Samples
 from datamodules.plan import Places
 from modules.checkpoints import MANIFEST, read_facts
 from modules.files import GIB, code_version, step_folders
 from modules.model_files import ModelFiles
 from modules.omnimamba import kernels
+from modules.omnimamba.config import Task
 from modules.omnimamba.vision import build_vision
 from modules.run_files import CHECKPOINTS, COMPLETE, CONFIG
 from modules.stages import STAGES
 from modules.timing import gemm_tflops, timed
 from modules.weight_files import weight_files
-from pipelines.run.compose import agree_with_pretrained, agree_with_stage, build_data, build_tokenizer, build_vq
+from pipelines.run.compose import agree_with_pretrained, agree_with_stage, build_tokenizer, build_vq
 from pipelines.run.config import RunConfig
 from pipelines.run.console import warn
+from pipelines.run.data import build_data, build_validation
 from pipelines.run.ending import USER_ERRORS
 from pipelines.run.hardware import check_hardware
 from pipelines.run.memory import estimate_memory, planned_model
@@ -213,12 +216,16 @@ def _newest(path: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _data(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
-    if config is None:
+    if config is None or config.scenes is not None:
         return
-    if config.scenes is not None:
-        return
-    data = build_data(config, build_tokenizer(config.model), build_vq(config.model))
-    for task, samples in data.samples.items():
+    tokenizer, vq = build_tokenizer(config.model), build_vq(config.model)
+    yield from _read("data", build_data(config, tokenizer, vq).samples)
+    yield from _read("data.val", build_validation(config, tokenizer, vq))
+
+
+def _read(name: str, opened: Mapping[Task, Samples]) -> Iterator[Verdict]:
+    """Read some samples of each task."""
+    for task, samples in opened.items():
         size = len(samples.shards)
         indices = np.unique(np.linspace(0, size - 1, LOOK_AT).astype(np.int64))
         start = time.perf_counter()
@@ -227,9 +234,9 @@ def _data(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:
         bad = [] if isinstance(fetched, dict) else fetched[2]
         text = f"{size:,} samples; {len(indices)} of them read, {rate:.0f} per second"
         if bad:
-            yield Verdict(f"data, {task}", "warning", f"{text}; {len(bad)} could not be used, first {bad[0]}")
+            yield Verdict(f"{name}, {task}", "warning", f"{text}; {len(bad)} could not be used, first {bad[0]}")
         else:
-            yield Verdict(f"data, {task}", "ok", text)
+            yield Verdict(f"{name}, {task}", "ok", text)
 
 
 def _disk(config: RunConfig | None, _ranks: Ranks) -> Iterator[Verdict]:

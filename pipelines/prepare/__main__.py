@@ -10,12 +10,13 @@ from typing import Any
 
 from datamodules.scenes.prepare import PrepareScenesConfig, prepare_scenes
 from datamodules.shards.builder import REJECTED, Progress, RejectedEntry
-from datamodules.shards.manifest import MANIFEST, Manifest
+from datamodules.shards.manifest import Manifest
 from datamodules.sources.coco import CocoConfig, build_coco
 from datamodules.sources.hf import HfConfig, build_hf
 from datamodules.sources.images import ImagesConfig, build_images
 from datamodules.sources.llava import LlavaConfig, build_llava
 from datamodules.sources.pretokenized import PretokenizedConfig, build_pretokenized
+from datamodules.sources.split import manifests
 from modules.reading import checked, read_json_lines
 from pipelines.prepare.tools import add_tools
 from pipelines.run.console import run_verb, say
@@ -43,14 +44,16 @@ def _scenes(config: PrepareScenesConfig) -> None:
 def _shards(build: Callable[[Any, Progress], Path], config: Any) -> None:
     from pipelines.run.counting import CountProgress
 
-    built_before = (Path(config.out) / MANIFEST).exists()
+    parts = manifests(config)
+    built_before = all(manifest.exists() for manifest in parts)
     with CountProgress(config.name) as progress:
-        manifest = build(config, progress.show)
+        build(config, progress.show)
     if built_before:
         say(
             f"{config.out} was built before from the same texts and settings; nothing was done. Delete it to rebuild it"
         )
-    _report(manifest)
+    for manifest in parts:
+        _report(manifest)
 
 
 SOURCES = {

@@ -1,17 +1,22 @@
 """Write one HTML page about runs, or upload their whole history to Weights & Biases.
 
-    python -m pipelines.report RUN [RUN ...] [--out report.html]
+    python -m pipelines.report RUN [RUN ...] [--out report.html] [--reference FILE]
     python -m pipelines.report sync RUN [RUN ...] [--offline] [--project PROJECT] [--entity ENTITY]
 
 Examples:
     python -m pipelines.report runs/demo_unified
     python -m pipelines.report runs/demo_mmu runs/demo_t2i runs/demo_unified --out runs/report.html
     python -m pipelines.report runs/*                              # what is no run is left out, and named
+    python -m pipelines.report runs/stage2_unified --reference runs/stage2_before/metrics.jsonl
     python -m pipelines.report sync runs/stage2_unified
     python -m pipelines.report sync runs/stage2_unified --offline
 
-The page shows all RUNs: curves, results next to the paper's and to trivial baselines, pictures, answers, configuration
-and attempts. It is a single file without scripts and needs no network.
+The page shows all RUNs: scores next to the paper's and to trivial baselines, curves, pictures, answers, configuration
+and attempts. It is a single file that needs neither network nor scripts; its one script shows the values under the
+pointer.
+
+--reference FILE draws a kept curve beside those of the runs: a metrics.jsonl, or a CSV file that begins with the line
+step,key,value and has keys such as train/loss_t2i.
 
 sync builds one W&B run from RUN/metrics.jsonl and uploads it. It replaces whatever the server has of that run. With
 --offline it only says how to upload it from another machine. --project and --entity (a user or a team) name another
@@ -42,6 +47,9 @@ def main() -> None:
         parser.add_argument(
             "--out", type=Path, default=Path("report.html"), help="where the page goes (default: report.html)"
         )
+        parser.add_argument(
+            "--reference", type=Path, metavar="FILE", help="a kept curve: metrics.jsonl, or .csv with step,key,value"
+        )
     arguments = parser.parse_args()
     # imported here to keep --help fast
     if sync:
@@ -55,7 +63,8 @@ def main() -> None:
     from pipelines.run.counting import PieceProgress
 
     with PieceProgress("report") as progress:
-        out = write_report(only_runs(arguments.runs, warn), arguments.out, progress.show)
+        runs = only_runs(arguments.runs, warn)
+        out = write_report(runs, arguments.out, arguments.reference, progress=progress.show)
     say(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB; open it in any browser)")
 
 

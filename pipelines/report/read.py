@@ -1,7 +1,6 @@
 """Reads a run folder for the report. Damaged or missing parts become notes; the rest is shown."""
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,10 @@ from callbacks.measures.records import read_results
 from modules.files import step_folders, step_name, step_of
 from modules.json_lines import read_rows
 from modules.run_files import COMPLETE, CONFIG, METRICS, PROVENANCE, RECORDS
+from pipelines.report.curves import METRIC_KEYS, Log, collect, finite
 from pipelines.run.overrides import read_yaml
 from pipelines.run.provenance import read_provenance
 
-METRIC_KEYS = {"step": int, "attempt": int}
 P = ParamSpec("P")
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
@@ -25,16 +24,6 @@ Progress = Callable[[str, int, int], None]
 
 def unheard(what: str, done: int, total: int) -> None:
     """The progress that nobody sees."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One metric over steps; NaN if it was not finite."""
-
-    steps: list[int]
-    values: list[float]
-    replaced: list[tuple[list[int], list[float]]]
-    """Values that a later attempt logged again, one (steps, values) pair per attempt."""
 
 
 @dataclass(kw_only=True)
@@ -48,11 +37,7 @@ class Run:
     wandb_run_id: str = ""
     """Empty if unknown."""
     attempts: list[dict[str, Any]] = field(default_factory=list)
-    curves: dict[str, Curve] = field(default_factory=dict)
-    first_steps: dict[int, int] = field(default_factory=dict)
-    """The first step that each attempt logged."""
-    last_step: int | None = None
-    last_time: float | None = None
+    log: Log = field(default_factory=Log)
     complete: bool = False
     results: dict[int, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Results as in results.json, by evaluated step and measure."""
@@ -69,10 +54,10 @@ class Run:
         """The last step at which each measure was evaluated."""
         return {name: step for step in sorted(self.results) for name in self.results[step]}
 
-    def restarts(self) -> list[int]:
-        """Steps at which the run resumed after an interruption: those of the checkpoints, or 0 if it started over."""
+    def restarts(self) -> list[tuple[int, int]]:
+        """(step, attempt) of each resume after an interruption: the checkpoint's step, or 0 if it started over."""
         steps = [step_of(str(attempt.get("resumed") or step_name(0))) for attempt in self.attempts[1:]]
-        return [step for step in steps if step is not None]
+        return [(step, number) for number, step in enumerate(steps, start=2) if step is not None]
 
     def noted(self, read: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T | None:
         """The result of ``read``; if a file is damaged or missing, add a note and return None."""
@@ -124,7 +109,7 @@ def _read(path: Path, label: str) -> Run:
     run = Run(path=path, label=label, complete=(path / COMPLETE).is_file())
     run.config = run.noted(_config, path / CONFIG) or {}
     run.wandb_run_id, run.attempts = run.noted(_provenance, path) or ("", [])
-    _read_curves(run)
+    _read_log(run)
     for folder in step_folders(path / RECORDS):
         results = run.noted(read_results, folder) or {}
         broken = [name for name, result in results.items() if not _is_result(result)]
@@ -154,53 +139,26 @@ def _provenance(folder: Path) -> tuple[str, list[dict[str, Any]]]:
     return known.get("wandb_run_id", ""), [{**attempt} for attempt in known["attempts"]]
 
 
-def _read_curves(run: Run) -> None:
+def _read_log(run: Run) -> None:
     path = run.path / METRICS
     damage: list[int] = []
-    values: dict[str, dict[int, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    odd: set[str] = set()
-    for row in read_rows(path, METRIC_KEYS, damaged=lambda number, _: damage.append(number)):
-        step, attempt = row["step"], row["attempt"]
-        run.first_steps.setdefault(attempt, step)
-        run.last_step = max(step, run.last_step or 0)
-        if isinstance(row.get("time"), int | float):
-            run.last_time = max(row["time"], run.last_time or 0.0)
-        for name, value in row.items():
-            if name in ("step", "time", "attempt"):
-                continue
-            if value is None:
-                values[name][step][attempt] = math.nan
-            elif isinstance(value, int | float):
-                values[name][step][attempt] = float(value) if math.isfinite(value) else math.nan
-            else:
-                odd.add(name)
-    run.curves = {name: _curve(steps) for name, steps in values.items()}
-    _note_metrics(run, damage, odd)
+    began = {number: finite(attempt.get("time")) for number, attempt in enumerate(run.attempts, start=1)}
+    rows = read_rows(path, METRIC_KEYS, damaged=lambda number, _: damage.append(number))
+    run.log = collect(rows, {number: time for number, time in began.items() if math.isfinite(time)})
+    _note_metrics(run, damage)
 
 
-def _note_metrics(run: Run, damage: list[int], odd: set[str]) -> None:
-    if run.last_step is None:
+def _note_metrics(run: Run, damage: list[int]) -> None:
+    if run.log.last_step is None:
         run.notes.append(f"nothing is logged yet: {run.path / METRICS} holds no row")
     if damage:
         shown = ", ".join(map(str, damage[:5])) + (" and more" if len(damage) > 5 else "")
         run.notes.append(f"{run.path / METRICS}: {len(damage)} damaged lines are left out (line {shown})")
-    if odd:
-        run.notes.append(f"{run.path / METRICS}: not numbers, so not drawn: {', '.join(sorted(odd))}")
-    for name, curve in run.curves.items():
+    if run.log.odd:
+        run.notes.append(f"{run.path / METRICS}: not numbers, so not drawn: {', '.join(sorted(run.log.odd))}")
+    for name, curve in run.log.curves.items():
         if lost := sum(map(math.isnan, curve.values)):
             run.notes.append(f"{name} was not a finite number at {lost} of {len(curve.steps)} logged steps")
-
-
-def _curve(steps: dict[int, dict[int, float]]) -> Curve:
-    """The curve of one metric; if several attempts logged a step, the last attempt counts."""
-    order = sorted(steps)
-    replaced: dict[int, tuple[list[int], list[float]]] = {}
-    for step in order:
-        for attempt in sorted(steps[step])[:-1]:
-            of_attempt = replaced.setdefault(attempt, ([], []))
-            of_attempt[0].append(step)
-            of_attempt[1].append(steps[step][attempt])
-    return Curve(order, [steps[step][max(steps[step])] for step in order], list(replaced.values()))
 
 
 def _is_result(result: Any) -> bool:

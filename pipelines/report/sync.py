@@ -27,7 +27,8 @@ from modules.files import step_name, step_of
 from modules.json_lines import read_rows
 from modules.reading import checked
 from modules.run_files import CONFIG, METRICS, PROVENANCE, RECORDS
-from pipelines.report.read import METRIC_KEYS, Run, read_runs
+from pipelines.report.curves import METRIC_KEYS
+from pipelines.report.read import Run, read_runs
 from pipelines.report.samples import Answer, read_answers, sample_folders
 from pipelines.run.claim import claim
 from pipelines.run.console import say, warn
@@ -209,7 +210,7 @@ def _tables(run: Run) -> list[tuple[int, dict[str, Any]]]:
 def _prefix(run: Run, measure: str) -> str:
     """The prefix under which the tracker logs a measure; the small evaluation has one of its own."""
     mini = f"eval_mini/{measure.removesuffix('_mini')}"
-    small = measure.endswith("_mini") and any(name.startswith(f"{mini}/") for name in run.curves)
+    small = measure.endswith("_mini") and any(name.startswith(f"{mini}/") for name in run.log.curves)
     return mini if small else f"eval/{measure}"
 
 

@@ -17,6 +17,8 @@ from pipelines.run.config import RunConfig
 PER_RUN = ("name", "run.dir")
 """Keys that identify a run, not its settings."""
 NONE = "–"
+_LONG = 1e15
+"""From here on, numbers have an exponent."""
 ROUNDING = 1e-12
 """Smaller values are rounding errors, shown as zero."""
 
@@ -72,21 +74,26 @@ def number(value: float | None, digits: int = 4) -> str:
         return NONE
     if not math.isfinite(value):
         return "not finite"
-    if abs(value) >= 10**digits:
+    if 10**digits <= abs(value) < _LONG:
         return f"{value:.0f}"
     return f"{value if abs(value) > ROUNDING else 0:.{digits}g}"
 
 
 def moment(seconds: float | None) -> str:
     """A point in time, UTC."""
-    return NONE if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
+    if seconds is None:
+        return NONE
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return f"no time: {number(seconds)}"
 
 
 def summary(run: Run) -> dict[str, str]:
     """What was run, in a few words each."""
     attempts, last = run.attempts, run.attempts[-1] if run.attempts else {}
     wanted = run.get("trainer.max_steps")
-    step = "no step" if run.last_step is None else f"step {run.last_step}"
+    step = "no step" if run.log.last_step is None else f"step {run.log.last_step}"
     state = f"complete at {step}" if run.complete else f"not complete: {step} of {wanted or '?'} logged"
     if (run.path / PREEMPTED).is_file():
         state += ", stopped on request"
@@ -96,7 +103,7 @@ def summary(run: Run) -> dict[str, str]:
         "stage": str(run.get("stage.name", NONE)),
         "state": state,
         "first started": moment(began),
-        "last log": moment(run.last_time),
+        "last log": moment(run.log.last_time),
         "attempts": str(len(attempts) or NONE),
         "hardware": _hardware(run, last),
         "code": str(last.get("code", NONE)),
@@ -129,14 +136,14 @@ def _data(run: Run, attempt: dict[str, Any]) -> dict[str, str]:
         parts = [f"{run.get(f'data.{task}', NONE)} ({str(fingerprint)[:12]})"]
         if batch := run.get(f"data.global_batch.{task}"):
             parts.append(f"{batch} per step")
-        if epochs := run.curves.get(f"data/epoch_{task}"):
+        if epochs := run.log.curves.get(f"data/epoch_{task}"):
             parts.append(f"{number(epochs.values[-1], 3)} epochs seen")
         cells[f"data: {task}"] = ", ".join(parts)
     return cells
 
 
 def _bad_samples(run: Run) -> str:
-    bad = run.noted(read_bad_samples, run.path / BAD_SAMPLES, run.last_step or 0)
+    bad = run.noted(read_bad_samples, run.path / BAD_SAMPLES, run.log.last_step or 0)
     if bad is None:
         return f"{BAD_SAMPLES} is damaged"
     reasons = Counter(str(row.get("reason")) for row in bad).most_common(5)
@@ -161,7 +168,7 @@ def attempt_rows(run: Run) -> list[dict[str, str]]:
                 "attempt": str(number_),
                 "started": moment(attempt.get("time")),
                 "from": str(attempt.get("resumed") or "its beginning"),
-                "first logged step": str(run.first_steps.get(number_, NONE)),
+                "first logged step": str(run.log.first_steps.get(number_, NONE)),
                 "changed": NONE if not before else "; ".join(changed) or "nothing",
             }
         )

@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from datamodules.datasets import Samples
 from datamodules.mixed import MixedDataModule
 from datamodules.scenes.prepare import prepare_scenes
 from datamodules.shards.manifest import Manifest
-from datamodules.sources.pretokenized import UNKNOWN_VQ
 from modules.adapter_files import WEIGHTS, load_adapters
 from modules.checkpoints import MANIFEST, CheckpointError, StageResult, checkpoint_id, load_results, read_facts
 from modules.exports import read_facts as read_export_facts
 from modules.files import sha256
 from modules.model_files import ModelFiles, carried_vq
-from modules.omnimamba.config import ModelConfig
+from modules.omnimamba.config import ModelConfig, Task
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
@@ -26,6 +26,7 @@ from modules.stages import STAGES
 from modules.weight_files import weight_files
 from pipelines.run.config import RunConfig
 from pipelines.run.console import warn
+from pipelines.run.data import build_data, build_validation
 from pipelines.run.hardware import COMPUTE
 from pipelines.run.overrides import ConfigError
 
@@ -50,6 +51,8 @@ class Parts:
     tokenizer: TextTokenizer
     vq: ImageTokenizer | None
     data: MixedDataModule
+    validation: Mapping[Task, Samples]
+    """What is measured and never trained on, by task."""
     stage: "StageModule"
     origins: tuple[Origin, ...]
     """The checkpoints its weights started from."""
@@ -69,6 +72,7 @@ def build_parts(config: RunConfig, report: Callable[[str], None], *, checkpoint:
     else:
         files = files.agreed(ModelFiles.of_checkpoint(checkpoint), str(checkpoint), config.model, warn)
     data = build_data(config, tokenizer, vq, report)
+    validation = build_validation(config, tokenizer, vq, report)
     origins: list[Origin] = []
     model = build_model(config, report=report, resumed=checkpoint is not None, started_from=origins.append)
     for origin in origins:
@@ -76,7 +80,15 @@ def build_parts(config: RunConfig, report: Callable[[str], None], *, checkpoint:
     if not files.vq:
         files = replace(files, vq=_vq_of_codes(config))
     stage = build_stage(config, model)
-    return Parts(tokenizer=tokenizer, vq=vq, data=data, stage=stage, origins=tuple(origins), files=files)
+    return Parts(
+        tokenizer=tokenizer,
+        vq=vq,
+        data=data,
+        validation=validation,
+        stage=stage,
+        origins=tuple(origins),
+        files=files,
+    )
 
 
 def make_embedded_data(config: RunConfig) -> None:
@@ -244,46 +256,3 @@ def build_stage(config: RunConfig, model: OmniMamba) -> "StageModule":
 
     stage = STAGE_MODULES[config.stage.name]
     return stage(model, config.stage, config.optim, max_steps=config.trainer.max_steps, seed=config.seed)
-
-
-def build_data(
-    config: RunConfig,
-    tokenizer: TextTokenizer,
-    vq: ImageTokenizer | None,
-    report: Callable[[str], None] = lambda _: None,
-) -> MixedDataModule:
-    """The data module of the stage's tasks.
-
-    Raises:
-        ConfigError: the codes in the T2I shards are known to be from another VQ tokenizer than ``vq``.
-    """
-    tasks = STAGES[config.stage.name].tasks
-    data = MixedDataModule(
-        config.data,
-        config.model,
-        tokenizer,
-        tasks=tasks,
-        seed=config.seed,
-        report=report,
-        hang_minutes=config.guards.hang_minutes,
-    )
-    if "t2i" in data.samples and vq is not None:
-        _compare_vq(config, data.samples["t2i"].shards.meta.get("vq"), vq)
-    return data
-
-
-def _compare_vq(config: RunConfig, made_with: Any, vq: ImageTokenizer) -> None:
-    """Refuse shards whose codes are from another VQ tokenizer than ``vq``; warn if their tokenizer is unknown."""
-    made_with = checked(made_with, dict[str, Any], f"{config.data.t2i}, vq of its meta")
-    sizes = (made_with.get("codebook_size"), made_with.get("tokens_per_image"))
-    if made_with.get("kind") == UNKNOWN_VQ and sizes == (vq.codebook_size, vq.tokens_per_image):
-        warn(
-            f"the VQ tokenizer that made the codes in {config.data.t2i} is unknown. If it was not model.vq="
-            f"{config.model.vq}, pictures will be noise: look at some with `python -m pipelines.prepare peek --vq`"
-        )
-    elif made_with.get("fingerprint") != vq.fingerprint:
-        raise ConfigError(
-            f"the codes in {config.data.t2i} were made with VQ tokenizer {made_with.get('kind')} "
-            f"({made_with.get('fingerprint')}), but model.vq={config.model.vq} is {vq.name} ({vq.fingerprint}): "
-            "its pictures would be noise. Name the tokenizer that the shards were prepared with"
-        )

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from callbacks.checkpointing import CheckpointConfig
 from callbacks.guards import GuardConfig
 from callbacks.measures.registry import EvaluationConfig
+from callbacks.measures.val import ValConfig
 from callbacks.tracking import TrackingConfig
 from datamodules.mixed import DataConfig
 from datamodules.scenes.prepare import PrepareScenesConfig
@@ -132,14 +133,41 @@ class RunConfig:
                 f"name={shown(self.name)} must be a folder name: letters, digits and ' ._+=,@%-', the first a letter, "
                 f"digit or _, the last no blank, at most {_LONGEST_NAME} bytes"
             )
-        if self.checkpoint.best and self.evaluation.every_n_steps % self.checkpoint.every_n_steps:
-            found.append(
-                f"checkpoint.best needs a checkpoint at every evaluated step: checkpoint.every_n_steps="
-                f"{self.checkpoint.every_n_steps} must divide evaluation.every_n_steps={self.evaluation.every_n_steps}"
-            )
+        found += self._best_problems()
         if self.scenes is not None:
             found += [f"scenes.{problem}" for problem in self.scenes.problems()]
-        return found + self._data_problems()
+        return found + self._data_problems() + self._validation_problems()
+
+    def _best_problems(self) -> list[str]:
+        best, own = self.checkpoint.best, self.evaluation.section(ValConfig)
+        is_loss = best.startswith("eval/val/loss_")
+        key, every = "evaluation.every_n_steps", self.evaluation.every_n_steps
+        if is_loss and own is not None and own.every_n_steps:
+            key, every = "evaluation.val.every_n_steps", own.every_n_steps
+        found = []
+        if best and every % self.checkpoint.every_n_steps:
+            found.append(
+                f"checkpoint.best needs a checkpoint at every evaluated step: checkpoint.every_n_steps="
+                f"{self.checkpoint.every_n_steps} must divide {key}={every}"
+            )
+        if is_loss and self.checkpoint.best_is == "highest":
+            found.append(f"checkpoint.best={best} is a loss; set checkpoint.best_is=lowest")
+        return found
+
+    def _validation_problems(self) -> list[str]:
+        named = [task for task in TASKS if getattr(self.data.val, task)]
+        tasks = STAGES[self.stage.name].tasks
+        measured = self.evaluation.section(ValConfig) is not None
+        if named and not measured:
+            key = f"data.val.{named[0]}"
+            return [f"{key} is named, but evaluation.val is null, so nothing reads it; set evaluation.val={{}}"]
+        if measured and not set(named) & set(tasks):
+            return [
+                f"evaluation.val measures the loss of {' and '.join(tasks)} in stage {self.stage.name}, but "
+                f"{' and '.join(f'data.val.{task}' for task in tasks)} is empty; name a shard manifest, or set "
+                "evaluation.val=null"
+            ]
+        return []
 
     def _data_problems(self) -> list[str]:
         found = []
@@ -207,6 +235,7 @@ FREE_ON_RESUME = (
     "trainer.log_every_n_steps",
     "data.mmu",
     "data.t2i",
+    "data.val",
     "data.cache",
     "data.bad_limit",
     "data.num_workers",

@@ -20,6 +20,7 @@ PATHS = (
     "pretrained_adapters.*",
     "data.mmu",
     "data.t2i",
+    "data.val.*",
     "data.cache",
     "scenes.folder",
     "hardware.kernel_cache",

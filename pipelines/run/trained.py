@@ -22,6 +22,7 @@ from PIL import Image
 from callbacks.measures.answers import SHORT_ANSWER, stream_answer
 from callbacks.measures.measure import EvaluationContext
 from callbacks.measures.pictures import draw, require_vq, warn_if_never_empty
+from datamodules.datasets import Samples
 from datamodules.encode import encode_question
 from datamodules.images import to_image
 from modules import exports
@@ -36,6 +37,7 @@ from modules.checkpoints import (
 )
 from modules.files import sha256
 from modules.model_files import ModelFiles
+from modules.omnimamba.config import Task
 from modules.omnimamba.decoding import unheard
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
@@ -49,6 +51,7 @@ from pipelines.run.asked import require_drawable, require_question, sampling_of,
 from pipelines.run.compose import agree_with_pretrained, build_tokenizer, build_vq
 from pipelines.run.config import RunConfig, load
 from pipelines.run.console import say, warn
+from pipelines.run.data import build_validation
 from pipelines.run.hardware import COMPUTE, check_hardware
 from pipelines.run.overrides import ConfigError
 from pipelines.run.ranks import Ranks
@@ -76,6 +79,11 @@ class Trained:
     folder: Path
     files: ModelFiles
     """Hashes of its tokenizers."""
+
+    @cached_property
+    def validation(self) -> dict[Task, Samples]:
+        """The samples of data.val, by task, opened here."""
+        return build_validation(self.config, self.tokenizer, self.vq)
 
     @cached_property
     def context(self) -> EvaluationContext:
@@ -210,6 +218,7 @@ def context_of(trained: Trained, ranks: Ranks | None = None) -> EvaluationContex
         folder=trained.folder,
         batch_size=trained.config.evaluation.batch_size,
         caption_dropout=trained.config.data.caption_dropout,
+        validation=lambda: trained.validation,
     )
 
 

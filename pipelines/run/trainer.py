@@ -13,7 +13,7 @@ from callbacks.checkpointing import Checkpointing
 from callbacks.evaluation import EvaluationCallback
 from callbacks.guards import FiniteGuard, GradientGuard, HangGuard
 from callbacks.measures.measure import EvaluationContext
-from callbacks.measures.registry import build_pairs
+from callbacks.measures.registry import build_pairs, schedule_of
 from callbacks.norms import PartNorms
 from callbacks.preemption import Preemption
 from callbacks.resident import MemoryGuard
@@ -73,7 +73,7 @@ def build_callbacks(
     callbacks.append(Preemption(timedelta(minutes=config.hardware.timeout_minutes)))
     context = _evaluation_context(config, parts, saving)
     callbacks += [
-        EvaluationCallback(measure, tracker, config.evaluation, context, mini=mini)
+        EvaluationCallback(measure, tracker, schedule_of(config.evaluation, measure), context, mini=mini)
         for measure, mini in build_pairs(config.evaluation)
     ]
     callbacks.append(RestartClock(throughput))
@@ -104,6 +104,7 @@ def _evaluation_context(
             world_size=trainer.world_size,
             batch_size=config.evaluation.batch_size,
             caption_dropout=config.data.caption_dropout,
+            validation=lambda: parts.validation,
         )
 
     return context

@@ -28,6 +28,7 @@ from callbacks.measures.records import Record
 from callbacks.measures.registry import KEYS, EvaluationConfig, build_measures, build_mini_measures, build_pairs
 from callbacks.measures.samples import SamplesConfig
 from callbacks.measures.speed import SpeedConfig
+from callbacks.measures.val import ValConfig
 from callbacks.measures.vqav2 import VqaV2Config
 from callbacks.tracking import Tracker
 from modules import signals
@@ -331,6 +332,7 @@ def test_a_signal_during_an_evaluation_stops_it_and_the_resumed_run_makes_the_re
 def test_build_measures() -> None:
     assert build_measures(EvaluationConfig()) == []
     config = EvaluationConfig(
+        val=ValConfig(),
         pope=PopeConfig(folder="p", images="i", data="scenes"),
         gqa=GqaConfig(questions="q", images="i"),
         vqav2=VqaV2Config(questions="q", images="i", annotations="a"),
@@ -344,6 +346,7 @@ def test_build_measures() -> None:
     measures = build_measures(config)
     assert [measure.key for measure in measures] == list(KEYS)
     assert [measure.name for measure in measures] == [
+        "val",
         "pope_style",
         "gqa",
         "vqav2",

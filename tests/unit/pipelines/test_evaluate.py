@@ -91,7 +91,7 @@ def test_errors_are_messages_and_exit_code_2(
         ([run_folder, "--measures", "pope,vqa"], "unknown measure 'vqa'"),
         (
             [run_folder, "--measures", "vqa"],
-            "unknown measure 'vqa'; known are pope, gqa, vqav2, mme, mmmu, content, fid, ",
+            "unknown measure 'vqa'; known are val, pope, gqa, vqav2, mme, mmmu, content, fid, ",
         ),
         (
             [run_folder, "--measures", "fid", "evaluation.fid=null"],

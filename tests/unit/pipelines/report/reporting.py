@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "input"}
 BAD = "<script>alert(1)</script>"
 
 
@@ -60,6 +60,7 @@ class Page(HTMLParser):
         self.html = path.read_text(encoding="utf-8")
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.script = ""
         self._open: list[str] = []
         self.feed(self.html)
         assert self._open == []
@@ -76,7 +77,9 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, text: str) -> None:
-        if self._open and self._open[-1] != "style":
+        if self._open and self._open[-1] == "script":
+            self.script += text
+        elif self._open and self._open[-1] != "style":
             self.text = re.sub(r"\s+", " ", self.text + text)
 
     def all(self, tag: str) -> list[dict[str, str | None]]:

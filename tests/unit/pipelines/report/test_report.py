@@ -1,9 +1,8 @@
 """The report: one page that needs nothing else, says what is there, and bears whatever a folder holds."""
 
-import json
+import base64
+import hashlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from modules.metrics.paper import TABLES, paper_value
 from pipelines.report import __main__ as verb
 from pipelines.report.page import write_report
 from pipelines.report.read import read_runs
+from pipelines.report.scores import scoreboard
 from pipelines.report.tables import result_rows
 from pipelines.run.config import load
-from tests.browser import browser, complaints, needs_browser
-from tests.verbs import call as call_here
+from tests.verbs import call
 
 from .reporting import BAD, Page, add_results, add_samples, make_run, result, write_json, write_lines
 
@@ -30,12 +29,25 @@ def report(*runs: Path) -> Page:
     return Page(write_report(list(runs), runs[0].parent / "out" / "report.html"))
 
 
+def assert_only_our_script(page: Page) -> None:
+    """The page has the one script of the repository, and its policy lets a browser run that and nothing else."""
+    assert page.all("script") == [{}]
+    assert page.script == (ROOT / "pipelines/report/report.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(page.script.encode()).digest()).decode()
+    [policy] = [tag["content"] or "" for tag in page.all("meta") if tag.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == f"'sha256-{digest}'"
+    assert rules["img-src"] == "data:"
+    assert [key for _, tag in page.tags for key in tag if key.startswith("on")] == []
+
+
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     run = make_run(tmp_path / "one")
     add_results(run, 6, {"pope": result({"f1_macro": 0.5, "random/f1": 0.5})})
     add_samples(run, 6, ["a red circle"])
     page = report(run, make_run(tmp_path / "two"))
-    assert page.all("script") == []
+    assert_only_our_script(page)
     addresses = [tag.get(key) for _, tag in page.tags for key in ("src", "href", "xlink:href") if key in tag]
     assert addresses
     assert [a for a in addresses if not (a or "").startswith(("#", "data:"))] == []
@@ -49,14 +61,13 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
 def test_runs_are_overlaid_and_told_apart(tmp_path: Path) -> None:
     one, two = make_run(tmp_path / "one", steps=4), make_run(tmp_path / "two", steps=8)
     page = report(one, two)
-    assert len(page.all("svg")) == 1
+    assert page.of_class("chart") == 1
     assert "1 → 0.25" in page.text
     assert "1 → 0.125" in page.text
     assert "complete at step 4" in page.text
-    [svg] = re.findall(r"<svg.*?</svg>", page.html, re.DOTALL)
-    for colour in ("#0072b2", "#d55e00"):
-        assert colour in svg
-        assert f"background:{colour}" in page.html
+    svg = re.findall(r"<svg.*?</svg>", page.html, re.DOTALL)[0]
+    assert re.findall(r'<g class="(.*?)">', svg) == ["of-0", "of-1"]
+    assert re.findall(r"\.of-(\d) { --tint: var\(--c(\d)\)", page.html) == [("0", "0"), ("1", "1")]
 
 
 def test_two_runs_of_the_same_name_are_shown_by_their_paths(tmp_path: Path) -> None:
@@ -78,7 +89,7 @@ def test_everything_that_a_run_says_is_escaped(tmp_path: Path, run_folder: Path)
     bad = {"step": 1, "attempt": 1, "rank": 0, "task": "mmu", "epoch": 0, "key": BAD, "reason": BAD, "substitute": "x"}
     write_lines(run / "bad_samples.jsonl", [bad])
     page = report(run)
-    assert page.all("script") == []
+    assert_only_our_script(page)
     assert page.all("b") == [{}]  # the template's own, around the answer
     assert page.text.count(BAD) >= 12
     assert "<b>run" in page.text
@@ -201,14 +212,157 @@ def test_a_benchmark_that_lies_elsewhere_costs_the_pictures_only(run_folder: Pat
 
 def test_what_few_samples_say_is_drawn_with_its_own_errors(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    row = {"step": 6, "time": 1.0, "attempt": 1, "eval_mini/pope/f1_macro": 0.5}
-    write_lines(run / "metrics.jsonl", [row])
-    scored = {"standard_errors": {"f1_macro": 0.125}, "baselines": {"f1_macro": 0.6667}}
-    add_results(run, 6, {"pope_mini": result({"f1_macro": 0.5}, **scored)})
+    values = {3: 0.25, 6: 0.5}
+    rows = [{"step": s, "time": 1.0, "attempt": 1, "eval_mini/pope/f1_macro": value} for s, value in values.items()]
+    write_lines(run / "metrics.jsonl", rows)
+    for step, value in values.items():
+        scored = {"standard_errors": {"f1_macro": 0.125}, "baselines": {"f1_macro": 0.6667}}
+        add_results(run, step, {"pope_mini": result({"f1_macro": value}, **scored)})
     page = report(run)
     assert "eval_mini/pope/f1_macro" in page.text
     assert "dashed grey: trivial baseline; bars: ± standard error" in page.text
-    assert "Measures" in [heading.strip() for heading in re.findall(r"<h2>(.*?)</h2>", page.html)]
+    assert page.html.index('<section id="evaluation">') < page.html.index("eval_mini/pope/f1_macro")
+    assert page.html.index("eval_mini/pope/f1_macro") < page.html.index('<section id="runs">')
+
+
+def test_what_was_logged_once_or_never_changed_is_a_line_and_no_chart(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    rows = [{"step": s, "time": 1.0, "attempt": 1, "train/loss": 1.0 / s, "data/bad_samples_mmu": 0} for s in (1, 2)]
+    write_lines(run / "metrics.jsonl", [*rows, rows[0] | {"step": 3, "eval/pope/f1_macro": 0.5, "eval/odd/error": 1}])
+    add_results(run, 3, {"pope": result({"f1_macro": 0.5})})
+    page = report(run)
+    assert page.of_class("chart") == 1
+    assert "data/bad_samples_mmu 0 at all 3 logged steps" in page.text
+    assert "eval/odd/error 1 at step 3" in page.text
+    assert "eval/pope/f1_macro" not in page.text  # the table of results says it
+    assert "0.5 (step 3)" in page.text
+
+
+def test_the_scoreboard_stands_first_and_says_what_changed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    more = {"standard_errors": {"f1_macro": 0.0125}, "baselines": {"f1_macro": 0.6667}}
+    protocol = {"n": 9000, "baseline": "always yes"}
+    add_results(run, 0, {"pope": result({"random/f1": 0.1, "f1_macro": 0.25, "yes_ratio": 1.0}, protocol=protocol)})
+    add_results(run, 6, {"pope": result({"random/f1": 0.1, "f1_macro": 0.8175}, protocol=protocol, **more)})
+    add_results(run, 4, {"coco": result({"fid30k": 5.5})})
+    rows = [{"step": s, "time": 1.0, "attempt": 1, "train/loss": 9.0, "train/loss_t2i": v} for s, v in ((1, 2), (6, 3))]
+    write_lines(run / "metrics.jsonl", rows)
+    pope, coco, loss = scoreboard(read_runs([run]))
+    assert (pope.measure, pope.metric, pope.value, pope.error, pope.n) == (
+        "pope",
+        "f1_macro",
+        "0.8175",
+        "0.013",
+        "9000",
+    )
+    assert (pope.change, pope.since, pope.improved) == ("+0.568", 0, True)
+    assert (pope.baseline, pope.baseline_name, pope.paper) == ("0.6667", "always yes", "0.863")
+    assert (coco.metric, coco.change, coco.paper, coco.improved) == ("fid30k", "–", "5.5", None)
+    assert (loss.metric, loss.value, loss.change, loss.improved) == ("loss_t2i", "3", "+1", False)
+    page = report(run)
+    headings = re.findall(r"<h2>(.*?)</h2>", page.html)
+    assert headings[0] == "Scoreboard"
+    assert re.search(r"0\.8175 ± 0\.013 ?step 6, N 9000 ?\+0\.568 ?since step 0", re.sub(r"\s+", " ", page.text))
+
+
+def test_charts_run_over_steps_samples_and_hours_of_work(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    attempts = [{"time": 0.0, "resumed": None}, {"time": 36000.0, "resumed": "step-000000002"}]
+    write_json(run / "provenance.json", {"wandb_run_id": "x", "attempts": attempts})
+    taken = [(1, 1, 3600.0), (2, 1, 7200.0), (3, 2, 36000.0 + 1800.0)]  # eight hours in between do not count
+    rows = [
+        {"step": s, "time": t, "attempt": a, "train/loss": 1 / s, "data/samples_mmu": 3 * s, "data/samples_t2i": 48 * s}
+        for s, a, t in taken
+    ]
+    write_lines(run / "metrics.jsonl", rows)
+    page = report(run)
+    losses = page.html[page.html.index('<section id="losses">') :]
+    places = re.findall(r'data-axis="(\w+)".*?data-x="(.*?)" data-y="(.*?)"', losses, re.DOTALL)[:3]
+    values = "1 0.5 0.3333"
+    assert places == [("step", "1 2 3", values), ("samples", "51 102 153", values), ("hours", "1 2 2.5", values)]
+
+
+def test_an_axis_that_nothing_is_known_of_is_not_offered(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two")
+    rows = [{"step": s, "time": 1.0, "attempt": 1, "train/loss": s, "data/samples_mmu": s} for s in (1, 2)]
+    assert "x-samples" not in [tag.get("id") for tag in report(one, two).all("input")]
+    write_lines(two / "metrics.jsonl", rows)
+    page = report(one, two)
+    assert "x-samples" in [tag.get("id") for tag in page.all("input")]
+    samples = re.findall(r'<svg [^>]*data-axis="samples".*?</svg>', page.html, re.DOTALL)[0]
+    assert 'data-x="1 2"' in samples  # the other run's curve has no place there
+    assert 'data-x=""' in samples
+
+
+def test_noisy_curves_get_a_smoothed_line_that_does_not_lag(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    rows = [{"step": s, "time": 1.0, "attempt": 1, "train/loss": s, "train/lr": s} for s in range(1, 51)]
+    write_lines(run / "metrics.jsonl", rows)
+    page = report(run)
+    paths = re.findall(r'<path class="(line(?: raw)?)" d="(.*?)"', page.html)
+    [(raw, logged), (line, smoothed)] = paths[:2]
+    assert (raw, line) == ("line raw", "line")
+    assert smoothed == logged  # of a straight line, the mean over as many points before as after is the line itself
+    assert "strong: mean over neighbouring points" in page.text
+    rate = page.html[page.html.index("<code>train/lr</code>") :]
+    assert [kind for kind, _ in re.findall(r'<path class="(line(?: raw)?)" d="(.*?)"', rate)][:1] == ["line"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "kept.csv"])
+def test_a_kept_curve_is_drawn_beside_the_runs(tmp_path: Path, name: str) -> None:
+    run, kept = make_run(tmp_path / "run"), tmp_path / name
+    if name.endswith(".csv"):
+        kept.write_text("step,key,value\n1,train/loss,0.75\n6,train/loss,0.5\n")
+    else:
+        rows = [{"step": s, "time": 1.0, "attempt": 1, "train/loss": value} for s, value in ((1, 0.75), (6, 0.5))]
+        write_lines(kept, rows)
+    assert call(verb, run, "--out", tmp_path / "report.html", "--reference", kept) == 0
+    page = Page(tmp_path / "report.html")
+    [drawn] = re.findall(r'data-axis="step">.*?<g class="of-ref">(.*?)</g>', page.html)
+    assert 'data-x="1 6" data-y="0.75 0.5"' in drawn
+    assert f"reference: {kept}" in page.text
+    assert "0.75 → 0.5" in page.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "kept.csv does not exist"),
+        ("step,value\n", "begins with 'step,value', expected step,key,value"),
+        ("step,key,value\n1,train/loss\n", "line 2 of reference .*kept.csv has 2 cells, expected 3: step,key,value"),
+        ("step,key,value\n-1,train/loss,1\n", "line 2 of .*: step is '-1', expected a whole number from 0 on"),
+        ("step,key,value\n1,train/loss,low\n", "line 2 of .*: value is 'low', expected a number"),
+        ('step,key,value\n1,train/loss,"1\n', "line 2 of .* is not CSV"),
+        ("step,key,value\n", "kept.csv holds no values; name a metrics.jsonl, or a CSV file step,key,value"),
+        ("step,key,value\n1,loss,1\n", "kept.csv holds loss, none of which the runs logged; name the keys as in"),
+    ],
+)
+def test_a_reference_that_cannot_be_drawn_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, message: str
+) -> None:
+    run, kept = make_run(tmp_path / "run"), tmp_path / "kept.csv"
+    if content is not None:
+        kept.write_text(content)
+    assert call(verb, run, "--out", tmp_path / "report.html", "--reference", kept) == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308, 10**400, 5e-324, 1e-320, 0.0])
+def test_no_number_is_too_odd_for_a_chart(tmp_path: Path, value: float) -> None:
+    run = make_run(tmp_path / "run")
+    logged = [1.0, value, 2.0]
+    rows = [{"step": s, "time": 1.0, "attempt": 1, "train/loss": v} for s, v in enumerate(logged, start=1)]
+    write_lines(run / "metrics.jsonl", rows)
+    page = report(run)
+    assert page.of_class("chart") == 1
+    assert re.findall(r'd="[^"]*(?:nan|inf)', page.html) == []
+
+
+def test_a_time_that_is_none_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    write_lines(run / "metrics.jsonl", [{"step": 1, "time": 1e200, "attempt": 1, "train/loss": 1.0}])
+    assert "no time: 1e+200" in report(run).text
 
 
 def test_a_run_that_stopped_in_order_says_so(tmp_path: Path) -> None:
@@ -317,7 +471,7 @@ def test_whatever_is_damaged_is_noted_and_the_rest_is_shown(tmp_path: Path) -> N
     assert missing == {}
     assert "Traceback" not in page.html
     assert "gqa" in page.text
-    assert len(page.all("svg")) == 1
+    assert page.of_class("chart") == 1
     assert "no picture" in page.text
 
 
@@ -365,23 +519,21 @@ def test_where_runs_differ_stands_first(tmp_path: Path) -> None:
     assert re.findall(r"<code>(.*?)</code>", part) == ["optim.lr"]
 
 
-def call(*words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "pipelines.report", *words]
-    return subprocess.run(command, cwd=cwd, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
-
-
-def test_the_verb_writes_report_html_here(tmp_path: Path) -> None:
+def test_the_verb_writes_report_html_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_run(tmp_path / "run")
-    done = call("run", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("report: report.html (")
+    monkeypatch.chdir(tmp_path)
+    assert call(verb, "run") == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.startswith("report: report.html (")
     assert Page(tmp_path / "report.html").all("svg")
 
 
-def test_the_verb_ends_with_a_message_where_there_is_no_run(tmp_path: Path) -> None:
-    done = call("gone", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith(
+def test_the_verb_ends_with_a_message_where_there_is_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(verb, "gone") == 2
+    assert capsys.readouterr().err.startswith(
         "error: gone is not a run folder: it has neither config.yaml nor metrics.jsonl. Name one"
     )
 
@@ -394,22 +546,22 @@ def test_what_is_no_run_is_left_out_of_several_and_named(
     (tmp_path / "runs" / "notes").mkdir()
     (tmp_path / "runs" / "report.html").write_text("")
     found = sorted(path.relative_to(tmp_path) for path in (tmp_path / "runs").iterdir())
-    assert call_here(verb, *found) == 0
+    assert call(verb, *found) == 0
     said = capsys.readouterr()
     assert said.err == "WARNING: left out, because they are no run: runs/notes, runs/report.html\n"
     assert "report: report.html" in said.out
-    assert call_here(verb, "runs/one", "runs/oen") == 2  # a pattern yields no such name: it is misspelt
+    assert call(verb, "runs/one", "runs/oen") == 2  # a pattern yields no such name: it is misspelt
     assert "runs/oen is not a run folder" in capsys.readouterr().err
-    assert call_here(verb, "runs/notes", "runs/report.html") == 2
+    assert call(verb, "runs/notes", "runs/report.html") == 2
     assert "runs/notes is not a run folder" in capsys.readouterr().err
 
 
 def test_the_pieces_of_a_report_are_told(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     runs = [make_run(tmp_path / name) for name in ("one", "two")]
-    write_report(runs, tmp_path / "report.html", lambda *piece: told.append(piece))
+    write_report(runs, tmp_path / "report.html", progress=lambda *piece: told.append(piece))
     assert told[:2] == [("read runs", 0, 2), ("read runs", 1, 2)]
-    charts = len(read_runs(runs)[0].curves)
+    charts = len(read_runs(runs)[0].log.curves)
     assert told[2:] == [("draw charts", number, charts) for number in range(charts)]
 
 
@@ -429,28 +581,3 @@ def test_only_a_report_is_written_over(tmp_path: Path) -> None:
         write_report([run], run)
     for _ in range(2):
         write_report([run], tmp_path / "report.html")
-
-
-def browse(page: Path, shot: Path) -> list[str]:
-    """What a browser complains of; ``shot`` is what it shows."""
-    with browser() as chromium:
-        view = chromium.new_page(viewport={"width": 1280, "height": 3000})
-        found = complaints(view)
-        view.goto(page.as_uri())
-        view.screenshot(path=shot)
-    return found
-
-
-@needs_browser
-def test_a_browser_shows_it_without_a_word_on_its_console(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
-    add_samples(run, 6, ["a red picture"])
-    Image.new("RGB", (64, 64), (250, 1, 2)).save(run / "samples/step-000000006/000.png")
-    page = write_report([run], tmp_path / "report.html")
-    assert browse(page, tmp_path / "shot.png") == []
-    colours = {colour: n for n, colour in Image.open(tmp_path / "shot.png").convert("RGB").getcolors(2**24) or []}
-    assert colours[250, 1, 2] > 70 * 70  # the picture
-    assert colours[0, 0x72, 0xB2] > 200  # the curve
-    # and a page with a fault would be noticed
-    page.write_text(page.read_text().replace("</body>", f"<script>console.error({json.dumps('x')})</script></body>"))
-    assert len(browse(page, tmp_path / "shot.png")) == 1

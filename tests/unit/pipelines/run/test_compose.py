@@ -15,8 +15,9 @@ from modules.files import sha256
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.vq import PatchKMeans
-from pipelines.run.compose import build_data, build_model, build_tokenizer, build_vq, weight_fingerprints
+from pipelines.run.compose import build_model, build_tokenizer, build_vq, weight_fingerprints
 from pipelines.run.config import ConfigError, load
+from pipelines.run.data import build_data
 from pipelines.run.fit import fit
 from pipelines.run.hardware import HardwareConfig, check_hardware
 from tests.mamba2_files import mamba2_weights
