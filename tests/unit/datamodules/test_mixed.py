@@ -385,3 +385,12 @@ def test_what_takes_time_is_said(
         assert f"data.mmu: 6 of 6 files are in {tmp_path / 'cache'}" in said
         assert f"data.t2i: 8 of 8 files are in {tmp_path / 'cache'}" in said
         assert len([line for line in said if line.startswith("making the table of 30 T2I samples")]) == expected
+
+
+def test_a_folder_means_the_manifest_in_it_and_its_table_goes_beside_the_shards(
+    mmu_manifest: Path, t2i_manifest: Path, tokenizer: TextTokenizer
+) -> None:
+    by_folder = make(mmu_manifest.parent, t2i_manifest.parent, tokenizer)
+    assert list((t2i_manifest.parent / ".cache").glob("t2i-*"))
+    assert not (t2i_manifest.parent.parent / ".cache").exists()
+    assert by_folder.fingerprints() == make(mmu_manifest, t2i_manifest, tokenizer).fingerprints()
