@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -147,3 +147,17 @@ def code_version() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return commit + ("+changes" if dirty.strip() else "")
+
+
+def file_hashes(paths: Iterable[Path]) -> dict[str, str]:
+    """File name to sha256 (hex). If names repeat, each is given relative to the common folder."""
+    paths = list(paths)
+    root = Path(os.path.commonpath(paths)) if len({path.name for path in paths}) < len(paths) else None
+    names = [path.relative_to(root).as_posix() if root else path.name for path in paths]
+    return {name: _sha256(path, path.stat().st_mtime_ns) for name, path in zip(names, paths, strict=True)}
+
+
+@cache
+def _sha256(path: Path, modified: int) -> str:
+    del modified  # only part of the cache key: a changed file is read again
+    return sha256(path)

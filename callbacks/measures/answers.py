@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 
-from callbacks.measures.measure import EvaluationContext, Measure, MeasureConfig, file_hashes
+from callbacks.measures.measure import EvaluationContext, Measure, MeasureConfig
 from callbacks.measures.records import Record
 from callbacks.tracking import Tracker
 from datamodules.benchmarks.questions import Question
 from datamodules.encode import encode_question
 from datamodules.images import ImageSource, read_image, read_mmu_pixels
+from modules.files import file_hashes
 from modules.json_lines import Keys
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."

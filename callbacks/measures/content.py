@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from callbacks.measures.measure import EvaluationContext, MeasureConfig, Result, file_hashes
+from callbacks.measures.measure import EvaluationContext, MeasureConfig, Result
 from callbacks.measures.pictures import Drawing, PictureMeasure, SamplingConfig, decode, random_codes, require_vq
 from callbacks.measures.records import Record
 from datamodules.benchmarks.coco import CaptionSet
@@ -16,6 +16,7 @@ from datamodules.images import centre_crop, read_image, to_tensor
 from datamodules.scenes.draw import IMAGE_SIZE
 from datamodules.scenes.language import named
 from datamodules.scenes.look import look
+from modules.files import file_hashes
 from modules.metrics.content import Score, score, tally
 
 

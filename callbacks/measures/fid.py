@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from callbacks.measures.fid_config import POOL, FidConfig
-from callbacks.measures.measure import EvaluationContext, Result, file_hashes
+from callbacks.measures.measure import EvaluationContext, Result
 from callbacks.measures.pictures import Drawing, PictureMeasure, random_codes, require_vq, warn_if_greedy
 from callbacks.measures.records import Record
 from callbacks.measures.running import on_all_ranks
 from datamodules.benchmarks.coco import CaptionPair, CaptionSet, Prompt, pictures_in, read_prompts, write_prompts
 from datamodules.images import centre_crop, read_image, to_tensor
 from modules.exchange import gathered
+from modules.files import file_hashes
 from modules.metrics import kid
 from modules.metrics.features import FeatureSet, collect, take_parts, write_part
 from modules.metrics.fid import POOL_DIM, frechet, pool_features

@@ -2,13 +2,11 @@
 
 import logging
 import math
-import os
 import platform
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, NotRequired, Self
@@ -30,7 +28,7 @@ from callbacks.tracking import Tracker
 from datamodules.datasets import Samples
 from datamodules.encode import PromptTemplate
 from modules import signals
-from modules.files import code_version, sha256, step_name
+from modules.files import code_version, step_name
 from modules.json_lines import Keys
 from modules.omnimamba.config import Task
 from modules.omnimamba.model import OmniMamba
@@ -40,6 +38,10 @@ from modules.reading import checked
 from modules.run_files import RECORDS
 
 log = logging.getLogger(__name__)
+
+
+def unheard(done: int, total: int) -> None:
+    """The progress that nobody sees."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class EvaluationContext:
     """The samples of data.val, by task; opened when first called."""
     deadline: float = math.inf
     """Time on `time.monotonic` at which generating stops."""
-    progress: Callable[[int, int], None] = lambda done, of: None
+    progress: Callable[[int, int], None] = unheard
     """Called with how many of this rank's samples have a record, and how many samples it has."""
 
     @property
@@ -285,17 +287,3 @@ class Measure(ABC):
 
     def _book(self, context: EvaluationContext) -> RecordBook:
         return RecordBook(context.records / self.name, context.rank, {**SAMPLE, **self.record_keys})
-
-
-def file_hashes(paths: Iterable[Path]) -> dict[str, str]:
-    """File name to sha256 (hex). If names repeat, each is given relative to the common folder."""
-    paths = list(paths)
-    root = Path(os.path.commonpath(paths)) if len({path.name for path in paths}) < len(paths) else None
-    names = [path.relative_to(root).as_posix() if root else path.name for path in paths]
-    return {name: _sha256(path, path.stat().st_mtime_ns) for name, path in zip(names, paths, strict=True)}
-
-
-@cache
-def _sha256(path: Path, modified: int) -> str:
-    del modified  # only part of the cache key: a changed file is read again
-    return sha256(path)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from callbacks.measures.answers import QuestionMeasure, QuestionsConfig
-from callbacks.measures.measure import EvaluationContext, Result, file_hashes
+from callbacks.measures.measure import EvaluationContext, Result
 from callbacks.measures.records import Record
 from datamodules.benchmarks.mme import mme_files, read_mme
 from datamodules.benchmarks.questions import Question
+from modules.files import file_hashes
 from modules.metrics import mme
 
 OFFICIAL_SUFFIX = "Please answer yes or no."

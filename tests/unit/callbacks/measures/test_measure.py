@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from callbacks.measures import running as module
-from callbacks.measures.measure import EvaluationContext, Measure, Result, file_hashes
+from callbacks.measures.measure import EvaluationContext, Measure, Result
 from callbacks.measures.records import Record, read_results
 from callbacks.measures.running import OutOfTimeError, isolated, on_all_ranks, run_measure
 from modules.exchange import gathered
+from modules.files import file_hashes
 
 Make = Callable[..., EvaluationContext]
 
