@@ -6,12 +6,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from callbacks.bad_samples_file import read_bad_samples
 from callbacks.steps import step_taken
 from callbacks.tracking import Tracker
 from datamodules.datasets import DataError
 from datamodules.mixed import MixedDataModule
 from modules.exchange import from_rank_0, gathered
-from modules.json_lines import append_rows, drop_torn_line, read_rows
+from modules.json_lines import append_rows, drop_torn_line
 from modules.omnimamba.config import Task
 from modules.run_files import BAD_SAMPLES
 
@@ -78,10 +79,3 @@ class BadSampleLog(pl.Callback):
                     f"data.bad_limit={self.limit}; {self.path} names each with the reason. Fix the data, or raise "
                     "the limit and start again"
                 )
-
-
-def read_bad_samples(path: Path, up_to_step: int) -> list[dict[str, Any]]:
-    """Return the lines of steps up to ``up_to_step``. A repeated step finds the same samples again; they count once."""
-    keys = {"step": int, "task": str, "epoch": int, "key": str, "substitute": str}
-    found = {tuple(row[key] for key in keys): row for row in read_rows(path, keys)}
-    return [row for row in found.values() if row["step"] <= up_to_step]

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datamodules.data_config import Counts, DataConfig
 from datamodules.encode import PromptTemplate, encode_caption, encode_conversation
 from datamodules.images import mmu_pixels, opened, to_tensor
-from datamodules.mixed import Counts, DataConfig, MixedDataModule
+from datamodules.mixed import MixedDataModule
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.tokenizer import TextTokenizer
 from pipelines.benchmark.samples import built, deep_sample, make_tokenizer, mmu_sample, photo, t2i_sample

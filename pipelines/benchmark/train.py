@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.mixed import Counts
+from datamodules.data_config import Counts
 from modules.files import GIB
 from modules.flops import model_flops
 from modules.omnimamba import kernels

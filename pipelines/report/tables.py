@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
-from callbacks.bad_samples import read_bad_samples
+from callbacks.bad_samples_file import read_bad_samples
 from modules.metrics.paper import TABLES, PaperTable, paper_value
 from modules.omnimamba.config import TASKS
 from modules.run_files import BAD_SAMPLES, PREEMPTED

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datamodules.datasets import Samples
-from datamodules.mixed import MixedDataModule
 from datamodules.scenes.prepare import prepare_scenes
 from datamodules.shards.manifest import Manifest
 from modules.adapter_files import WEIGHTS, load_adapters
@@ -31,6 +30,7 @@ from pipelines.run.hardware import COMPUTE
 from pipelines.run.overrides import ConfigError
 
 if TYPE_CHECKING:  # verbs that train nothing use this module too, and need no Lightning
+    from datamodules.mixed import MixedDataModule
     from modules.stage_modules import StageModule
 
 
@@ -50,7 +50,7 @@ class Parts:
 
     tokenizer: TextTokenizer
     vq: ImageTokenizer | None
-    data: MixedDataModule
+    data: "MixedDataModule"
     validation: Mapping[Task, Samples]
     """What is measured and never trained on, by task."""
     stage: "StageModule"

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from callbacks.checkpointing import CheckpointConfig
-from callbacks.guards import GuardConfig
+from callbacks.checkpoint_config import CheckpointConfig
+from callbacks.guard_config import GuardConfig
 from callbacks.measures.registry import EvaluationConfig
 from callbacks.measures.val import ValConfig
 from callbacks.tracking import TrackingConfig
-from datamodules.mixed import DataConfig
+from datamodules.data_config import DataConfig
 from datamodules.scenes.prepare import PrepareScenesConfig
 from modules.adapter_files import AdapterFolders
 from modules.model_files import kept

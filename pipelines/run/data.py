@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from callbacks.measures.val import ValConfig
+from datamodules.data_config import Counts
 from datamodules.datasets import Samples
-from datamodules.mixed import Counts, MixedDataModule
 from datamodules.shards.manifest import Manifest
 from datamodules.sources.pretokenized import UNKNOWN_VQ
 from modules.omnimamba.config import Task
@@ -18,18 +18,23 @@ from pipelines.run.config import RunConfig
 from pipelines.run.console import warn
 from pipelines.run.overrides import ConfigError
 
+if TYPE_CHECKING:  # verbs that train nothing need no Lightning
+    from datamodules.mixed import MixedDataModule
+
 
 def build_data(
     config: RunConfig,
     tokenizer: TextTokenizer,
     vq: ImageTokenizer | None,
     report: Callable[[str], None] = lambda _: None,
-) -> MixedDataModule:
+) -> "MixedDataModule":
     """The data module of the stage's tasks.
 
     Raises:
         ConfigError: the codes in the T2I shards are known to be from another VQ tokenizer than ``vq``.
     """
+    from datamodules.mixed import MixedDataModule
+
     tasks = STAGES[config.stage.name].tasks
     data = MixedDataModule(
         config.data,
@@ -57,6 +62,8 @@ def build_validation(
     Raises:
         ConfigError: they are the training's own, or damaged, or their codes are from another VQ tokenizer than ``vq``.
     """
+    from datamodules.mixed import MixedDataModule
+
     shards = config.data.val
     tasks = [task for task in STAGES[config.stage.name].tasks if getattr(shards, task)]
     if config.evaluation.section(ValConfig) is None or not tasks:

@@ -16,7 +16,6 @@ from modules.omnimamba.config import TASKS, ModelConfig, VitConfig
 from modules.omnimamba.model import OmniMamba
 from modules.stages import STAGES
 from modules.trainable import set_trainable
-from modules.zero import BUCKET
 from pipelines.run.config import RunConfig
 
 FULL, HALF = 4, 2
@@ -71,6 +70,8 @@ def estimate_memory(config: RunConfig) -> MemoryEstimate:
         block += layer  # recomputed, for one block at a time
     parts = _kept_for_parameters(built, config)
     if hardware.strategy != "ddp":
+        from modules.zero import BUCKET  # brings Lightning along
+
         block += FULL * BUCKET * (1 if hardware.strategy == "zero3" else 2)  # only in the backward pass
     accumulation = config.data.accumulation(tasks, hardware.ranks)
     if hardware.strategy in ("zero1", "zero2") and accumulation == 1:

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from callbacks.tracking import read_metrics
 from callbacks.wandb_names import id_problems
-from datamodules.mixed import Counts
+from datamodules.data_config import Counts
 from modules.checkpoints import latest_valid, read_facts
 from modules.files import step_name, write_file
 from modules.omnimamba.config import TASKS

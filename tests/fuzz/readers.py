@@ -19,7 +19,7 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
 
-from callbacks.bad_samples import read_bad_samples
+from callbacks.bad_samples_file import read_bad_samples
 from callbacks.measures.records import PROTOCOL, RESULTS, RecordBook, read_results
 from callbacks.tracking import read_metrics
 from datamodules.benchmarks.coco import CaptionSet, read_prompts

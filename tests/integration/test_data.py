@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from callbacks.bad_samples import read_bad_samples
+from callbacks.bad_samples_file import read_bad_samples
 from datamodules.shards.reader import ShardSet
 from modules.checkpoints import find_checkpoint
 from pipelines.run.config import load

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from callbacks.measures.measure import EvaluationContext
+from datamodules.data_config import Counts, DataConfig
 from datamodules.encode import PromptTemplate
-from datamodules.mixed import Counts, DataConfig, MixedDataModule
+from datamodules.mixed import MixedDataModule
 from datamodules.scenes.vocabulary import train_tokenizer
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.initialise import initialise

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from callbacks import checkpointing
-from callbacks.checkpointing import CheckpointConfig, Checkpointing, best_step
+from callbacks.checkpoint_config import CheckpointConfig
+from callbacks.checkpointing import Checkpointing, best_step
 from modules.checkpoints import STATE, CheckpointError, latest_valid, problem, read_state
 from modules.files import sha256, step_name
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from callbacks.steps import CommitPosition
+from datamodules.data_config import Counts, DataConfig
 from datamodules.datasets import DataError
 from datamodules.encode import IGNORE, PromptTemplate, encode_caption
-from datamodules.mixed import Counts, DataConfig, MixedDataModule
+from datamodules.mixed import MixedDataModule
 from datamodules.plan import Places
 from datamodules.shards.reader import DamagedShardError
 from modules.omnimamba.tokenizer import TextTokenizer

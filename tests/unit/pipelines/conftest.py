@@ -12,7 +12,7 @@ from callbacks.measures.gqa import GqaConfig
 from callbacks.measures.pope import PopeConfig
 from callbacks.measures.registry import EvaluationConfig
 from callbacks.measures.samples import SamplesConfig
-from datamodules.mixed import DataConfig
+from datamodules.data_config import DataConfig
 from datamodules.scenes.prepare import PreparedPaths, PrepareScenesConfig, prepare_scenes
 from modules.checkpoints import STATE, commit
 from modules.files import step_name

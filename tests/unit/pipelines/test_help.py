@@ -123,3 +123,19 @@ def test_help_answers_without_torch(verb: str) -> None:
     assert f"python -m pipelines.{verb}" in done.stdout
     assert "Examples:" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "pipelines.run.trained",
+        "pipelines.evaluate",
+        "pipelines.report.page",
+        "pipelines.doctor.checks",
+        "pipelines.page",
+    ],
+)
+def test_what_trains_nothing_needs_no_lightning(module: str) -> None:
+    """Importing Lightning takes four seconds."""
+    script = f"import {module}, pipelines.run.config, sys; sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0

@@ -13,10 +13,11 @@ from callbacks.measures.measure import EvaluationContext, Result
 from callbacks.measures.registry import EvaluationConfig, build_pairs, schedule_of
 from callbacks.measures.running import isolated
 from callbacks.measures.val import Val, ValConfig
+from datamodules.data_config import DataConfig
 from datamodules.datasets import Samples
 from datamodules.encode import encode_caption, encode_conversation
 from datamodules.images import mmu_pixels
-from datamodules.mixed import DataConfig, MixedDataModule
+from datamodules.mixed import MixedDataModule
 from datamodules.stored import content_of, turns_of
 from modules.omnimamba.config import Task
 from modules.omnimamba.model import OmniMamba

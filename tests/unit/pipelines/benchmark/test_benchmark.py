@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.mixed import Counts
+from datamodules.data_config import Counts
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.model import OmniMamba
 from pipelines.benchmark import __main__ as benchmark

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from datamodules.mixed import Counts
+from datamodules.data_config import Counts
 from pipelines.run.config import ConfigError, RunConfig, as_dict, differences, load
 
 MINIMAL = """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.mixed import Counts, DataConfig
+from datamodules.data_config import Counts, DataConfig
 from modules.files import GIB
 from modules.omnimamba.config import ModelConfig
 from modules.stages import StageConfig

@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from datamodules.mixed import Counts
+from datamodules.data_config import Counts
 from modules.checkpoints import STATE, CheckpointError, commit
 from pipelines.run import fit
 from pipelines.run.config import ConfigError, RunConfig, load
