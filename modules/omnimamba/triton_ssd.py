@@ -20,10 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNK = 64
-"""Positions of a chunk; the work within a chunk grows with its square, the states in memory shrink."""
-HEADS_TOGETHER = 16
-"""Heads whose gradients of B and C one program adds up."""
+CHUNK, HEADS_TOGETHER = 64, 16
+"""Positions of a chunk, and heads whose gradients of B and C one program adds up."""
 
 
 @triton.jit
