@@ -45,7 +45,7 @@ $(SWEEPS)/.ready: Makefile
 
 $(READY): pyproject.toml constraints-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: %s is Python %d.%d; this project needs 3.11 or newer: make PYTHON=/path/to/python3.11" % (sys.executable, *sys.version_info[:2]))'
-	@echo "setting up $(VENV) (1.8 GB, about two minutes, once)"
+	@echo "setting up $(VENV) (2.1 GB, about two minutes, once)"
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt --editable ".[dev]"
 	@touch $@
