@@ -35,8 +35,12 @@ class TensorBoard:
 
     def log_images(self, step: int, key: str, images: Sequence[Image.Image]) -> None:
         """Log pictures of one size at ``step``."""
-        pixels = np.stack([np.array(image.convert("RGB")) for image in images])
-        self._do(step, lambda writer: writer.add_images(key, pixels, step, dataformats="NHWC"))
+
+        def add(writer: Any) -> None:
+            pixels = np.stack([np.array(image.convert("RGB")) for image in images])
+            writer.add_images(key, pixels, step, dataformats="NHWC")
+
+        self._do(step, add)
 
     def close(self) -> None:
         """Write what is left."""

@@ -84,9 +84,7 @@ def read_picture(payload: bytes, most_pixels: int = MAX_PIXELS) -> Picture:
     try:
         with opened(payload) as image:
             if (pixels := image.width * image.height) > most_pixels:
-                raise ValueError(
-                    f"it has {pixels / 1e6:.0f} megapixels, more than {most_pixels / 1e6:.0f}; scale it down"
-                )
+                raise ValueError(f"it has {pixels:,} pixels, more than {most_pixels:,}; scale it down")
             image.load()
             return _upright_rgb(image)
     except Exception as error:  # on damaged files, Pillow's plugins raise all kinds of errors

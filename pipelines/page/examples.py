@@ -1,7 +1,7 @@
 """What a run was trained on, and some of it to try: captions, and questions about pictures."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,7 +45,9 @@ def examples_of(config: RunConfig, folder: Path) -> Examples:
             _add(found, task, manifest, folder)
         except (OSError, ValueError) as error:
             log.warning("no examples of %s: %s", WORDS[task], error)
-            found.remarks.append(f"{WORDS[task].capitalize()}: learnt from {from_here(manifest)}, not on this machine.")
+            away = "://" in manifest or isinstance(error, FileNotFoundError)
+            why = "not on this machine" if away else "which cannot be read here"
+            found.remarks.append(f"{WORDS[task].capitalize()}: learnt from {from_here(manifest)}, {why}.")
     if not found.captions:
         found.captions.extend(_drawn_captions(config.folder)[:MOST_CAPTIONS])
     return found
@@ -55,16 +57,23 @@ def _add(found: Examples, task: Task, manifest: str, folder: Path) -> None:
     if "://" in manifest:
         raise ValueError(f"{manifest} is not on this machine")
     shards = ShardSet.open(manifest)
-    found.remarks.append(f"{WORDS[task].capitalize()}: learnt from {len(shards):,} samples of {from_here(manifest)}.")
+    samples = list(_spread(shards, MOST_CAPTIONS if task == "t2i" else MOST_QUESTIONS))
     if task == "t2i":
-        found.captions.extend(captions_of(sample.content)[0] for sample in _spread(shards, MOST_CAPTIONS))
-        return
-    for sample in _spread(shards, MOST_QUESTIONS):
+        found.captions.extend([captions_of(sample.content)[0] for sample in samples])
+    else:
+        found.questions.extend(_questions(samples, folder))
+    found.remarks.append(f"{WORDS[task].capitalize()}: learnt from {len(shards):,} samples of {from_here(manifest)}.")
+
+
+def _questions(samples: Sequence[Peek], folder: Path) -> list[tuple[Path, str]]:
+    asked = []
+    for sample in samples:
         if (picture := picture_of(sample)) is not None:
             kind, payload = picture
             path = folder / f"{sample.index}.{kind}"
             path.write_bytes(payload)
-            found.questions.append((path, turns_of(sample.content)[0][0].removesuffix(SHORT_ANSWER)))
+            asked.append((path, turns_of(sample.content)[0][0].removesuffix(SHORT_ANSWER)))
+    return asked
 
 
 def _spread(shards: ShardSet, most: int) -> Iterator[Peek]:

@@ -103,6 +103,7 @@ def _ask_tab(trained: Trained, examples: Examples) -> None:
     picture = gr.Image(label="Picture", sources=["upload", "clipboard"], type="filepath", height=280)
     # Gradio would decode the file before us, and say only "Error" of a damaged one
     picture.preprocess = lambda payload: payload and payload.path  # type: ignore[assignment, return-value]
+    _take_uploads_alone(picture)
     question = gr.Textbox(label="Question", placeholder="What is in the image?", lines=1)
     short = gr.Checkbox(True, label="A single word or phrase, as benchmarks ask")
     button = gr.Button("Ask", variant="primary")
@@ -138,6 +139,18 @@ def _say_if_untrained(trained: Trained, task: Task) -> None:
     stage = trained.config.stage.name
     if task not in STAGES[stage].tasks:
         gr.Markdown(f"**Stage {stage} does not train {WORDS[task]}, so this may be useless.**")
+
+
+def _take_uploads_alone(picture: gr.Image) -> None:
+    """Refuse addresses in place of a file: Gradio would fetch them for whoever sends one."""
+    keep = picture.async_move_resource_to_block_cache
+
+    async def kept(file: str | Path | None) -> str | None:
+        if str(file).lower().startswith(("http:", "https:")):
+            raise gr.Error("this page fetches no addresses; upload the picture itself", print_exception=False)
+        return await keep(file)
+
+    picture.async_move_resource_to_block_cache = kept  # type: ignore[assignment, method-assign]
 
 
 def _read(path: Path) -> Image.Image:

@@ -2,10 +2,11 @@
 
 import errno
 import os
+import re
 import signal
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -68,19 +69,18 @@ def build_app(trained: Trained, folder: Path, listening: socket.socket) -> Any:
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder)}
     import gradio as gr
     from fastapi import FastAPI
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from pipelines.page.examples import examples_of
     from pipelines.page.layout import CSS, build
     from pipelines.run.scores import scores_of
 
     page = build(trained, examples_of(trained.config, folder), scores_of(trained.folder, trained.step))
+    page.has_launched = True  # otherwise Gradio would read any file of this machine that a client names
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     host = listening.getsockname()[0]
-    if ip_address(host).is_loopback and listening.family == socket.AF_INET:
-        # a page from elsewhere could give its own name our address, and then speak to us through the user's browser
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, "localhost"])
-    app.add_middleware(Confined)
+    # a page from elsewhere could give its own name our address, and then speak to us through the user's browser
+    names = {host, f"[{host}]", "localhost"} if ip_address(host).is_loopback else set()
+    app.add_middleware(Confined, names=names)
     fonts = ["system-ui", "sans-serif"]
     return gr.mount_gradio_app(
         app,
@@ -99,10 +99,11 @@ def build_app(trained: Trained, folder: Path, listening: socket.socket) -> Any:
 
 
 class Confined:
-    """Adds to every response that a browser may load nothing from elsewhere."""
+    """Answers to its own names alone. Adds to every response that browsers load nothing from elsewhere."""
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
+    def __init__(self, app: Any, names: Collection[str]) -> None:
+        """``names``: those of the host, without the port; none: any."""
+        self.app, self.names = app, names
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
@@ -113,6 +114,13 @@ class Confined:
                 message = {**message, "headers": [*found, (b"referrer-policy", b"no-referrer")]}
             await send(message)
 
+        from starlette.responses import PlainTextResponse
+
+        if self.names and scope["type"] != "lifespan":
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            if re.sub(r":\d+$", "", host) not in self.names:
+                await PlainTextResponse("this page answers to its own name alone", 400)(scope, receive, send)
+                return
         await self.app(scope, receive, confined)
 
 

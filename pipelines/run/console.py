@@ -74,7 +74,7 @@ def _refuse_key_as_option(word: str, after: Sequence[str]) -> None:
     key = key.replace("-", "_")
     near = near_keys(key)
     if near and ("." in key or near[0].rpartition(".")[2] == key):  # else it may be an option, misspelt
-        wanted = shlex.quote(f"{near[0]}={value}")
+        wanted = " or ".join(shlex.quote(f"{name}={value}") for name in near)
         raise ValueError(f"{word} is no option; keys of the configuration are written without dashes: {wanted}")
 
 

@@ -74,6 +74,7 @@ def build_validation(
                 f"data.val.{task}={getattr(shards, task)} holds the samples that data.{task} trains on, so its loss "
                 "would say nothing; name others (pipelines.prepare with val_share=0.02 keeps some apart)"
             )
+        _warn_of_overlap(task, getattr(config.data, task), getattr(shards, task))
     data = replace(
         config.data,
         mmu=shards.mmu,
@@ -90,6 +91,25 @@ def build_validation(
     if "t2i" in opened and vq is not None:
         _compare_vq(config, shards.t2i, opened["t2i"], vq)
     return opened
+
+
+def _warn_of_overlap(task: Task, training: str, validation: str) -> None:
+    """Warn if validation shards were kept apart from other training shards than those of the run."""
+    kept, trained = _meta(validation), _meta(training)
+    built_together = trained.get("part") == "train" and trained.get("val_share") == kept.get("val_share")
+    if kept.get("part") == "val" and not built_together:
+        warn(
+            f"data.val.{task}={validation} was kept apart from other shards than data.{task}={training}, which may "
+            "hold the same pictures; then its loss says too little. Train on the shards that were built with it"
+        )
+
+
+def _meta(manifest: str) -> dict[str, Any]:
+    """What a manifest says of its data set; nothing if it cannot be read: whoever opens it says so."""
+    try:
+        return dict(Manifest.read(manifest).meta) if manifest else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def _fingerprint(manifest: str) -> str:

@@ -26,11 +26,11 @@ LENGTH = 64
 
 
 class _Asked(NamedTuple):
-    """A request of lmms-eval."""
+    """A request of lmms-eval. Its picture is read when it is answered: all of them may not fit into memory."""
 
     prompt: list[int]
     most: int
-    image: StoredImage
+    picture: Callable[[], StoredImage]
     until: list[str]
     number: int
     """Its place among the requests."""
@@ -44,12 +44,26 @@ def manifest() -> ModelManifest:
 class OmniMambaForLmmsEval(lmms):  # type: ignore[misc]
     """A run, in one process, for tasks that let the model write an answer about one picture."""
 
-    def __init__(self, run: str, batch_size: int | str = 1, device: str | None = None, **_: Any) -> None:
-        """``device``: "cpu" or "cuda"; by default what the run was trained on."""
+    def __init__(
+        self, run: str, batch_size: int | str = 1, device: str | None = None, max_batch_size: Any = None
+    ) -> None:
+        """``device``: "cpu" or "cuda"; by default what the run was trained on. ``max_batch_size`` is lmms-eval's own.
+
+        Raises:
+            ValueError: ``batch_size`` or ``device`` is of another kind; see also `load_trained`.
+        """
         super().__init__()
-        kind = {"cpu": "cpu", "cuda": "gpu"}.get((device or "").split(":")[0])
-        self.trained = load_trained(run, [f"hardware.accelerator={kind}"] if kind else [], draws=False)
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise ValueError(
+                f"batch_size={batch_size} must be a whole number from 1 on; this adapter does not guess it"
+            )
+        kinds = {"cpu": ["hardware.accelerator=cpu"], "cuda": ["hardware.accelerator=gpu"], "": []}
+        kind = (device or "").split(":")[0]
+        if kind not in kinds:
+            raise ValueError(f"device={device} is not known; cpu and cuda are")
+        self.trained = load_trained(run, kinds[kind], draws=False)
         self.batch_size = int(batch_size)
+        self._warned: set[str] = set()
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answers in the order of the requests, each cut before the first of its stop texts.
@@ -64,27 +78,32 @@ class OmniMambaForLmmsEval(lmms):  # type: ignore[misc]
             alike = list(group)
             for start in range(0, len(alike), self.batch_size):
                 batch = alike[start : start + self.batch_size]
-                images, prompts = [each.image for each in batch], [each.prompt for each in batch]
+                images, prompts = [each.picture() for each in batch], [each.prompt for each in batch]
                 for each, (text, _, _) in zip(batch, answer(self.trained.context, images, prompts, most), strict=True):
                     texts[each.number] = _cut(text, each.until).strip()
         return texts
 
     def _asked(self, request: Any, number: int) -> _Asked:
         context, options, doc_to_visual, doc_id, task, split = request.args
-        pictures = _pictures(doc_to_visual, self.task_dict[task][split][doc_id])
-        if len(pictures) != 1:
-            raise ValueError(f"sample {doc_id} of {task} has {len(pictures)} pictures; this model takes one, no more")
-        if options.get("do_sample") or options.get("temperature"):
+
+        def picture() -> StoredImage:
+            found = doc_to_visual(self.task_dict[task][split][doc_id])
+            if len(found) != 1:
+                raise ValueError(f"sample {doc_id} of {task} has {len(found)} pictures; this model takes one, no more")
+            return _stored(found[0])
+
+        if (options.get("do_sample") or options.get("temperature")) and task not in self._warned:
+            self._warned.add(task)
             log.warning("%s asks for sampling; this adapter answers greedily", task)
         template = self.trained.config.data.template
         prompt = encode_question(self.trained.tokenizer, context.replace("<image>", "").strip(), template)
         room = self.trained.model.answer_room(len(prompt))
         if room < 1:
             raise ValueError(f"the question of sample {doc_id} of {task} is {1 - room} ids too long for this model")
-        until = options.get("until", [])
-        stops = [until] if isinstance(until, str) else [text for text in until if text]
+        until = options.get("until") or []
+        stops = [text for text in ([until] if isinstance(until, str) else until) if text]
         most = min(room, int(options.get("max_new_tokens", LENGTH)))
-        return _Asked(prompt, most, pictures[0], stops, number)
+        return _Asked(prompt, most, picture, stops, number)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Not offered.
@@ -107,14 +126,11 @@ def _alike(asked: _Asked) -> tuple[int, int]:
     return len(asked.prompt), asked.most
 
 
-def _pictures(doc_to_visual: Callable[[Any], Sequence[Image.Image]], sample: Any) -> list[StoredImage]:
-    """The sample's pictures in the form that our measures read."""
-    found = []
-    for picture in doc_to_visual(sample):
-        buffer = io.BytesIO()
-        picture.convert("RGB").save(buffer, "PNG")
-        found.append(StoredImage(payload=buffer.getvalue(), where="lmms-eval", name="picture.png"))
-    return found
+def _stored(picture: Image.Image) -> StoredImage:
+    """A picture in the form that our measures read."""
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "PNG")
+    return StoredImage(payload=buffer.getvalue(), where="lmms-eval", name="picture.png")
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

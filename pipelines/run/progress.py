@@ -48,7 +48,7 @@ class TrainingProgress:
         if self._console.is_terminal:
             self._line = self._line or MovingLine(self._console)
             share = step / self.max_steps
-            before = [Part(self.name, 3), Part(self.stage, 5), Part("", 7, share), Part(f"{step}/{self.max_steps}", 0)]
+            before = [Part(self.name, 3), Part(self.stage, 5), Part("", 8, share), Part(f"{step}/{self.max_steps}", 0)]
             self._line.show([*before, Part(left, 2), *self._told(metrics)])
         elif step >= self.max_steps or now - self._printed >= self.seconds:
             self._printed = now
@@ -66,7 +66,7 @@ class TrainingProgress:
         parts = [Part(f"{name} {value:.3f}", 1 if name == "loss" else 4) for name, value in losses.items()]
         parts.append(Part(f"{metrics['train/tokens_per_s']:,.0f} tokens/s", 6))
         if self._evaluated:
-            parts.append(Part(f"step {self._evaluated_at}: {', '.join(self._evaluated.values())}", 8))
+            parts.append(Part(f"step {self._evaluated_at}: {', '.join(self._evaluated.values())}", 7))
         return parts
 
 

@@ -36,4 +36,4 @@ def _whole(metrics: dict[str, float]) -> list[str]:
 def _row(name: str, metric: str, result: dict[str, Any]) -> list[str]:
     beside = (result[kind].get(metric) for kind in ("standard_errors", "baselines"))
     value, error, baseline = (NONE if x is None else f"{x:z.3f}" for x in (result["metrics"][metric], *beside))
-    return [name, metric, value, error, baseline, str(result["protocol"]["n"])]
+    return [name, metric, value, error, baseline, str(result.get("counts", {}).get(metric, result["protocol"]["n"]))]

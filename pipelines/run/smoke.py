@@ -33,9 +33,10 @@ def smoke_folder(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.smoke"
 
 
-def smoke_words(folder: Path) -> list[str]:
-    """Overrides for the trial of the run in ``folder``."""
-    return [*SHORT, override("run.dir", smoke_folder(folder))]
+def smoke_words(folder: Path, *, validates: bool) -> list[str]:
+    """Overrides for the trial of the run in ``folder``; ``validates`` if it has an evaluation.val."""
+    val = ["evaluation.val.every_n_steps=0", f"evaluation.val.limit={SAMPLES}"] if validates else []
+    return [*SHORT, *val, override("run.dir", smoke_folder(folder))]
 
 
 @contextmanager

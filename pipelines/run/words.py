@@ -88,7 +88,7 @@ def check_trained(named: Path, overrides: Sequence[str]) -> None:
 
 
 def _missing(named: Path) -> str:
-    if "=" in named.name:
+    if "=" in str(named):
         return f"{named} is an override; before it, name {_choices(PROJECT / 'configs')}"
     files = [*named.parent.glob("*.yaml"), *(PROJECT / "configs").glob("*.yaml")]
     near = get_close_matches(named.stem, [file.stem for file in files], 1, 0.6)

@@ -131,10 +131,40 @@ def test_what_cannot_be_used_is_said_and_the_page_goes_on(page: Page, tmp_path: 
     expect(said).to_be_visible(timeout=SECONDS)
 
 
+def told_by_the_server(page: Page, address: str, picture: str) -> str:
+    """What the server says to a client that sends a question about ``picture`` without a browser."""
+    jobs = page.request.get(f"{address}/config").json()["dependencies"]
+    (job, *_) = [each["id"] for each in jobs if len(each["inputs"]) == 3]
+    data = [{"path": picture, "meta": {"_type": "gradio.FileData"}}, "What is in the image?", True]
+    words = {"data": data, "fn_index": job, "session_hash": "raw"}
+    assert page.request.post(f"{address}/gradio_api/queue/join", data=words).ok
+    return page.request.get(f"{address}/gradio_api/queue/data?session_hash=raw").text()
+
+
+def test_only_uploads_are_read(page: Page, address: str, tmp_path: Path) -> None:
+    """A client need not be a browser: it may name any file of the server, or an address for the server to fetch."""
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "private.png")
+    said = told_by_the_server(page, address, str(tmp_path / "private.png"))
+    assert '"success":false' in said.replace(" ", "")
+    assert "process_generating" not in said
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.5)
+        place = f"http://127.0.0.1:{listening.getsockname()[1]}/a.png"
+        assert "this page fetches no addresses; upload the picture itself" in told_by_the_server(page, address, place)
+        with pytest.raises(TimeoutError):
+            listening.accept()
+
+
+def test_other_names_than_its_own_are_refused(page: Page, address: str) -> None:
+    port = address.rpartition(":")[2]
+    assert page.request.get(address, headers={"Host": f"elsewhere.example:{port}"}).status == 400
+    assert page.request.get(address, headers={"Host": f"localhost:{port}"}).status == 200
+
+
 def test_a_huge_picture_is_refused(page: Page, tmp_path: Path) -> None:
     Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png", compress_level=1)
     ask(page, tmp_path / "huge.png", "What is in the image?")
-    said = page.get_by_text("huge.png cannot be used: it has 100 megapixels, more than 50; scale it down")
+    said = page.get_by_text("huge.png cannot be used: it has 100,000,000 pixels, more than 50,000,000; scale it down")
     expect(said).to_be_visible(timeout=SECONDS)
 
 
@@ -159,9 +189,10 @@ def test_it_fits_a_phone(page: Page, tmp_path: Path) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], tab
 
 
-def test_a_port_in_use_is_said_before_the_run_is_loaded(run_folder: Path) -> None:
+def test_a_port_in_use_is_said_before_the_run_is_loaded(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes((run_folder / "config.yaml").read_bytes())  # it has no checkpoint to load
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = subprocess.run(command(run_folder, "--port", port), cwd=ROOT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command(tmp_path, "--port", port), cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert f"port {port} of 127.0.0.1 is in use; name another, for example --port {port + 1}" in done.stderr

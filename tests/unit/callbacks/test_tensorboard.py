@@ -57,6 +57,13 @@ def test_a_place_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pyt
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
 
 
+def test_pictures_of_two_sizes_end_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logged = tracker(tmp_path)
+    logged.log_images(1, "eval/samples", [Image.new("RGB", (4, 6)), Image.new("RGB", (5, 6))], ["a", "b"])
+    logged.close()
+    assert "tensorboard gets no more data" in caplog.text
+
+
 def test_without_tensorboard_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("callbacks.tensorboard.find_spec", lambda _: None)
     (problem,) = TrackingConfig(wandb="disabled", tensorboard=True).problems()

@@ -87,6 +87,8 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", UNIFIED, "--wombat"], "error: unrecognized argument: --wombat"),
     (["evaluate", "wombat", "a=1"], "error: wombat does not exist. Name one that pipelines.train made"),
     (["evaluate", "configs"], "configs is not a run folder: it has no config.yaml"),
+    (["train", "data.mmu=/data/manifest.json"], "data.mmu=/data/manifest.json is an override; before it, name"),
+    (["evaluate", UNIFIED, "--limit=5"], "evaluation.pope.limit=5 or evaluation.gqa.limit=5"),
     (["evaluate", UNIFIED, "evaluation.pop.limit=1"], "did you mean evaluation.pope.limit=1 or evaluation."),
     (["generate", UNIFIED, "text2image", "a", "red", "circle"], f'{UNIFIED} text2image "a red circle"\n'),
     (["generate", "wombat", "text2image", "a red circle"], "error: wombat does not exist"),

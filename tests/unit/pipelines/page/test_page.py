@@ -67,6 +67,10 @@ def test_data_elsewhere_is_said_and_captions_come_from_the_runs_samples(
         "Answering questions: learnt from s3://bucket/mmu.json, not on this machine.",
         f"Drawing captions: learnt from {tmp_path / 'gone.json'}, not on this machine.",
     ]
+    (tmp_path / "gone.json").write_text("{}")
+    assert examples_of(replace(run.config, data=data), tmp_path).remarks[1] == (
+        f"Drawing captions: learnt from {tmp_path / 'gone.json'}, which cannot be read here."
+    )
     assert (found.captions, found.questions) == (["a red circle", "two squares"], [])
     assert "no examples of drawing captions" in caplog.text
 
@@ -78,13 +82,14 @@ def test_it_shows_run_step_and_scores(run: Trained, tmp_path: Path) -> None:
         "metrics": metrics,
         "standard_errors": {"f1_macro": 0.0123},
         "baselines": {"f1_macro": 0.667},
+        "counts": {"bias": 300},
         "protocol": {"n": 900},
     }
     write_result(run.folder / "records" / step_name(run.step), "pope_style", result)
     scores = scores_of(run.folder, run.step)
     assert scores == [
         ["pope_style", "f1_macro", "0.751", "0.012", "0.667", "900"],
-        ["pope_style", "bias", "0.000", "–", "–", "900"],
+        ["pope_style", "bias", "0.000", "–", "–", "300"],
     ]
     shown = texts(build(run, Examples(remarks=["learnt from scenes"]), scores))
     assert f"step {run.step} of stage unified_finetune" in shown
@@ -104,9 +109,13 @@ def test_a_task_that_was_not_trained_is_pointed_out(run: Trained) -> None:
 
 def test_uploads_are_judged_by_their_header(tmp_path: Path) -> None:
     Image.new("1", (400, 300)).save(tmp_path / "a.png")
-    assert decode((tmp_path / "a.png").read_bytes(), most_pixels=120_000).size == (400, 300)
-    with pytest.raises(ValueError, match="it has 0 megapixels, more than 0; scale it down"):
-        decode((tmp_path / "a.png").read_bytes(), most_pixels=119_999)
+    whole = (tmp_path / "a.png").read_bytes()
+    assert decode(whole, most_pixels=120_000).size == (400, 300)
+    header = whole[: whole.index(b"IDAT") + 4]
+    with pytest.raises(ValueError, match=r"it has 120,000 pixels, more than 119,999; scale it down"):
+        decode(header, most_pixels=119_999)
+    with pytest.raises(ValueError, match=r"^(?!it has)"):
+        decode(header, most_pixels=120_000)
 
 
 def test_addresses_that_cannot_be_served_are_said() -> None:

@@ -60,7 +60,7 @@ def test_answers_end_before_a_stop_text(model: OmniMambaForLmmsEval) -> None:
 
 
 def test_what_it_cannot_do_is_said(model: OmniMambaForLmmsEval, caplog: pytest.LogCaptureFixture) -> None:
-    model.generate_until([request(0, temperature=0.7)])
+    model.generate_until([request(0, temperature=0.7), request(1, temperature=0.7)])
     assert "shapes asks for sampling; this adapter answers greedily" in caplog.text
     none = request(0)
     none.arguments = (QUESTIONS[0], {}, lambda doc: [], 0, "shapes", "test")
@@ -70,6 +70,16 @@ def test_what_it_cannot_do_is_said(model: OmniMambaForLmmsEval, caplog: pytest.L
     long.arguments = ("circle " * 300, {}, lambda doc: [doc], 0, "shapes", "test")
     with pytest.raises(ValueError, match=r"the question of sample 0 of shapes is \d+ ids too long"):
         model.generate_until([long])
+    assert caplog.text.count("asks for sampling") == 1
+    assert model.generate_until([request(0, until="")]) == model.generate_until([request(0, until=None)])
+    for words, message in (
+        ("batch_size=auto", "batch_size=auto must be a whole number"),
+        ("device=tpu", "device=tpu"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            OmniMambaForLmmsEval.create_from_arg_string(f"run=nowhere,{words}")
+    with pytest.raises(TypeError, match="devcie"):
+        OmniMambaForLmmsEval.create_from_arg_string("run=nowhere,devcie=cpu")
     with pytest.raises(NotImplementedError, match="choose a task of the kind generate_until"):
         model.loglikelihood([])
     with pytest.raises(NotImplementedError, match="choose a task of one round"):

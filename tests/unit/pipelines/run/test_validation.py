@@ -1,5 +1,7 @@
 """What a run may be measured on, and what is refused before it starts."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,15 @@ def test_the_doctor_reads_some_of_them(run_folder: Path, held_out: Path, prepare
     broken = verdicts(configured(run_folder, f"data.val.t2i={prepared.t2i}"))
     assert broken["data"].state == "failed"
     assert "holds the samples that data.t2i trains on" in broken["data"].text
+
+
+def test_shards_kept_apart_from_others_than_the_trainings_are_warned_of(
+    run_folder: Path, prepared: PreparedPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(prepared.mmu_captions.parent, tmp_path / "val"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["meta"] |= {"part": "val", "val_share": 0.02}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    config = configured(run_folder, f"data.val.mmu={folder / 'manifest.json'}")
+    build_validation(config, build_tokenizer(config.model), build_vq(config.model))
+    assert "val/manifest.json was kept apart from other shards than data.mmu=" in capsys.readouterr().err
