@@ -67,6 +67,23 @@ def test_outputs_and_gradients_are_those_of_the_reference(
         assert error <= max(4 * limit, 1e-5), f"{name}: {error:.2e}, the reference {limit:.2e}"
 
 
+def test_half_precision_stays_near() -> None:
+    """As in training, where x, B and C have 16 bits; the interpreter multiplies bf16 wrongly, so float16 stands in."""
+    lengths = [70, 20]
+    exact = [t.requires_grad_() for t in inputs(lengths, 2, 16, 16)]
+    dy = torch.randn(sum(lengths), 2, 16)
+    expected = results(reference(lengths, *exact), exact, dy.double())
+    halves = ("x", "B", "C")
+    given = [
+        t.detach().to(DEVICE, torch.half if name in halves else torch.float32)
+        for name, t in zip(NAMES, exact, strict=True)
+    ]
+    found = results(scan(*[t.requires_grad_() for t in given], Layout.of(lengths, DEVICE)), given, dy.to(DEVICE).half())
+    for name, one, other in zip(("y", *NAMES), found, expected, strict=True):
+        # float16 has 11 bits; a result is a sum of some hundred products
+        assert (one.cpu().double() - other).abs().max() <= 0.01 * other.abs().max(), name
+
+
 def test_no_sequence_sees_another() -> None:
     lengths = [30, 100, 3]
     given = [t.float().to(DEVICE) for t in inputs(lengths, 2, 16, 16)]
