@@ -1,8 +1,13 @@
+import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which may be in any test
 
 # Whatever a shell starts in the background is told to ignore SIGINT, and so is whatever that starts: tests that
 # interrupt a process would wait for ever.

@@ -9,8 +9,6 @@ from torch.nn import functional as F
 
 from modules.omnimamba.ssd import ssd_chunked
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 if not os.environ.get("REQUIRE_TRITON"):
     pytest.importorskip("triton", reason="needs triton: pip install '.[triton]'")
 
