@@ -36,12 +36,9 @@ from modules.omnimamba.tokenizer import TextTokenizer
 from modules.omnimamba.vq import ImageTokenizer
 from modules.reading import checked
 from modules.run_files import RECORDS
+from modules.unheard import unheard
 
 log = logging.getLogger(__name__)
-
-
-def unheard(done: int, total: int) -> None:
-    """The progress that nobody sees."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,10 +23,10 @@ from callbacks.tracking import Tracker
 from datamodules.encode import caption_overflow, encode_caption
 from datamodules.images import to_image
 from modules.json_lines import Keys
-from modules.omnimamba.decoding import unheard
 from modules.omnimamba.vq import ImageTokenizer
 from modules.reading import checked
 from modules.seeds import keyed_seed
+from modules.unheard import unheard
 
 log = logging.getLogger(__name__)
 LOGGED_PICTURES = 16

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from modules.omnimamba.backbone import Backbone, BackboneState
 from modules.omnimamba.config import Task
 from modules.omnimamba.sampling import Pick, choose
+from modules.unheard import unheard
 
 EAGER = 2
 """Tokens made before the graph is recorded, while kernels are compiled and libraries are set up."""
@@ -23,10 +24,6 @@ EAGER = 2
 
 class NotFiniteError(ValueError):
     """The model computes non-finite numbers, so its tokens mean nothing."""
-
-
-def unheard() -> None:
-    """Called after each token if nobody wants to know."""
 
 
 class Decoder:

@@ -19,11 +19,12 @@ from torch.nn import functional as F
 from modules.omnimamba.adapters import Segments, segments_of
 from modules.omnimamba.backbone import Backbone, BackboneState
 from modules.omnimamba.config import TASKS, ModelConfig, Task
-from modules.omnimamba.decoding import Decoder, unheard
+from modules.omnimamba.decoding import Decoder
 from modules.omnimamba.embeddings import CaptionProjection, Mlp
 from modules.omnimamba.rows import concatenated, stacked
 from modules.omnimamba.sampling import Pick, choose, pick_guided
 from modules.omnimamba.vision import build_vision
+from modules.unheard import unheard
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -13,10 +13,11 @@ from markupsafe import Markup
 from datamodules.images import ImageSource
 from modules.files import write_file
 from modules.metrics.paper import OURS
+from modules.unheard import unheard
 from pipelines.report.charts import REFERENCE
 from pipelines.report.curves import AXES, Axis, read_reference, refuse_foreign
 from pipelines.report.panels import EVALUATION, Block, Reference, sections
-from pipelines.report.read import Progress, Run, read_runs, unheard
+from pipelines.report.read import Progress, Run, read_runs
 from pipelines.report.samples import data_uri, read_answers, read_sheet
 from pipelines.report.scores import scoreboard
 from pipelines.report.tables import attempt_facts, attempt_rows, config_rows, moment, paper_parts, result_rows, summary

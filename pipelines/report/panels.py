@@ -8,9 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from modules.unheard import unheard
 from pipelines.report.charts import REFERENCE, Line, draw, remarks
 from pipelines.report.curves import AXES, Curve, Log
-from pipelines.report.read import Progress, Run, unheard
+from pipelines.report.read import Progress, Run
 from pipelines.report.tables import number
 
 EVALUATION = "Evaluation"

@@ -12,6 +12,7 @@ from callbacks.measures.records import read_results
 from modules.files import step_folders, step_name, step_of
 from modules.json_lines import read_rows
 from modules.run_files import COMPLETE, CONFIG, METRICS, PROVENANCE, RECORDS
+from modules.unheard import unheard
 from pipelines.report.curves import METRIC_KEYS, Log, collect, finite
 from pipelines.run.overrides import read_yaml
 from pipelines.run.provenance import read_provenance
@@ -20,10 +21,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
-
-
-def unheard(what: str, done: int, total: int) -> None:
-    """The progress that nobody sees."""
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,6 @@
 The package names `manifest` as an entry point, so lmms-eval finds it. Answers are greedy, as in our own measures.
 """
 
-import io
 import logging
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -13,16 +12,14 @@ from typing import Any, NamedTuple
 
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
-from PIL import Image
 
 from callbacks.measures.answers import answer
 from datamodules.encode import encode_question
-from datamodules.images import StoredImage
-from pipelines.run.trained import load_trained
+from datamodules.images import ImageSource
+from pipelines.run.asked import source_of
+from pipelines.run.trained import ANSWER_LENGTH, load_trained
 
 log = logging.getLogger(__name__)
-LENGTH = 64
-"""Tokens of an answer for tasks that do not say how many."""
 
 
 class _Asked(NamedTuple):
@@ -30,7 +27,7 @@ class _Asked(NamedTuple):
 
     prompt: list[int]
     most: int
-    picture: Callable[[], StoredImage]
+    picture: Callable[[], ImageSource]
     until: list[str]
     number: int
     """Its place among the requests."""
@@ -86,11 +83,11 @@ class OmniMambaForLmmsEval(lmms):  # type: ignore[misc]
     def _asked(self, request: Any, number: int) -> _Asked:
         context, options, doc_to_visual, doc_id, task, split = request.args
 
-        def picture() -> StoredImage:
+        def picture() -> ImageSource:
             found = doc_to_visual(self.task_dict[task][split][doc_id])
             if len(found) != 1:
                 raise ValueError(f"sample {doc_id} of {task} has {len(found)} pictures; this model takes one, no more")
-            return _stored(found[0])
+            return source_of(found[0])
 
         if (options.get("do_sample") or options.get("temperature")) and task not in self._warned:
             self._warned.add(task)
@@ -102,7 +99,7 @@ class OmniMambaForLmmsEval(lmms):  # type: ignore[misc]
             raise ValueError(f"the question of sample {doc_id} of {task} is {1 - room} ids too long for this model")
         until = options.get("until") or []
         stops = [text for text in ([until] if isinstance(until, str) else until) if text]
-        most = min(room, int(options.get("max_new_tokens", LENGTH)))
+        most = min(room, int(options.get("max_new_tokens", ANSWER_LENGTH)))
         return _Asked(prompt, most, picture, stops, number)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
@@ -124,13 +121,6 @@ class OmniMambaForLmmsEval(lmms):  # type: ignore[misc]
 
 def _alike(asked: _Asked) -> tuple[int, int]:
     return len(asked.prompt), asked.most
-
-
-def _stored(picture: Image.Image) -> StoredImage:
-    """A picture in the form that our measures read."""
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "PNG")
-    return StoredImage(payload=buffer.getvalue(), where="lmms-eval", name="picture.png")
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

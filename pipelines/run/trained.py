@@ -38,7 +38,6 @@ from modules.checkpoints import (
 from modules.files import sha256
 from modules.model_files import ModelFiles
 from modules.omnimamba.config import Task
-from modules.omnimamba.decoding import unheard
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.tokenizer import TextTokenizer
@@ -46,6 +45,7 @@ from modules.omnimamba.vq import ImageTokenizer
 from modules.pretrained import load_pretrained
 from modules.published import load_language
 from modules.run_files import EXPORT
+from modules.unheard import unheard
 from modules.weight_files import SAFETENSORS, weight_files
 from pipelines.run.asked import require_drawable, require_question, sampling_of, source_of
 from pipelines.run.compose import agree_with_pretrained, build_tokenizer, build_vq

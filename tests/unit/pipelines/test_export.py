@@ -23,9 +23,11 @@ from modules.omnimamba.model import OmniMamba
 from modules.omnimamba.vision import DinoSiglip
 from modules.published import from_published
 from modules.weight_files import read_weights
+from pipelines import export as export_verb
 from pipelines.export import FORMS, export
 from pipelines.run.trained import Trained, load_trained, trained_config
 from tests.unit.modules.omnimamba.recorded import published_shapes
+from tests.verbs import call
 
 
 @pytest.fixture
@@ -85,6 +87,15 @@ def test_peft_itself_gives_the_merged_weights(adapted_run: Path, tmp_path: Path,
     assert by_peft.keys() == merged.keys()
     for name, value in by_peft.items():
         torch.testing.assert_close(value, merged[name], rtol=0, atol=1e-6)
+
+
+def test_each_form_is_told_before_it_is_written(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr("pipelines.run.counting.PieceProgress.show", lambda _, *piece: told.append(piece))
+    assert call(export_verb, run_folder, tmp_path / "out", "--forms", "model", "adapters") == 0
+    assert told == [("read the weights", 0, 3), ("write the form model", 1, 3), ("write the form adapters", 2, 3)]
 
 
 def test_transformers_loads_the_language_model(adapted_run: Path, tmp_path: Path) -> None:
