@@ -48,7 +48,9 @@ class TaskLoraLinear(nn.Linear):
             pieces.append(F.pad(low, (0, rank) if number == 0 else (rank, 0)))
         weight_OR = torch.cat([self._weight_B(task) for task in TASKS], dim=1)
         low_BLR = torch.cat(pieces, dim=1)
-        return torch.addmm(y_BLO.flatten(0, 1), low_BLR.flatten(0, 1), weight_OR.T).view_as(y_BLO)
+        # in place: `addmm` would first copy y, as large as all activations of a layer; autocast does not cast here
+        y_BLO.flatten(0, 1).addmm_(low_BLR.flatten(0, 1), weight_OR.T.to(low_BLR.dtype))
+        return y_BLO
 
     def _weight_B(self, task: Task) -> Tensor:
         weight = self.lora_B[task].weight

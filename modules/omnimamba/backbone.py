@@ -1,6 +1,7 @@
 """The stack of Mamba-2 blocks that both tasks share."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from modules.omnimamba import kernels
 from modules.omnimamba.adapters import Segments
 from modules.omnimamba.config import ModelConfig, Task
 from modules.omnimamba.mixer import Mamba2Mixer, MixerState, RMSNorm, StepWeights
+
+if TYPE_CHECKING:
+    from modules.omnimamba.triton_ssd import Layout
 
 BackboneState = list[MixerState]
 
@@ -29,10 +33,11 @@ class Block(nn.Module):
         segments: Segments,
         seq_idx_BL: Tensor | None = None,
         state: MixerState | None = None,
+        layout: "Layout | None" = None,
     ) -> tuple[Tensor, Tensor]:
         """Take the previous block's output and the residual stream before it; return the same pair for this block."""
         normed, residual = add_norm(self.norm, x_BLD, residual_BLD)
-        return self.mixer(normed, segments, seq_idx_BL, state), residual
+        return self.mixer(normed, segments, seq_idx_BL, state, layout), residual
 
 
 class Backbone(nn.Module):
@@ -46,16 +51,21 @@ class Backbone(nn.Module):
         """In training, keep only each block's input and recompute the rest in the backward pass."""
 
     def forward(
-        self, x_BLD: Tensor, segments: Segments, seq_idx_BL: Tensor | None = None, state: BackboneState | None = None
+        self,
+        x_BLD: Tensor,
+        segments: Segments,
+        seq_idx_BL: Tensor | None = None,
+        state: BackboneState | None = None,
+        layout: "Layout | None" = None,
     ) -> Tensor:
         """Run whole sequences. An empty list passed as ``state`` is filled with one entry per block (prefill)."""
         x, residual = x_BLD, None
         for block in self.layers:
             memory = MixerState(conv=torch.empty(0), ssm=torch.empty(0)) if state is not None else None
             if self.recompute and torch.is_grad_enabled():
-                x, residual = checkpoint(block, x, residual, segments, seq_idx_BL, use_reentrant=False)
+                x, residual = checkpoint(block, x, residual, segments, seq_idx_BL, None, layout, use_reentrant=False)
             else:
-                x, residual = block(x, residual, segments, seq_idx_BL, memory)
+                x, residual = block(x, residual, segments, seq_idx_BL, memory, layout)
             if state is not None and memory is not None:
                 state.append(memory)
         return add_norm(self.norm, x, residual)[0]

@@ -36,6 +36,10 @@ class Kernels:
     ssm_step: Any
     norm: Any
     gated_norm: Any
+    gated_norm_forward: Any
+    gated_norm_backward: Any
+    conv_forward: Any
+    conv_backward: Any
 
 
 def choose_deterministic() -> None:
@@ -63,8 +67,9 @@ def load() -> Kernels:
             # `choose_deterministic` decides against what this warning advises
             warnings.filterwarnings("ignore", message="Deterministic mode: set TRITON_CACHE_AUTOTUNING=1")
             from causal_conv1d import causal_conv1d_update
+            from causal_conv1d.cpp_functions import causal_conv1d_bwd_function, causal_conv1d_fwd_function
             from mamba_ssm.ops.triton.layer_norm import layer_norm_fn
-            from mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
+            from mamba_ssm.ops.triton.layernorm_gated import _layer_norm_bwd, _layer_norm_fwd, rmsnorm_fn
             from mamba_ssm.ops.triton.selective_state_update import selective_state_update
             from mamba_ssm.ops.triton.ssd_combined import mamba_split_conv1d_scan_combined
     except ImportError as error:
@@ -81,6 +86,10 @@ def load() -> Kernels:
         ssm_step=selective_state_update,
         norm=layer_norm_fn,
         gated_norm=rmsnorm_fn,
+        gated_norm_forward=_layer_norm_fwd,
+        gated_norm_backward=_layer_norm_bwd,
+        conv_forward=causal_conv1d_fwd_function,
+        conv_backward=causal_conv1d_bwd_function,
     )
 
 

@@ -5,7 +5,7 @@ C = E + 2N channels of the convolution, Z = 2E + 2N + H columns of the input pro
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,11 @@ from torch.nn import functional as F
 from modules.omnimamba import kernels
 from modules.omnimamba.adapters import Segments, TaskLoraLinear
 from modules.omnimamba.config import ModelConfig, Task
+from modules.omnimamba.row_mixer import mix_row
 from modules.omnimamba.ssd import causal_conv, ssd_chunked, ssd_step
+
+if TYPE_CHECKING:
+    from modules.omnimamba.triton_ssd import Layout
 
 
 class RMSNorm(nn.Module):
@@ -66,10 +70,20 @@ class Mamba2Mixer(nn.Module):
         self.out_proj = nn.Linear(inner, config.d_model, bias=False)
 
     def forward(
-        self, u_BLD: Tensor, segments: Segments, seq_idx_BL: Tensor | None = None, state: MixerState | None = None
+        self,
+        u_BLD: Tensor,
+        segments: Segments,
+        seq_idx_BL: Tensor | None = None,
+        state: MixerState | None = None,
+        layout: "Layout | None" = None,
     ) -> Tensor:
-        """(B, L, D) to (B, L, D). If ``state`` is given, it is filled with what a later `step` needs."""
+        """(B, L, D) to (B, L, D). If ``state`` is given, it is filled with what a later `step` needs.
+
+        A row with a ``layout`` takes the kernels for many short sequences, which do not compute states.
+        """
         zxbcdt = self.in_proj(u_BLD, segments)
+        if layout is not None and seq_idx_BL is not None:
+            return self._mix_row(zxbcdt[0], seq_idx_BL[0], layout)[None]
         mix = self._mix_by_kernel if u_BLD.is_cuda else self._mix_by_reference
         y, last = mix(zxbcdt, seq_idx_BL)
         if state is not None:
@@ -99,6 +113,21 @@ class Mamba2Mixer(nn.Module):
             y, state.ssm = ssd_step(x, self._positive(dt), weights.A, B, C, state.ssm)
             gated = self._gate(y + self.D[:, None] * x, z)
         return F.linear(gated.to(weights.out_proj.dtype), weights.out_proj)
+
+    def _mix_row(self, zxbcdt_RZ: Tensor, seq_idx_R: Tensor, layout: "Layout") -> Tensor:
+        return mix_row(
+            zxbcdt_RZ,
+            conv_weight_CW=self._conv_weight(),
+            conv_bias_C=self._conv_bias(),
+            dt_bias_H=self.dt_bias,
+            A_H=self._A(),
+            D_H=self.D,
+            norm_weight_E=self.norm.weight,
+            norm_eps=self.norm.eps,
+            out_weight_DE=self.out_proj.weight,
+            seq_idx_R=seq_idx_R,
+            layout=layout,
+        )
 
     def _mix_by_kernel(self, zxbcdt_BLZ: Tensor, seq_idx_BL: Tensor | None) -> tuple[Tensor, Tensor]:
         return kernels.mix(

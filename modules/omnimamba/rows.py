@@ -3,20 +3,42 @@
 Shapes: B sequences, L positions of the longest, R positions of the row, D d_model.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 
-def concatenated(x_BLD: Tensor, lengths: list[int]) -> Tensor:
+def on_device(numbers: Tensor, device: torch.device) -> Tensor:
+    """A copy of small numbers on ``device``, for which the host does not wait."""
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
+
+
+def sequence_ids(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """The number of the sequence of each position, int32, (R,)."""
+    numbers = torch.arange(len(lengths), dtype=torch.int32)
+    return on_device(numbers.repeat_interleave(torch.tensor(lengths)), device)
+
+
+def concatenated(x_BLD: Tensor, lengths: Sequence[int]) -> Tensor:
     """Concatenate the first ``lengths`` positions of the sequences, (R, D)."""
-    if min(lengths) == x_BLD.shape[1]:
-        return x_BLD.flatten(0, 1)
-    return torch.cat([x_LD[:n] for x_LD, n in zip(x_BLD, lengths, strict=True)])
+    x_RD = x_BLD.flatten(0, 1)
+    return x_RD if min(lengths) == x_BLD.shape[1] else x_RD.index_select(0, _places(lengths, x_RD.device))
 
 
-def stacked(x_RD: Tensor, lengths: list[int]) -> Tensor:
+def stacked(x_RD: Tensor, lengths: Sequence[int]) -> Tensor:
     """The inverse: (R, D) to sequences (B, L, D), padded with zeros to the longest."""
-    if len(set(lengths)) == 1:
-        return x_RD.reshape(len(lengths), lengths[0], x_RD.shape[1])
-    return pad_sequence(list(torch.split(x_RD, lengths)), batch_first=True)
+    shape = (len(lengths), max(lengths), x_RD.shape[1])
+    if min(lengths) == max(lengths):
+        return x_RD.reshape(shape)
+    empty = x_RD.new_zeros((shape[0] * shape[1], shape[2]))
+    return empty.index_copy(0, _places(lengths, x_RD.device), x_RD).view(shape)
+
+
+def _places(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """Where the positions of a row are in the padded sequences, laid end to end, (R,).
+
+    One index for all: a copy of each sequence would cost a kernel each, hundreds a step for small models.
+    """
+    inside = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return on_device(inside.flatten().nonzero()[:, 0], device)

@@ -4,6 +4,7 @@ Examples:
     python -m pipelines.benchmark data folder=data/bench --json data.json
     python -m pipelines.benchmark data folder=data/bench deep_samples=100000 seconds=1
     python -m pipelines.benchmark train stage=t2i_pretrain "micro_batch={t2i: 90}" --json train.json
+    python -m pipelines.benchmark train --profile baseline=false
     python -m pipelines.benchmark train hardware.strategy=zero2 hardware.devices=2
     python -m pipelines.benchmark generate "batches=[1,16]" --json generate.json
 """
@@ -30,9 +31,10 @@ def main() -> None:
     data.add_argument("overrides", nargs="+", metavar="key=value", help="settings; folder=... is required")
     data.add_argument("--json", type=Path, help="file for the measurements")
     data.set_defaults(run=_data)
-    train = commands.add_parser("train", help="training steps of a stage, compared with mamba_ssm's language model")
+    train = commands.add_parser("train", help="training steps of a stage, compared with the published loop")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
     train.add_argument("--json", type=Path, help="file for the measurements")
+    train.add_argument("--profile", action="store_true", help="also show which kernels take a step's time (GPU)")
     train.set_defaults(run=_train)
     generate = commands.add_parser("generate", help="drawing images in several batch sizes, compared with mamba_ssm")
     generate.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
@@ -61,26 +63,42 @@ def _train(arguments: argparse.Namespace) -> None:
     from pipelines.benchmark.train import TrainBenchmarkConfig, measure_train
     from pipelines.run.overrides import parse_overrides
 
-    found = measure_train(parse_overrides(TrainBenchmarkConfig, arguments.overrides))
+    profiled = ["profile=true"] if arguments.profile else []
+    found = measure_train(parse_overrides(TrainBenchmarkConfig, [*arguments.overrides, *profiled]))
     if getattr(rank_zero_only, "rank", 0):
         return
-    columns = ("", "s/step", "tokens/s", "peak GiB", "model TFLOP/s", "of GEMM")
+    columns = ("", "s/step", "tokens/s", "times published", "peak GiB", "model TFLOP/s", "of GEMM")
     rate = _number(found["gemm_tflops"], ".0f")
     table = Table(*columns, title=f"{found['gpu']}, torch {found['torch']}, bf16 GEMM {rate} TFLOP/s")
     table.add_column("loss", no_wrap=True)
-    for name, title in (("ours", "ours"), ("baseline", "mamba_ssm")):
+    published = found.get("published", {}).get("tokens_per_second")
+    for name in ("ours", "published", "mamba_ssm"):
         if row := found.get(name):
             table.add_row(
-                title,
+                name,
                 f"{row['seconds_per_step']:.3f}",
                 f"{row['tokens_per_second']:,.0f}",
+                _number(published and row["tokens_per_second"] / published, ".2f"),
                 _number(row["peak_gib"], ".1f"),
                 _number(row["tflops"], ".3g"),
                 _number(row["of_gemm"], ".1%"),
                 f"{row['first_loss']:.3f} -> {row['last_loss']:.3f}",
             )
     show_table(table)
+    if profile := found.get("profile"):
+        _show_profile(profile)
     _keep(found, arguments.json)
+
+
+def _show_profile(profile: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    idle = f"GPU idle {profile['idle_share']:.1%}"
+    title = f"a step: {profile['step_ms']:.0f} ms, {idle}, {profile['launches']:,.0f} launches"
+    table = Table("kernel", "ms", "share", "launches", title=title)
+    for name, milliseconds, count in profile["kernels"]:
+        table.add_row(name, f"{milliseconds:.1f}", f"{milliseconds / profile['step_ms']:.1%}", f"{count:,.0f}")
+    show_table(table)
 
 
 def _generate(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Measures training on this machine: a stage of our pipeline, and mamba_ssm's own language model doing the same work.
+"""Measures training on this machine: a stage of our pipeline, and baselines doing the same work.
 
 Weights are random, and one synthetic batch is repeated, without data loader and vision encoder. Rates are medians over
 steps after a warm-up. The GEMM rate that utilisation refers to is measured in the same run.
@@ -8,19 +8,18 @@ import gc
 import json
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.data_config import Counts
 from modules.files import GIB
 from modules.flops import model_flops
-from modules.omnimamba import kernels
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
@@ -28,9 +27,13 @@ from modules.optim import OptimConfig
 from modules.stage_modules import STAGE_MODULES
 from modules.stages import STAGES, StageConfig
 from modules.timing import Clock, gemm_tflops, timed
+from pipelines.benchmark.baselines import mamba_ssm_step, published_step
+from pipelines.benchmark.profile import Profile, ProfileSteps
 from pipelines.run.hardware import COMPUTE, HardwareConfig, check_hardware, take_gpu
 from pipelines.run.strategies import build_strategy
 
+PROFILED = 3
+"""Steps that are profiled."""
 PUBLISHED_VISION = VisionConfig(kind="features", given_patches=729, given_width=2176)
 
 
@@ -49,7 +52,11 @@ class TrainBenchmarkConfig:
     steps: int = 15
     lr: float = 1e-4
     baseline: bool = True
+    """Also measure a loop like the published one, which the ratios refer to."""
+    language_model: bool = False
     """Also measure mamba_ssm's MambaLMHeadModel: same shape, plain autocast, logits of all positions."""
+    profile: bool = False
+    """Also record which kernels take a step's time."""
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
@@ -57,6 +64,8 @@ class TrainBenchmarkConfig:
         for task in STAGES[self.stage].tasks:
             if self.micro_batch.of(task) < 1:
                 found.append(f"stage {self.stage} trains {task}: micro_batch.{task} must be at least 1")
+        if self.profile and self.hardware.accelerator != "gpu":
+            found.append("profile=true needs a GPU; leave it out, or add hardware.accelerator=gpu")
         for name in ("warmup", "steps"):
             if getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)} must be at least 1")
@@ -83,7 +92,7 @@ class TrainResult:
 def measure_train(config: TrainBenchmarkConfig) -> dict[str, Any]:
     """Measure our stage, the baseline and the GEMM rate; the result also names the machine."""
     check_hardware(config.hardware, deterministic=config.deterministic)
-    ours = _ours(config)
+    ours, profile = _ours(config)
     gemm = gemm_tflops() if config.hardware.accelerator == "gpu" else None
     if gemm is not None and ours.tflops is not None and config.precision == "bf16":
         ours = replace(ours, of_gemm=ours.tflops / gemm)
@@ -94,9 +103,14 @@ def measure_train(config: TrainBenchmarkConfig) -> dict[str, Any]:
         "gemm_tflops": gemm,
         "ours": asdict(ours),
     }
-    if config.baseline and config.hardware.accelerator == "gpu":
-        torch.cuda.empty_cache()
-        found["baseline"] = asdict(_baseline(config))
+    if profile is not None:
+        found["profile"] = asdict(profile)
+    if config.hardware.accelerator == "gpu":
+        if config.baseline:
+            batch = synthetic_batch(config.model, config.micro_batch, STAGES[config.stage].tasks)
+            found["published"] = asdict(_baseline(config, lambda: published_step(config, batch, torch.device("cuda"))))
+        if config.language_model:
+            found["mamba_ssm"] = asdict(_baseline(config, lambda: mamba_ssm_step(config)))
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # plain data
 
 
@@ -150,7 +164,7 @@ class _Steps(pl.Callback):
         self.losses.append(out["loss"].detach())
 
 
-def _ours(config: TrainBenchmarkConfig) -> TrainResult:
+def _ours(config: TrainBenchmarkConfig) -> tuple[TrainResult, Profile | None]:
     if torch.cuda.is_available():
         gc.collect()  # free what an earlier measurement in this process left behind
         torch.cuda.reset_peak_memory_stats()
@@ -159,10 +173,12 @@ def _ours(config: TrainBenchmarkConfig) -> TrainResult:
     device = take_gpu() if config.hardware.accelerator == "gpu" else torch.device("cpu")
     with device:
         model = OmniMamba(config.model)
-    initialise(model, 0)
+    initialise(model, 0, device)
     model.compute = COMPUTE[config.precision]
     model.backbone.recompute = config.hardware.recompute
-    count = config.warmup + config.steps + 1
+    model.scan = config.hardware.scan
+    profiled = ProfileSteps(config.warmup + config.steps + 1, PROFILED) if config.profile else None
+    count = config.warmup + config.steps + 1 + (PROFILED if profiled else 0)
     optim = OptimConfig(lr=config.lr)
     stage = stage_class(model, StageConfig(name=config.stage), optim, max_steps=10 * count, seed=0)
     batch = synthetic_batch(config.model, counts, tasks)
@@ -175,63 +191,42 @@ def _ours(config: TrainBenchmarkConfig) -> TrainResult:
         deterministic=config.deterministic or None,
         max_steps=count,
         gradient_clip_val=1.0,
-        callbacks=[steps],
+        callbacks=[steps, *([profiled] if profiled else [])],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(stage, DataLoader(_Repeated(batch, count * trainer.world_size), batch_size=None))
-    seconds = statistics.median(steps.clock.seconds()[config.warmup :])
+    seconds = statistics.median(steps.clock.seconds()[config.warmup : config.warmup + config.steps])
     tokens = counts.positions(config.model, tasks)
-    return TrainResult(
+    result = TrainResult(
         seconds_per_step=seconds,
         tokens_per_second=tokens * trainer.world_size / seconds,
         peak_gib=_peak_gib(config.hardware),
         tflops=model_flops(stage, batch, tokens) / seconds / 1e12,
         **_first_and_last(steps.losses, config.lr),
     )
+    return result, None if profiled is None else profiled.found
 
 
-def _baseline(config: TrainBenchmarkConfig) -> TrainResult:
-    """Measure one MambaLMHeadModel with the larger vocabulary; the tasks run one after the other, as published."""
+def _baseline(config: TrainBenchmarkConfig, build: Callable[[], Callable[[], Tensor]]) -> TrainResult:
+    """Measure a baseline's step; ``build`` makes model and step."""
+    gc.collect()
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    model = kernels.language_model(config.model)
-    if config.stage != "unified_finetune":  # freeze what our stage freezes
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad = ".layers." not in name
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=config.lr, fused=True)
-    tasks = STAGES[config.stage].tasks
-    ids = {
-        task: torch.randint(
-            0, config.model.image_vocab, (config.micro_batch.of(task), config.model.length(task))
-        ).cuda()
-        for task in tasks
-    }
-    losses = []
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16, enabled=config.precision == "bf16"):
-            loss = sum((_next_token_loss(model, each) for each in ids.values()), torch.zeros((), device="cuda"))
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.detach())
-
-    seconds = statistics.median(timed(step, torch.device("cuda"), warmup=config.warmup, repeats=config.steps))
-    tokens = config.micro_batch.positions(config.model, tasks)
+    step = build()
+    losses: list[Tensor] = []
+    seconds = statistics.median(
+        timed(lambda: losses.append(step()), torch.device("cuda"), warmup=config.warmup, repeats=config.steps)
+    )
+    tokens = config.micro_batch.positions(config.model, STAGES[config.stage].tasks)
     return TrainResult(
         seconds_per_step=seconds,
         tokens_per_second=tokens / seconds,
         peak_gib=_peak_gib(config.hardware),
         **_first_and_last(losses, config.lr),
     )
-
-
-def _next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
-    logits = model(ids).logits
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
 def _peak_gib(config: HardwareConfig) -> float | None:

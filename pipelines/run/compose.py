@@ -150,6 +150,7 @@ def build_model(
     model = OmniMamba(config.model)
     model.compute = COMPUTE[config.trainer.precision]
     model.backbone.recompute = config.hardware.recompute
+    model.scan = config.hardware.scan
     if resumed:
         return model
     if "mmu" in STAGES[config.stage.name].tasks:

@@ -37,6 +37,9 @@ class HardwareConfig:
     recompute: bool = False
     """Keep only the input of each block for the backward pass and recompute the rest: a third more work for a fraction
     of the memory."""
+    scan: Literal["auto", "mamba_ssm", "rows"] = "auto"
+    """The scan's kernels when a GPU trains in bf16: mamba_ssm's, or ours for rows of many short sequences. ``auto``
+    chooses by the lengths of a row's sequences."""
     threads: int = 0
     """CPU threads per process; 0: as many as the run had before, or what torch chooses. Other numbers sum in another
     order."""

@@ -284,7 +284,12 @@ def test_rows_of_different_length_have_the_losses_and_gradients_of_padded_ones(m
 def test_rows_of_different_length_make_a_shorter_row(model: OmniMamba, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     forward = model.backbone.forward
-    monkeypatch.setattr(model.backbone, "forward", lambda x, *rest: seen.append((x.shape, *rest)) or forward(x, *rest))
+
+    def watched(x: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        seen.append((x.shape, *rest))
+        return forward(x, *rest, **named)
+
+    monkeypatch.setattr(model.backbone, "forward", watched)
     batch = batch_of(mmu=3, t2i=1)
     model({**batch, "mmu": {**batch["mmu"], "lengths": [6, 11, 9]}})
     ((shape, segments, seq_idx),) = seen

@@ -12,10 +12,12 @@ import torch
 from datamodules.data_config import Counts
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.model import OmniMamba
+from modules.stages import STAGES
 from pipelines.benchmark import __main__ as benchmark
+from pipelines.benchmark.baselines import published_step
 from pipelines.benchmark.data import DataBenchmarkConfig
 from pipelines.benchmark.generate import GenerateBenchmarkConfig, floor_seconds, measure_generate
-from pipelines.benchmark.train import TrainBenchmarkConfig, measure_train
+from pipelines.benchmark.train import TrainBenchmarkConfig, measure_train, synthetic_batch
 from pipelines.run.hardware import HardwareConfig
 from tests.unit.modules.omnimamba.conftest import TINY as SMALL
 
@@ -58,7 +60,26 @@ def test_a_stage_learns_the_batch_that_it_is_measured_on(stage: str) -> None:
     assert found["ours"]["last_loss"] < found["ours"]["first_loss"]
     assert found["ours"]["seconds_per_step"] > 0
     assert found["gpu"] == "CPU"
-    assert "baseline" not in found
+    assert "published" not in found  # its kernels are a GPU's
+
+
+@pytest.mark.parametrize("stage", ["mmu_pretrain", "t2i_pretrain", "unified_finetune"])
+def test_the_published_loop_learns_the_same_from_the_same(stage: str) -> None:
+    """One step after the other it has our losses: only how they are computed differs."""
+    wanted = config(stage=stage, steps=3)
+    batch = synthetic_batch(TINY, wanted.micro_batch, STAGES[wanted.stage].tasks)
+    step = published_step(wanted, batch, torch.device("cpu"))
+    ours = measure_train(wanted)["ours"]
+    losses = [float(step()) for _ in range(5)]  # ours are a step to warm up, three that are timed, and one after them
+    assert losses[0] == pytest.approx(ours["first_loss"], rel=1e-5)
+    assert losses[-1] == pytest.approx(ours["last_loss"], rel=2e-3)  # our schedule lowers the rate by 2 %
+    assert losses[-1] < losses[0]
+
+
+def test_a_profile_needs_a_gpu() -> None:
+    assert config(profile=True).problems() == [
+        "profile=true needs a GPU; leave it out, or add hardware.accelerator=gpu"
+    ]
 
 
 def test_model_flops_are_those_of_a_count_by_hand() -> None:
@@ -82,7 +103,10 @@ SIZES = [
 @pytest.mark.parametrize(
     ("words", "dashes"),
     [
-        (["train", *SIZES, "hardware.accelerator=cpu", "precision=float32", "steps=2"], 2),  # peak, of GEMM
+        (
+            ["train", *SIZES, "hardware.accelerator=cpu", "precision=float32", "steps=2"],
+            3,
+        ),  # times published, peak, of GEMM
         (["generate", *SIZES, "accelerator=cpu", "precision=float32", "batches=[1]", "decode=false"], 3),
     ],
     ids=["train", "generate"],

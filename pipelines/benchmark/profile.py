@@ -1,0 +1,70 @@
+"""What a GPU does during training steps: how long it is idle, and which kernels take its time."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch._C._autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+TOP, NAME = 30, 70
+"""Kernels that are named, and characters of their names that are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A step's time on the GPU, in milliseconds."""
+
+    step_ms: float
+    idle_share: float
+    launches: float
+    kernels: list[tuple[str, float, float]]
+    """Name, ms a step and launches a step of those that take longest."""
+
+
+class ProfileSteps(pl.Callback):
+    """Records ``count`` steps from step ``first`` on."""
+
+    def __init__(self, first: int, count: int) -> None:
+        self.first, self.count = first, count
+        self.found: Profile | None = None
+        self._profiler = profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU])
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start before the first step that counts."""
+        if batch_idx == self.first:
+            torch.cuda.synchronize()
+            self._profiler.start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
+        """Stop after the last."""
+        if i == self.first + self.count - 1:
+            torch.cuda.synchronize()
+            self._profiler.stop()
+            self.found = _summary(self._profiler, self.count)
+
+
+def _summary(profiler: profile, steps: int) -> Profile:
+    recorded = profiler.events() or []  # type: ignore[no-untyped-call]
+    events = [each for each in recorded if each.device_type == DeviceType.CUDA]
+    spans = sorted((each.time_range.start, each.time_range.end) for each in events)
+    busy, until = 0.0, spans[0][0]
+    for start, end in spans:  # streams overlap
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    whole = until - spans[0][0]
+    times: defaultdict[str, float] = defaultdict(float)
+    counts: defaultdict[str, int] = defaultdict(int)
+    for each in events:
+        name = each.name[:NAME]
+        times[name] += each.time_range.end - each.time_range.start
+        counts[name] += 1
+    top = sorted(times, key=lambda name: -times[name])[:TOP]
+    return Profile(
+        step_ms=whole / steps / 1000,
+        idle_share=1 - busy / whole,
+        launches=len(events) / steps,
+        kernels=[(name, times[name] / steps / 1000, counts[name] / steps) for name in top],
+    )
