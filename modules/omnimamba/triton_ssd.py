@@ -1,4 +1,4 @@
-"""The state-space dual scan for rows of many short sequences: `triton_kernels` as one differentiable function.
+"""The state-space dual scan for rows of many short sequences: the kernels as one differentiable function.
 
 Shapes: R positions of the row, S sequences, K chunks of all sequences, T tiles, H heads, P head size, N state size, Q
 chunk size.
@@ -14,11 +14,14 @@ import torch
 import triton
 from torch import Tensor
 
-from modules.omnimamba import triton_kernels as kernels
+from modules.omnimamba import triton_ssd_backward as backward
+from modules.omnimamba import triton_ssd_forward as forward
 from modules.omnimamba.rows import on_device
 
 CHUNK, HEADS_TOGETHER = 64, 16
 """Positions of a chunk, and heads whose steps one program computes."""
+LAUNCH = {"num_warps": 4, "num_stages": 1}
+"""More programs at a time hide waiting better than loading ahead within one (docs/experiments.md)."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,11 @@ def _shared(dt_RH: Tensor, dt_bias_H: Tensor, A_H: Tensor, B_RN: Tensor, C_RN: T
     step_HR, log_HR = torch.empty((2, heads, rows), dtype=torch.float32, device=dt_RH.device)
     total_HK, before_HK = step_HR.new_empty((2, heads, chunks))
     products_TQQ, flipped_TQQ = B_RN.new_empty((2, tiles, CHUNK, CHUNK))
-    kernels.steps[(layout.sequences, triton.cdiv(heads, HEADS_TOGETHER))](
+    forward.steps[(layout.sequences, triton.cdiv(heads, HEADS_TOGETHER))](
         dt_RH, dt_bias_H, A_H, layout.starts_S2, step_HR, log_HR, total_HK, before_HK,
         dt_RH.stride(0), rows, chunks, heads, Q=CHUNK, G=HEADS_TOGETHER,
     )  # fmt: skip
-    kernels.products[(tiles,)](
+    forward.products[(tiles,)](
         B_RN, C_RN, layout.chunks_K5, layout.tiles_T2, products_TQQ, flipped_TQQ, B_RN.stride(0), C_RN.stride(0),
         N=B_RN.shape[1], Q=CHUNK,
     )  # fmt: skip
@@ -116,9 +119,9 @@ def scan_forward(
     rows, heads, size = x_RHP.shape
     step_HR, log_HR, total_HK, _, products_TQQ, _ = _shared(dt_RH, dt_bias_H, A_H, B_RN, C_RN, layout)
     y_RHP = torch.empty((rows, heads, size), dtype=x_RHP.dtype, device=x_RHP.device)
-    kernels.forward[(heads, layout.chunks)](
+    forward.forward[(triton.cdiv(heads, 2), layout.chunks)](
         x_RHP, D_H, step_HR, log_HR, total_HK, products_TQQ, layout.chunks_K5, y_RHP,
-        x_RHP.stride(0), rows, layout.chunks, heads, P=size, Q=CHUNK,
+        x_RHP.stride(0), rows, layout.chunks, heads, P=size, Q=CHUNK, **LAUNCH,
     )  # fmt: skip
     return y_RHP
 
@@ -155,28 +158,28 @@ def scan_backward(
     within_HR, earlier_HR, after_HR, dstep_HR = log_HR.new_empty((4, heads, rows))
     passing_TH, dD_KH = log_HR.new_empty((len(products), heads)), log_HR.new_empty((chunks, heads))
     dA_SH, ddt_RH = log_HR.new_empty((layout.sequences, heads)), log_HR.new_empty((rows, heads))
-    shape = (rows, chunks, heads)
-    kernels.backward_x[(heads, chunks)](
+    shape, pairs = (rows, chunks, heads), triton.cdiv(heads, 2)
+    backward.backward_x[(pairs, chunks)](
         x_RHP, dy_RHP, D_H, step_HR, log_HR, total_HK, before_HK, flipped, tables,
-        dx_RHP, within_HR, after_HR, passing_TH, dstep_HR, dD_KH, x_RHP.stride(0), dx_RHP.stride(0), *shape,
-        P=size, Q=CHUNK,
+        dx_RHP, after_HR, passing_TH, dstep_HR, dD_KH, x_RHP.stride(0), dx_RHP.stride(0), *shape,
+        P=size, Q=CHUNK, **LAUNCH,
     )  # fmt: skip
-    kernels.backward_earlier[(heads, chunks)](
+    backward.backward_earlier[(pairs, chunks)](
         x_RHP, dy_RHP, step_HR, log_HR, total_HK, products, tables, earlier_HR, x_RHP.stride(0), *shape,
-        P=size, Q=CHUNK,
+        P=size, Q=CHUNK, **LAUNCH,
     )  # fmt: skip
-    kernels.backward_steps[(layout.sequences, triton.cdiv(heads, HEADS_TOGETHER))](
+    dproducts = flipped  # not needed any more
+    for which, diagonal in ((layout.diagonal_K, True), (layout.below, False)):
+        if len(which):
+            backward.backward_products[(len(which),)](
+                x_RHP, dy_RHP, step_HR, log_HR, before_HK, products, tables, layout.tiles_T2, which,
+                dproducts, within_HR, x_RHP.stride(0), *shape, P=size, Q=CHUNK, DIAGONAL=diagonal, **LAUNCH,
+            )  # fmt: skip
+    backward.backward_steps[(layout.sequences, triton.cdiv(heads, HEADS_TOGETHER))](
         dt_RH, dt_bias_H, A_H, layout.starts_S2, tables, step_HR, within_HR, earlier_HR, after_HR, passing_TH,
         dstep_HR, ddt_RH, dA_SH, dt_RH.stride(0), rows, heads, Q=CHUNK, G=HEADS_TOGETHER,
     )  # fmt: skip
-    dproducts = products  # not needed any more
-    for which, diagonal in ((layout.diagonal_K, True), (layout.below, False)):
-        if len(which):
-            kernels.backward_products[(len(which),)](
-                x_RHP, dy_RHP, step_HR, log_HR, before_HK, tables, layout.tiles_T2, which, dproducts,
-                x_RHP.stride(0), *shape, P=size, Q=CHUNK, DIAGONAL=diagonal,
-            )  # fmt: skip
-    kernels.backward_bc[(chunks,)](
+    backward.backward_bc[(chunks,)](
         B_RN, C_RN, tables, dproducts, dB_RN, dC_RN,
         B_RN.stride(0), C_RN.stride(0), dB_RN.stride(0), dC_RN.stride(0), N=B_RN.shape[1], Q=CHUNK,
     )  # fmt: skip
