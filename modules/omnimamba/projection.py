@@ -85,6 +85,8 @@ def project(
 
     The seed of the dropout comes from torch's generator of the CPU.
     """
+    if torch.is_autocast_enabled(x_RD.device.type):  # which casts no inputs of such a function
+        x_RD = x_RD.to(torch.get_autocast_dtype(x_RD.device.type))
     dropout = lora.dropout if training else 0.0
     seed = int(torch.randint(2**31 - 1, ())) if dropout else 0
     y_RO: Tensor = _Project.apply(x_RD, weight_OD, *A, *B, segments, lora.scale, dropout, seed)  # type: ignore[no-untyped-call]

@@ -20,8 +20,10 @@ from modules.omnimamba.rows import on_device
 
 CHUNK, HEADS_TOGETHER = 64, 16
 """Positions of a chunk, and heads whose steps one program computes."""
-LAUNCH = {"num_warps": 4, "num_stages": 1}
+SMALL = {"num_warps": 4, "num_stages": 1}
 """More programs at a time hide waiting better than loading ahead within one (docs/experiments.md)."""
+LARGE = {**SMALL, "maxnreg": 168}
+"""For kernels that would take so many registers that only two programs fit where three do."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def scan_forward(
     y_RHP = torch.empty((rows, heads, size), dtype=x_RHP.dtype, device=x_RHP.device)
     forward.forward[(triton.cdiv(heads, 2), layout.chunks)](
         x_RHP, D_H, step_HR, log_HR, total_HK, products_TQQ, layout.chunks_K5, y_RHP,
-        x_RHP.stride(0), rows, layout.chunks, heads, P=size, Q=CHUNK, **LAUNCH,
+        x_RHP.stride(0), rows, layout.chunks, heads, P=size, Q=CHUNK, **LARGE,
     )  # fmt: skip
     return y_RHP
 
@@ -158,22 +160,22 @@ def scan_backward(
     within_HR, earlier_HR, after_HR, dstep_HR = log_HR.new_empty((4, heads, rows))
     passing_TH, dD_KH = log_HR.new_empty((len(products), heads)), log_HR.new_empty((chunks, heads))
     dA_SH, ddt_RH = log_HR.new_empty((layout.sequences, heads)), log_HR.new_empty((rows, heads))
-    shape, pairs = (rows, chunks, heads), triton.cdiv(heads, 2)
-    backward.backward_x[(pairs, chunks)](
+    shape = (rows, chunks, heads)
+    backward.backward_x[(heads, chunks)](
         x_RHP, dy_RHP, D_H, step_HR, log_HR, total_HK, before_HK, flipped, tables,
         dx_RHP, after_HR, passing_TH, dstep_HR, dD_KH, x_RHP.stride(0), dx_RHP.stride(0), *shape,
-        P=size, Q=CHUNK, **LAUNCH,
+        P=size, Q=CHUNK, **LARGE,
     )  # fmt: skip
-    backward.backward_earlier[(pairs, chunks)](
+    backward.backward_earlier[(triton.cdiv(heads, 2), chunks)](
         x_RHP, dy_RHP, step_HR, log_HR, total_HK, products, tables, earlier_HR, x_RHP.stride(0), *shape,
-        P=size, Q=CHUNK, **LAUNCH,
+        P=size, Q=CHUNK, **SMALL,
     )  # fmt: skip
     dproducts = flipped  # not needed any more
     for which, diagonal in ((layout.diagonal_K, True), (layout.below, False)):
         if len(which):
             backward.backward_products[(len(which),)](
                 x_RHP, dy_RHP, step_HR, log_HR, before_HK, products, tables, layout.tiles_T2, which,
-                dproducts, within_HR, x_RHP.stride(0), *shape, P=size, Q=CHUNK, DIAGONAL=diagonal, **LAUNCH,
+                dproducts, within_HR, x_RHP.stride(0), *shape, P=size, Q=CHUNK, DIAGONAL=diagonal, **(LARGE if diagonal else SMALL),
             )  # fmt: skip
     backward.backward_steps[(layout.sequences, triton.cdiv(heads, HEADS_TOGETHER))](
         dt_RH, dt_bias_H, A_H, layout.starts_S2, tables, step_HR, within_HR, earlier_HR, after_HR, passing_TH,

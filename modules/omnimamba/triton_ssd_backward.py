@@ -46,21 +46,17 @@ def backward_x(  # type: ignore[no-untyped-def]
     dx_ptr, after_ptr, passing_ptr, dstep_ptr, dD_ptr, x_stride, dx_stride, R, K, H,
     P: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of x, D and, outside of the decays, of dt, for one chunk and two heads; for the decays' gradients:
+    """Gradients of x, D and, outside of the decays, of dt, for one chunk and head; for the decays' gradients:
 
     ``after``, what each position gives to later chunks, times their gradient; ``passing``, of each later chunk, what
     this one gives to it and to those after it.
     """
-    head, chunk = 2 * tl.program_id(0), tl.program_id(1)
-    second = tl.minimum(head + 1, H - 1)
+    head, chunk = tl.program_id(0), tl.program_id(1)
     rows, inside, first, end, first_tile = chunk_of(chunks_ptr, chunk, Q)
     step = tl.load(step_ptr + head * R + rows, mask=inside, other=0.0)
-    step_2 = tl.load(step_ptr + second * R + rows, mask=inside, other=0.0)
     log_decay = tl.load(log_ptr + head * R + rows, mask=inside, other=0.0)
-    log_2 = tl.load(log_ptr + second * R + rows, mask=inside, other=0.0)
     x = rows_of(x_ptr, rows, x_stride, head * P, inside, P)
-    x_2 = rows_of(x_ptr, rows, x_stride, second * P, inside, P)
-    dxdt, dxdt_2 = tl.zeros((Q, P), tl.float32), tl.zeros((Q, P), tl.float32)
+    dxdt = tl.zeros((Q, P), tl.float32)
     for back in range(0, end - chunk - 1):
         k = end - 1 - back
         later, known, _, _, _ = chunk_of(chunks_ptr, k, Q)
@@ -70,18 +66,10 @@ def backward_x(  # type: ignore[no-untyped-def]
             dxdt, x, products, dy_ptr, step, log_decay, log_ptr, total_ptr, before_ptr, passing_ptr, tile, later, known,
             chunk, k, head, R, K, H, P,
         )  # fmt: skip
-        dxdt_2 = _add_later(
-            dxdt_2, x_2, products, dy_ptr, step_2, log_2, log_ptr, total_ptr, before_ptr, passing_ptr, tile, later,
-            known, chunk, k, second, R, K, H, P,
-        )  # fmt: skip
     products = tile_of(flipped_ptr, first_tile, chunk - first, chunk - first, Q)
     _finish_x(
         dxdt, x, products, dy_ptr, D_ptr, step, log_decay, total_ptr, dx_ptr, after_ptr, dstep_ptr, dD_ptr, rows,
         inside, chunk, head, dx_stride, R, K, H, P, Q,
-    )  # fmt: skip
-    _finish_x(
-        dxdt_2, x_2, products, dy_ptr, D_ptr, step_2, log_2, total_ptr, dx_ptr, after_ptr, dstep_ptr, dD_ptr, rows,
-        inside, chunk, second, dx_stride, R, K, H, P, Q,
     )  # fmt: skip
 
 
