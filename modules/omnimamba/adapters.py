@@ -7,6 +7,8 @@ that (docs/decisions/0003-own-lora-layer.md).
 Shapes: B batch, L length, R = B * L positions, D input, O output, K rank of both adapters together.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 from modules.omnimamba.config import TASKS, LoraConfig, Task
 from modules.omnimamba.projection import Pair, project
 
+Projection = Literal["fused", "plain"]
 Segments = tuple[int, int]
 """Number of positions of each task along a row, in the order of `TASKS`; together they cover the row."""
 
@@ -43,7 +46,7 @@ class TaskLoraLinear(nn.Linear):
         if self.lora is None:
             return F.linear(x_BLD, self.weight)
         if self.fused and x_BLD.is_cuda and len(x_BLD) == 1 and torch.is_grad_enabled():
-            return self._project(x_BLD[0], self.lora, segments)[None]
+            return self._project(x_BLD.squeeze(0), self.lora, segments).unsqueeze(0)
         y_RO = F.linear(x_BLD.flatten(0, 1), self.weight)
         rank, pieces = self.lora.rank, []
         dropped_BLD = F.dropout(x_BLD, self.lora.dropout, self.training)

@@ -1,21 +1,24 @@
 """The stack of Mamba-2 blocks that both tasks share."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modules.omnimamba import kernels
-from modules.omnimamba.adapters import Segments
+from modules.omnimamba.adapters import Projection, Segments
 from modules.omnimamba.config import ModelConfig, Task
 from modules.omnimamba.mixer import Mamba2Mixer, MixerState, RMSNorm, StepWeights
+from modules.omnimamba.row_mixer import Scan, layout_of
+from modules.omnimamba.rows import sequence_ids
 
 if TYPE_CHECKING:
     from modules.omnimamba.triton_ssd import Layout
 
 BackboneState = list[MixerState]
+Recompute = Literal["none", "projection", "block"]
 
 
 class Block(nn.Module):
@@ -45,10 +48,27 @@ class Backbone(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.config = config
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.recompute = False
-        """In training, keep only each block's input and recompute the rest in the backward pass."""
+        self.recompute: Recompute = "none"
+        """What the backward pass of training computes again; see ``hardware.recompute``."""
+        self.scan: Scan = "auto"
+        """The scan's kernels for training rows on a GPU; see `row_mixer.layout_of`."""
+
+    def choose(self, *, scan: Scan, projection: Projection, recompute: Recompute) -> None:
+        """Choose how to train; see the fields of ``hardware`` with these names."""
+        self.scan, self.recompute = scan, recompute
+        for block in self.layers:
+            assert isinstance(block, Block)
+            block.mixer.in_proj.fused = projection == "fused"
+            block.mixer.recompute_projection = recompute == "projection"
+
+    def run_row(self, x_1RD: Tensor, segments: Segments, lengths: Sequence[int], compute: torch.dtype) -> Tensor:
+        """Run a training row that holds sequences of ``lengths``, one after the other: hidden states (R, D)."""
+        layout = layout_of(lengths, self.config, self.scan, compute, x_1RD.device)
+        hidden_1RD: Tensor = self(x_1RD, segments, sequence_ids(lengths, x_1RD.device)[None], layout=layout)
+        return hidden_1RD.squeeze(0)  # the gradient of an index would be a copy
 
     def forward(
         self,
@@ -62,7 +82,7 @@ class Backbone(nn.Module):
         x, residual = x_BLD, None
         for block in self.layers:
             memory = MixerState(conv=torch.empty(0), ssm=torch.empty(0)) if state is not None else None
-            if self.recompute and torch.is_grad_enabled():
+            if self.recompute == "block" and torch.is_grad_enabled():
                 x, residual = checkpoint(block, x, residual, segments, seq_idx_BL, None, layout, use_reentrant=False)
             else:
                 x, residual = block(x, residual, segments, seq_idx_BL, memory, layout)

@@ -4,6 +4,7 @@ Shapes: B batch, L length, D d_model, E d_inner, H heads, P head size, N state s
 C = E + 2N channels of the convolution, Z = 2E + 2N + H columns of the input projection.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from modules.omnimamba import kernels
 from modules.omnimamba.adapters import Segments, TaskLoraLinear
 from modules.omnimamba.config import ModelConfig, Task
+from modules.omnimamba.projection import recomputed
 from modules.omnimamba.row_mixer import mix_row
 from modules.omnimamba.ssd import causal_conv, ssd_chunked, ssd_step
 
@@ -59,6 +61,8 @@ class Mamba2Mixer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute_projection = False
+        """In training, do not keep the input projection's output, the largest tensor of a block."""
         inner, state, heads = config.d_inner, config.d_state, config.n_heads
         lora = config.adapters if config.lora == "task" else None
         self.in_proj = TaskLoraLinear(config.d_model, 2 * inner + 2 * state + heads, lora)
@@ -82,10 +86,11 @@ class Mamba2Mixer(nn.Module):
         A row with a ``layout`` takes the kernels for many short sequences, which do not compute states.
         """
         zxbcdt = self.in_proj(u_BLD, segments)
-        if layout is not None and seq_idx_BL is not None:
-            return self._mix_row(zxbcdt[0], seq_idx_BL[0], layout)[None]
-        mix = self._mix_by_kernel if u_BLD.is_cuda else self._mix_by_reference
-        y, last = mix(zxbcdt, seq_idx_BL)
+        with recomputed(zxbcdt) if self.recompute_projection else nullcontext():
+            if layout is not None and seq_idx_BL is not None:
+                return self._mix_row(zxbcdt.squeeze(0), seq_idx_BL.squeeze(0), layout).unsqueeze(0)
+            mix = self._mix_by_kernel if u_BLD.is_cuda else self._mix_by_reference
+            y, last = mix(zxbcdt, seq_idx_BL)
         if state is not None:
             width = self.config.d_conv - 1
             xBC_BCL = self._parts(zxbcdt)[1].transpose(1, 2)

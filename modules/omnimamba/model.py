@@ -21,8 +21,7 @@ from modules.omnimamba.backbone import Backbone, BackboneState
 from modules.omnimamba.config import TASKS, ModelConfig, Task
 from modules.omnimamba.decoding import Decoder
 from modules.omnimamba.embeddings import CaptionProjection, Mlp
-from modules.omnimamba.row_mixer import Scan, layout_of
-from modules.omnimamba.rows import concatenated, sequence_ids, stacked
+from modules.omnimamba.rows import concatenated, stacked
 from modules.omnimamba.sampling import Pick, choose, pick_guided
 from modules.omnimamba.vision import build_vision
 from modules.unheard import unheard
@@ -90,8 +89,6 @@ class OmniMamba(nn.Module):
         self.compute = torch.float32
         """Type of matrix products and activations. With ``bfloat16``, autocast casts; parameters, norms, the residual
         and the scan's own parameters stay in float32."""
-        self.scan: Scan = "auto"
-        """The kernels of the scan on a GPU; see `row_mixer.layout_of`."""
 
     @property
     def device(self) -> torch.device:
@@ -252,9 +249,8 @@ class OmniMamba(nn.Module):
         every = [n for task in embedded for n in lengths[task]]
         mmu, t2i = (sum(lengths.get(task, [])) for task in TASKS)
         segments: Segments = (mmu, t2i)
-        layout = layout_of(every, self.config, self.scan, self.compute, row_1RD.device)
-        hidden_RD = self.backbone(row_1RD, segments, sequence_ids(every, row_1RD.device)[None], layout=layout)[0]
-        parts = hidden_RD.split([sum(lengths[task]) for task in embedded])
+        hidden_RD = self.backbone.run_row(row_1RD, segments, every, self.compute)
+        parts = torch.split(hidden_RD, [sum(lengths[task]) for task in embedded])
         return {task: stacked(part_RD, lengths[task]) for task, part_RD in zip(embedded, parts, strict=True)}
 
     def _labelled(self, task: Task, hidden_BLD: Tensor, batch: Mapping[str, Tensor]) -> Labelled:

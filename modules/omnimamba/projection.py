@@ -7,6 +7,9 @@ computes both, and one each their gradients. The dropout mask is not kept: a cou
 Shapes: R positions of the row, D input, O output, K rank of both adapters together.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -91,6 +94,41 @@ def project(
     seed = int(torch.randint(2**31 - 1, ())) if dropout else 0
     y_RO: Tensor = _Project.apply(x_RD, weight_OD, *A, *B, segments, lora.scale, dropout, seed)  # type: ignore[no-untyped-call]
     return y_RO
+
+
+@contextmanager
+def recomputed(y_RO: Tensor) -> Iterator[None]:
+    """Within it, functions keep for their backward pass how to compute ``y`` again, and not ``y``.
+
+    ``y`` is what `project` returned, or a view of all of it; anything else is kept as usual.
+    """
+    node = y_RO.grad_fn if y_RO._base is None else y_RO._base.grad_fn
+    if getattr(node, "_forward_cls", None) is not _Project:
+        yield
+        return
+
+    place = (y_RO.data_ptr(), y_RO.numel())  # not ``y``, which the hook would keep
+
+    def pack(kept: Tensor) -> "Tensor | _Again":
+        return _Again(node, kept.shape) if (kept.data_ptr(), kept.numel()) == place else kept
+
+    with torch.autograd.graph.saved_tensors_hooks(
+        pack, lambda kept: kept.compute() if isinstance(kept, _Again) else kept
+    ):
+        yield
+
+
+@dataclass(frozen=True)
+class _Again:
+    """How to compute an output of `project` again."""
+
+    node: Any
+    shape: torch.Size
+
+    def compute(self) -> Tensor:
+        wide_RC, weight_OD, _, _, B_mmu, B_t2i = self.node.saved_tensors
+        y_RO: Tensor = wide_RC @ _beside(weight_OD, (B_mmu, B_t2i), wide_RC.dtype).T
+        return y_RO.view(self.shape)
 
 
 def _parts(low_RK: Tensor, segments: tuple[int, int], rank: int) -> Pair:

@@ -28,23 +28,24 @@ LONGEST = 1024
 def layout_of(
     lengths: Sequence[int], config: ModelConfig, scan: Scan, compute: torch.dtype, device: torch.device
 ) -> "Layout | None":
-    """The row's layout if our scan should serve it, None if mamba_ssm's kernels or the reference should.
-
-    ``auto`` chooses by the lengths: our scan's work grows with their squares. It takes 16-bit types on a GPU alone, and
-    head and state sizes that are powers of two.
-    """
-    if device.type != "cuda" or compute != torch.bfloat16 or scan == "mamba_ssm" or not served(config):
-        return None
-    if scan == "auto" and sum(n * n for n in lengths) > LONGEST * sum(lengths):
+    """The row's layout if our scan serves it, None if mamba_ssm's kernels or the reference do."""
+    if not serves(lengths, config, scan, compute, device):
         return None
     from modules.omnimamba.triton_ssd import Layout
 
     return Layout.of(lengths, device)
 
 
-def served(config: ModelConfig) -> bool:
-    """Whether our scan takes the model's sizes."""
-    return all(n >= 16 and n & (n - 1) == 0 for n in (config.headdim, config.d_state))
+def serves(lengths: Sequence[int], config: ModelConfig, scan: Scan, compute: torch.dtype, device: torch.device) -> bool:
+    """Whether our scan serves a row of sequences of these lengths.
+
+    ``auto`` chooses by the lengths: our scan's work grows with their squares. Our scan takes bf16, on a GPU alone, and
+    head and state sizes that are powers of two.
+    """
+    sizes = all(n >= 16 and n & (n - 1) == 0 for n in (config.headdim, config.d_state))
+    if device.type != "cuda" or compute != torch.bfloat16 or scan == "mamba_ssm" or not sizes:
+        return False
+    return scan == "rows" or sum(n * n for n in lengths) <= LONGEST * sum(lengths)
 
 
 class _MixRow(torch.autograd.Function):

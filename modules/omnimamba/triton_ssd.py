@@ -171,11 +171,11 @@ def scan_backward(
         P=size, Q=CHUNK, **SMALL,
     )  # fmt: skip
     dproducts = flipped  # not needed any more
-    for which, diagonal in ((layout.diagonal_K, True), (layout.below, False)):
+    for which, diagonal, launch in ((layout.diagonal_K, True, LARGE), (layout.below, False, SMALL)):
         if len(which):
             backward.backward_products[(len(which),)](
                 x_RHP, dy_RHP, step_HR, log_HR, before_HK, products, tables, layout.tiles_T2, which,
-                dproducts, within_HR, x_RHP.stride(0), *shape, P=size, Q=CHUNK, DIAGONAL=diagonal, **(LARGE if diagonal else SMALL),
+                dproducts, within_HR, x_RHP.stride(0), *shape, P=size, Q=CHUNK, DIAGONAL=diagonal, **launch,
             )  # fmt: skip
     backward.backward_steps[(layout.sequences, triton.cdiv(heads, HEADS_TOGETHER))](
         dt_RH, dt_bias_H, A_H, layout.starts_S2, tables, step_HR, within_HR, earlier_HR, after_HR, passing_TH,

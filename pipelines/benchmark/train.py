@@ -175,8 +175,8 @@ def _ours(config: TrainBenchmarkConfig) -> tuple[TrainResult, Profile | None]:
         model = OmniMamba(config.model)
     initialise(model, 0, device)
     model.compute = COMPUTE[config.precision]
-    model.backbone.recompute = config.hardware.recompute
-    model.scan = config.hardware.scan
+    hardware = config.hardware
+    model.backbone.choose(scan=hardware.scan, projection=hardware.projection, recompute=hardware.recompute)
     profiled = ProfileSteps(config.warmup + config.steps + 1, PROFILED) if config.profile else None
     count = config.warmup + config.steps + 1 + (PROFILED if profiled else 0)
     optim = OptimConfig(lr=config.lr)

@@ -149,8 +149,8 @@ def build_model(
     """
     model = OmniMamba(config.model)
     model.compute = COMPUTE[config.trainer.precision]
-    model.backbone.recompute = config.hardware.recompute
-    model.scan = config.hardware.scan
+    hardware = config.hardware
+    model.backbone.choose(scan=hardware.scan, projection=hardware.projection, recompute=hardware.recompute)
     if resumed:
         return model
     if "mmu" in STAGES[config.stage.name].tasks:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from modules.files import GIB
+from modules.omnimamba.row_mixer import serves
 from modules.run_files import COMPLETE
 from modules.stages import STAGES
 from pipelines.run.claim import HeldError, claim
@@ -100,8 +101,17 @@ def _prepare_gpu(config: RunConfig, report: Callable[[str], None]) -> None:
             f"this run will need about {needed / GIB:.0f} GiB on each GPU, which has {has / GIB:.0f}: expect it to run "
             "out of memory. `python -m pipelines.doctor memory` says what needs it, and what would need less"
         )
-    positions = config.data.micro_batch.positions(config.model, STAGES[config.stage.name].tasks)
-    warm_up(config.model, positions, COMPUTE[config.trainer.precision], use_kernel_cache(config.hardware), report)
+    tasks, compute = STAGES[config.stage.name].tasks, COMPUTE[config.trainer.precision]
+    warm_up(
+        config.model,
+        config.data.micro_batch.positions(config.model, tasks),
+        compute,
+        use_kernel_cache(config.hardware),
+        report,
+    )
+    row = [config.model.length(task) for task in tasks for _ in range(config.data.micro_batch.of(task))]
+    ours = serves(row, config.model, config.hardware.scan, compute, torch.device("cuda"))
+    report("the scan runs on " + ("our kernels for rows of short sequences" if ours else "mamba_ssm's kernels"))
 
 
 def _silent(_text: str) -> None:

@@ -12,6 +12,9 @@ from typing import Literal
 import torch
 
 from modules.omnimamba import kernels
+from modules.omnimamba.adapters import Projection
+from modules.omnimamba.backbone import Recompute
+from modules.omnimamba.row_mixer import Scan
 from pipelines.run.local_rank import local_rank
 from pipelines.run.overrides import ConfigError
 
@@ -34,12 +37,16 @@ class HardwareConfig:
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
     """How several GPUs share the work: full replicas, or DeepSpeed ZeRO, which shards optimizer states (1), gradients
     (2) and parameters (3). Checkpoints have the same form, so a resume may choose another."""
-    recompute: bool = False
-    """Keep only the input of each block for the backward pass and recompute the rest: a third more work for a fraction
-    of the memory."""
-    scan: Literal["auto", "mamba_ssm", "rows"] = "auto"
+    recompute: Recompute = "none"
+    """What the backward pass computes again instead of keeping it: ``projection``, the output of each block's input
+    projection (a tenth more work, a fourth less memory; on a GPU, with the fused projection); ``block``, all but the
+    input of each block (a third more work for a fraction of the memory)."""
+    scan: Scan = "auto"
     """The scan's kernels when a GPU trains in bf16: mamba_ssm's, or ours for rows of many short sequences. ``auto``
     chooses by the lengths of a row's sequences."""
+    projection: Projection = "fused"
+    """How a GPU trains input projections: the layer and its adapters in one product and without a stored dropout mask,
+    or plain torch."""
     threads: int = 0
     """CPU threads per process; 0: as many as the run had before, or what torch chooses. Other numbers sum in another
     order."""
@@ -60,6 +67,11 @@ class HardwareConfig:
             for name in ("devices", "nodes")
             if getattr(self, name) < 1
         ]
+        if self.recompute == "projection" and (self.accelerator, self.projection) != ("gpu", "fused"):
+            found.append(
+                "hardware.recompute=projection needs hardware.accelerator=gpu and hardware.projection=fused; without "
+                "them, use hardware.recompute=block"
+            )
         if not self.timeout_minutes > 0:
             found.append(f"hardware.timeout_minutes={self.timeout_minutes} must be above 0")
         if self.threads < 0:

@@ -6,17 +6,21 @@ for the backward pass. docs/experiments.md compares it with measured peaks.
 Shapes: D d_model, E d_inner, N state size, H heads.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from modules.files import GIB
+from modules.omnimamba.backbone import Recompute
 from modules.omnimamba.config import TASKS, ModelConfig, VitConfig
 from modules.omnimamba.model import OmniMamba
+from modules.omnimamba.row_mixer import serves
 from modules.stages import STAGES
 from modules.trainable import set_trainable
 from pipelines.run.config import RunConfig
+from pipelines.run.hardware import HardwareConfig
 
 FULL, HALF = 4, 2
 """Bytes of a number in float32 and in bf16."""
@@ -62,10 +66,10 @@ def estimate_memory(config: RunConfig) -> MemoryEstimate:
     mmu, t2i = (counts.of(task) if task in tasks else 0 for task in TASKS)
     number = HALF if config.trainer.precision == "bf16" else FULL
     positions = counts.positions(model, tasks)
-    layer = positions * _kept_by_a_layer(built, number)
+    layer = positions * _kept_by_a_layer(built, hardware, number)
     block = WORKSPACE + positions * number * (_width(model) + 3 * model.d_inner)
     kept = model.n_layer * layer
-    if hardware.recompute:
+    if hardware.recompute == "block":
         kept = model.n_layer * positions * model.d_model * (FULL + number)
         block += layer  # recomputed, for one block at a time
     parts = _kept_for_parameters(built, config)
@@ -109,8 +113,11 @@ def ways_out(config: RunConfig) -> dict[str, MemoryEstimate]:
     hardware, micro = config.hardware, config.data.micro_batch
     ranks = hardware.ranks
     found: dict[str, RunConfig] = {}
-    if not hardware.recompute:
-        found["hardware.recompute=true"] = replace(config, hardware=replace(hardware, recompute=True))
+    levels: tuple[Recompute, ...] = ("projection", "block")
+    for level in levels if hardware.recompute == "none" else levels[1:]:
+        changed = replace(hardware, recompute=level)
+        if not changed.problems():
+            found[f"hardware.recompute={level}"] = replace(config, hardware=changed)
     if ranks > 1:
         for strategy in ("zero2", "zero3"):
             if strategy > hardware.strategy:
@@ -143,21 +150,33 @@ def _kept_for_parameters(model: OmniMamba, config: RunConfig) -> dict[str, float
         "optimizer: its own copy of the weights": FULL * trained / ranks if level else 0.0,
     }
     if config.trainer.precision == "bf16":
-        matrices = sum(size for size, _, matrix in sizes if matrix)
-        parts["weights, bf16 for the backward pass"] = (
-            HALF * matrices / (len(model.backbone.layers) if hardware.recompute else 1)
-        )
+        parts["weights, bf16 for the backward pass"] = HALF * sum(_cast_weights(model, config))
     return parts
 
 
-def _kept_by_a_layer(model: OmniMamba, number: int) -> float:
+def _cast_weights(model: OmniMamba, config: RunConfig) -> Iterator[float]:
+    """Sizes of the matrices whose copies in bf16 autocast keeps for the backward pass; fused functions cast again."""
+    hardware, tasks = config.hardware, STAGES[config.stage.name].tasks
+    row = [config.model.length(task) for task in tasks for _ in range(config.data.micro_batch.of(task))]
+    gpu = torch.device(hardware.accelerator.replace("gpu", "cuda"))
+    ours = serves(row, config.model, hardware.scan, torch.bfloat16, gpu)
+    for name, parameter in model.named_parameters():
+        fused = (".in_proj." in name and hardware.projection == "fused") or (".out_proj." in name and ours)
+        if parameter.ndim > 1 and not fused:
+            blocks = len(model.backbone.layers) if hardware.recompute == "block" else 1
+            yield parameter.numel() / blocks
+
+
+def _kept_by_a_layer(model: OmniMamba, hardware: HardwareConfig, number: int) -> float:
     """Bytes that a block keeps per position for its backward pass."""
     config, block = model.config, model.backbone.layers[0]
     assert isinstance(block, nn.Module)
     trained = {name for name, parameter in block.named_parameters() if parameter.requires_grad}
-    kept = (
-        number * (_width(config) + config.d_inner) + FULL * config.d_model
-    )  # projections, output of the scan, residual
+    # projections, output of the scan, residual
+    projected = 0 if hardware.recompute == "projection" else _width(config)
+    kept = number * (projected + config.d_inner) + FULL * config.d_model
+    if hardware.projection == "fused" and config.lora == "task":
+        return kept + number * (config.d_model + len(TASKS) * config.adapters.rank)  # its input, low-rank values beside
     if "mixer.in_proj.weight" in trained:
         kept += number * config.d_model  # its input
     if any("lora_A" in name for name in trained):

@@ -22,6 +22,8 @@ from pipelines.run.yaml_shape import shape_problem
 Config = TypeVar("Config")
 PROJECT = Path(__file__).parents[2]
 """The folder of this project."""
+RENAMED_VALUES = {"hardware.recompute": {"true": "block", "false": "none"}}
+"""By key: a value as it was written once, and as it is now."""
 
 
 class ConfigError(ValueError):
@@ -200,6 +202,7 @@ def build(cls: type[Config], values: DictConfig, source: str) -> Config:
     Raises:
         ConfigError: see `parse_overrides`; or a secret is among the values.
     """
+    values = _renewed(values)
     plain: Any = OmegaConf.to_container(values)
     _refuse_secrets(plain, source)
     refuse(list(unquoted(cls, plain)), source)
@@ -214,6 +217,16 @@ def build(cls: type[Config], values: DictConfig, source: str) -> Config:
         raise ConfigError(f"{source}: {error}") from error
     refuse(_not_finite(result) + (result.problems() if hasattr(result, "problems") else []), source)
     return result
+
+
+def _renewed(values: DictConfig) -> DictConfig:
+    """Values as they are written now; configurations of old runs stay runnable."""
+    renewed = values.copy()
+    for key, now in RENAMED_VALUES.items():
+        with suppress(OmegaConfBaseException, AttributeError):  # it may be an interpolation; told later if it is wrong
+            if (old := str(OmegaConf.select(values, key)).lower()) in now:
+                OmegaConf.update(renewed, key, now[old])
+    return renewed
 
 
 def refuse(problems: Sequence[str], source: str) -> None:

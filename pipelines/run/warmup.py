@@ -16,6 +16,7 @@ import torch
 from modules.locks import locked
 from modules.omnimamba.backbone import Backbone
 from modules.omnimamba.config import ModelConfig
+from modules.omnimamba.row_mixer import Scan
 from pipelines.run.hardware import take_gpu
 
 LOCK = "omnimamba.lock"
@@ -46,16 +47,19 @@ def one_first(lock: Path, work: Callable[[], None]) -> None:
 def run_blocks(model: ModelConfig, positions: int, compute: torch.dtype, device: torch.device) -> None:
     """Run blocks and final norm forward and backward over one row of random numbers that holds both tasks.
 
-    Two blocks are enough. The first has no residual input and the others do, and Triton tunes both cases.
+    Two blocks are enough. The first has no residual input and the others do, and Triton tunes both cases. Which scan a
+    later row takes depends on its sequences, so both are made ready.
     """
+    half = (positions // 2, positions - positions // 2)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.device(device):
         backbone = Backbone(replace(model, n_layer=2))
         for parameter in backbone.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-        x = torch.randn(1, positions, model.d_model, requires_grad=True)
-        seq_idx = (torch.arange(positions, dtype=torch.int32) > positions // 2).int()[None]
-        with torch.autocast(device.type, compute, enabled=compute != torch.float32):
-            hidden = backbone(x.to(compute), (positions // 2, positions - positions // 2), seq_idx)
-            hidden.float().sum().backward()
+        scans: tuple[Scan, ...] = ("mamba_ssm", "rows") if device.type == "cuda" else ("mamba_ssm",)
+        for backbone.scan in scans:
+            x = torch.randn(1, positions, model.d_model, requires_grad=True)
+            with torch.autocast(device.type, compute, enabled=compute != torch.float32):
+                hidden = backbone.run_row(x.to(compute), half, half, compute)
+                torch.autograd.backward(hidden.float().sum())
     if device.type == "cuda":
         torch.cuda.synchronize(device)

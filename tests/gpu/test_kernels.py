@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from modules.objectives import task_losses
+from modules.omnimamba.backbone import Recompute
 from modules.omnimamba.config import TASKS
 from tests.unit.modules.omnimamba.conftest import SAMPLING, TINY, batch_of, build, share_of_teacher_forcing
 
@@ -110,10 +111,11 @@ def test_bf16_losses_and_gradients_are_close_to_float32s() -> None:
         assert (parameter.grad - truth).norm() <= 0.1 * truth.norm() + 1e-6, name
 
 
-def test_recomputed_blocks_give_the_same_gradients() -> None:
+@pytest.mark.parametrize("level", ["projection", "block"])
+def test_what_is_recomputed_gives_the_same_gradients(level: Recompute) -> None:
     batch = {task: {name: value.cuda() for name, value in part.items()} for task, part in batch_of(CONFIG).items()}
     kept, recomputed = build(CONFIG).cuda(), build(CONFIG).cuda()
-    recomputed.backbone.recompute = True
+    recomputed.backbone.choose(scan="auto", projection="fused", recompute=level)
     for model in (kept, recomputed):
         torch.autograd.backward(sum(task_losses(model(batch)).values()))
     gradients = dict(kept.named_parameters())

@@ -1,14 +1,12 @@
 """The mixer for rows of many short sequences against the mixer on mamba_ssm's kernels, on a GPU."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from modules.omnimamba.adapters import Segments
 from modules.omnimamba.backbone import Block
 from modules.omnimamba.config import LoraConfig, ModelConfig
-from modules.omnimamba.row_mixer import LONGEST, layout_of
+from modules.omnimamba.row_mixer import layout_of
 from modules.omnimamba.rows import sequence_ids
 
 if not torch.cuda.is_available():
@@ -67,17 +65,3 @@ def test_a_frozen_projection_gets_no_gradient() -> None:
     assert trained.keys() - frozen.keys() == {"mixer.out_proj.weight"}
     for name, value in frozen.items():
         torch.testing.assert_close(value, trained[name])
-
-
-def test_the_choice_depends_on_lengths_types_and_sizes() -> None:
-    def chosen(length: int, config: ModelConfig, scan: str, compute: torch.dtype, device: str) -> bool:
-        return layout_of([length] * 2, config, scan, compute, torch.device(device)) is not None  # type: ignore[arg-type]
-
-    half = torch.bfloat16
-    assert chosen(LONGEST, CONFIG, "auto", half, "cuda")
-    assert not chosen(LONGEST + 1, CONFIG, "auto", half, "cuda")
-    assert chosen(LONGEST + 1, CONFIG, "rows", half, "cuda")
-    assert not chosen(64, CONFIG, "mamba_ssm", half, "cuda")
-    assert not chosen(64, CONFIG, "rows", torch.float32, "cuda")
-    assert not chosen(64, CONFIG, "rows", half, "cpu")
-    assert not chosen(64, replace(CONFIG, headdim=8), "rows", half, "cuda")

@@ -10,6 +10,7 @@ import torch
 
 from datamodules.data_config import Counts, DataConfig
 from modules.files import GIB
+from modules.omnimamba.backbone import Recompute
 from modules.omnimamba.config import ModelConfig
 from modules.stages import StageConfig
 from pipelines.benchmark.train import PUBLISHED_VISION, TrainBenchmarkConfig, measure_train
@@ -65,8 +66,8 @@ def test_two_processes_share_one_cache_and_the_next_finds_it(tmp_path: Path) -> 
     assert {path for path in tmp_path.rglob("*") if path.suffix in (".cubin", ".json")} == compiled
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_memory_is_foreseen(recompute: bool) -> None:
+@pytest.mark.parametrize("recompute", ["none", "projection", "block"])
+def test_memory_is_foreseen(recompute: Recompute) -> None:
     model = ModelConfig(n_layer=12, vision=PUBLISHED_VISION)
     hardware, counts = HardwareConfig(accelerator="gpu", recompute=recompute), Counts(mmu=3, t2i=24)
     measured = measure_train(

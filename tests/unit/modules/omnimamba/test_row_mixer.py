@@ -1,5 +1,7 @@
-"""The mixer for rows of short sequences computes what the plain one does; causal_conv1d's and mamba_ssm's functions, which
-need a GPU, are replaced by their formulas in plain torch."""
+"""The mixer for rows of short sequences computes what the plain one does.
+
+causal_conv1d's and mamba_ssm's functions need a GPU; here their formulas in plain torch stand for them.
+"""
 
 import os
 from dataclasses import replace

@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 from omegaconf import OmegaConf
 
+from pipelines.benchmark.train import TrainBenchmarkConfig
 from pipelines.run.overrides import ConfigError, build, dotlist, parse_overrides, read_yaml
 
 
@@ -254,3 +255,12 @@ def test_secrets_are_refused_and_not_told(word: str, told: str, monkeypatch: pyt
 
 def test_what_merely_sounds_like_a_secret_is_taken() -> None:
     assert parse_overrides(Outer, ["name=tokenizer", "group=s3://bucket/x"]).group == "s3://bucket/x"
+
+
+@pytest.mark.parametrize(("old", "now"), [("true", "block"), ("false", "none"), ("projection", "projection")])
+def test_configurations_of_old_runs_are_still_read(old: str, now: str, tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text(f"hardware: {{recompute: {old}, accelerator: gpu}}\n")
+    words = [f"hardware.recompute={old}", "hardware.accelerator=gpu"]
+    found = [build(TrainBenchmarkConfig, read_yaml(path), str(path)), parse_overrides(TrainBenchmarkConfig, words)]
+    assert [config.hardware.recompute for config in found] == [now, now]
