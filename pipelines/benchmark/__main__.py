@@ -5,6 +5,7 @@ Examples:
     python -m pipelines.benchmark data folder=data/bench deep_samples=100000 seconds=1
     python -m pipelines.benchmark train stage=t2i_pretrain "micro_batch={t2i: 90}" --json train.json
     python -m pipelines.benchmark train --profile baseline=false
+    python -m pipelines.benchmark layer hardware.scan=mamba_ssm
     python -m pipelines.benchmark train hardware.strategy=zero2 hardware.devices=2
     python -m pipelines.benchmark generate "batches=[1,16]" --json generate.json
 """
@@ -36,6 +37,10 @@ def main() -> None:
     train.add_argument("--json", type=Path, help="file for the measurements")
     train.add_argument("--profile", action="store_true", help="also show which kernels take a step's time (GPU)")
     train.set_defaults(run=_train)
+    layer = commands.add_parser("layer", help="one block on a training row, part by part, and each part's floor (GPU)")
+    layer.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
+    layer.add_argument("--json", type=Path, help="file for the measurements")
+    layer.set_defaults(run=_layer)
     generate = commands.add_parser("generate", help="drawing images in several batch sizes, compared with mamba_ssm")
     generate.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
     generate.add_argument("--json", type=Path, help="file for the measurements")
@@ -90,15 +95,36 @@ def _train(arguments: argparse.Namespace) -> None:
     _keep(found, arguments.json)
 
 
-def _show_profile(profile: dict[str, Any]) -> None:
+def _layer(arguments: argparse.Namespace) -> None:
     from rich.table import Table
 
+    from pipelines.benchmark.layer import LayerBenchmarkConfig, measure_layer
+    from pipelines.run.overrides import parse_overrides
+
+    found = measure_layer(parse_overrides(LayerBenchmarkConfig, arguments.overrides))
+    title = f"{found['gpu']}, torch {found['torch']}: a block, {found['ms']:.2f} ms forward and backward"
+    table = Table("part", "ms", "floor ms", "launches", title=title)
+    for part in found["parts"]:
+        floor = _number(part["floor_ms"], ".2f")
+        table.add_row(part["name"], f"{part['ms']:.2f}", floor, f"{part['launches']:.0f}")
+    show_table(table)
+    _show_kernels(found["kernels"], found["ms"], "its kernels")
+    _keep(found, arguments.json)
+
+
+def _show_kernels(kernels: list[tuple[str, float, float]], whole: float, title: str) -> None:
+    from rich.table import Table
+
+    table = Table("kernel", "ms", "share", "launches", title=title)
+    for name, milliseconds, count in kernels:
+        table.add_row(name, f"{milliseconds:.2f}", f"{milliseconds / whole:.1%}", f"{count:,.0f}")
+    show_table(table)
+
+
+def _show_profile(profile: dict[str, Any]) -> None:
     idle = f"GPU idle {profile['idle_share']:.1%}"
     title = f"a step: {profile['step_ms']:.0f} ms, {idle}, {profile['launches']:,.0f} launches"
-    table = Table("kernel", "ms", "share", "launches", title=title)
-    for name, milliseconds, count in profile["kernels"]:
-        table.add_row(name, f"{milliseconds:.1f}", f"{milliseconds / profile['step_ms']:.1%}", f"{count:,.0f}")
-    show_table(table)
+    _show_kernels(profile["kernels"], profile["step_ms"], title)
 
 
 def _generate(arguments: argparse.Namespace) -> None:

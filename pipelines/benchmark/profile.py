@@ -43,12 +43,13 @@ class ProfileSteps(pl.Callback):
         if i == self.first + self.count - 1:
             torch.cuda.synchronize()
             self._profiler.stop()
-            self.found = _summary(self._profiler, self.count)
+            self.found = summary(self._profiler, self.count)
 
 
-def _summary(profiler: profile, steps: int) -> Profile:
+def summary(profiler: profile, steps: int, top: int = TOP) -> Profile:
+    """What the GPU did in ``steps`` recorded steps, with the ``top`` kernels that took longest."""
     recorded = profiler.events() or []  # type: ignore[no-untyped-call]
-    events = [each for each in recorded if each.device_type == DeviceType.CUDA]
+    events = [each for each in recorded if each.device_type == DeviceType.CUDA and not each.is_user_annotation]
     spans = sorted((each.time_range.start, each.time_range.end) for each in events)
     busy, until = 0.0, spans[0][0]
     for start, end in spans:  # streams overlap
@@ -61,10 +62,10 @@ def _summary(profiler: profile, steps: int) -> Profile:
         name = each.name[:NAME]
         times[name] += each.time_range.end - each.time_range.start
         counts[name] += 1
-    top = sorted(times, key=lambda name: -times[name])[:TOP]
+    longest = sorted(times, key=lambda name: -times[name])[:top]
     return Profile(
         step_ms=whole / steps / 1000,
         idle_share=1 - busy / whole,
         launches=len(events) / steps,
-        kernels=[(name, times[name] / steps / 1000, counts[name] / steps) for name in top],
+        kernels=[(name, times[name] / steps / 1000, counts[name] / steps) for name in longest],
     )

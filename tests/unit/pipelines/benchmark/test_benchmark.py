@@ -17,8 +17,10 @@ from pipelines.benchmark import __main__ as benchmark
 from pipelines.benchmark.baselines import published_step
 from pipelines.benchmark.data import DataBenchmarkConfig
 from pipelines.benchmark.generate import GenerateBenchmarkConfig, floor_seconds, measure_generate
+from pipelines.benchmark.layer import REST, LayerBenchmarkConfig, floor_ms, part_of, parts_of
 from pipelines.benchmark.train import TrainBenchmarkConfig, measure_train, synthetic_batch
 from pipelines.run.hardware import HardwareConfig
+from pipelines.run.overrides import ConfigError, parse_overrides
 from tests.unit.modules.omnimamba.conftest import TINY as SMALL
 
 ROOT = Path(__file__).parents[4]
@@ -80,6 +82,48 @@ def test_a_profile_needs_a_gpu() -> None:
     assert config(profile=True).problems() == [
         "profile=true needs a GPU; leave it out, or add hardware.accelerator=gpu"
     ]
+
+
+def test_a_kernel_belongs_to_a_part() -> None:
+    names = {
+        "nvjet_sm90_tst_192x192_64x3_1x2_h_bz_coopB_NTN": "products",
+        "void causal_conv1d_channellast_bwd_kernel<...>": "convolution",
+        "_layer_norm_bwd_kernel": "norms",
+        "_layer_norm_fwd_1pass_kernel": "norms",
+        "backward_products": "scan",
+        "forward": "scan",
+        "_chunk_scan_bwd_dcb_kernel": "scan",
+        "_state_passing_fwd_kernel": "scan",
+        "_dropout": "dropout",
+        "Memcpy DtoD (Device -> Device)": REST,
+    }
+    assert {name: part_of(name) for name in names} == names
+    found = parts_of({"forward": (2.0, 1), "steps": (0.5, 2), "_dropout": (1.0, 3)}, {"scan": 1.5})
+    assert {part.name: (part.ms, part.floor_ms, part.launches) for part in found} == {
+        "products": (0, None, 0),
+        "convolution": (0, None, 0),
+        "norms": (0, None, 0),
+        "scan": (2.5, 1.5, 3),
+        "dropout": (1, None, 3),
+        REST: (0, None, 0),
+    }
+
+
+def test_the_floor_of_a_block_is_a_count_by_hand() -> None:
+    model = ModelConfig(d_model=4, expand=2, d_state=16, headdim=4)
+    assert (model.d_inner, model.n_heads) == (8, 2)
+    found = floor_ms(model, positions=10, flops=1000.0, bytes_per_second=1000.0)
+    channels = 8 + 32
+    assert found["products"] == 3 * 2 * 10 * (4 * (8 + channels + 2) + 8 * 4)
+    assert found["scan"] == 10 * 2 * (8 + 8 + 3 * 8)  # x and y; x, dy and dx
+    assert found["convolution"] == 10 * 2 * channels * (2 + 2 + 3)
+    assert found["norms"] == 10 * (28 * 4 + 18 * 8)
+    assert found["dropout"] == 10 * 2 * 4 * 7
+
+
+def test_a_block_is_measured_on_a_gpu() -> None:
+    with pytest.raises(ConfigError, match=r"a block's kernels are a GPU's; use hardware\.accelerator=gpu"):
+        parse_overrides(LayerBenchmarkConfig, ["hardware.accelerator=cpu"])
 
 
 def test_model_flops_are_those_of_a_count_by_hand() -> None:
