@@ -42,7 +42,7 @@ class _Project(torch.autograd.Function):
         wide_RC[:, :width] = x_RD
         dropped_RD = _dropped(x_RD, dropout, seed)
         for low, dropped, A in zip(
-            _parts(wide_RC[:, width:], segments, rank),
+            low_parts(wide_RC[:, width:], segments, rank),
             torch.split(dropped_RD, list(segments)),
             (A_mmu, A_t2i),
             strict=True,
@@ -50,19 +50,19 @@ class _Project(torch.autograd.Function):
             low.copy_(scale * (dropped @ A.T.to(x_RD.dtype)))
         ctx.save_for_backward(wide_RC, weight_OD, A_mmu, A_t2i, B_mmu, B_t2i)
         ctx.given = segments, scale, dropout, seed
-        return wide_RC @ _beside(weight_OD, (B_mmu, B_t2i), x_RD.dtype).T
+        return wide_RC @ beside(weight_OD, (B_mmu, B_t2i), x_RD.dtype).T
 
     @staticmethod
     def backward(ctx: Any, dy_RO: Tensor) -> tuple[Tensor | None, ...]:
         wide_RC, weight_OD, A_mmu, A_t2i, B_mmu, B_t2i = ctx.saved_tensors
         segments, scale, dropout, seed = ctx.given
         width, rank = weight_OD.shape[1], len(A_mmu)
-        dwide_RC = dy_RO @ _beside(weight_OD, (B_mmu, B_t2i), dy_RO.dtype)
+        dwide_RC = dy_RO @ beside(weight_OD, (B_mmu, B_t2i), dy_RO.dtype)
         dropped_RD = _dropped(wide_RC[:, :width], dropout, seed)
         ddropped_RD = torch.empty_like(dropped_RD)
         dA = []
         for dlow, dropped, ddropped, A in zip(
-            _parts(dwide_RC[:, width:], segments, rank),
+            low_parts(dwide_RC[:, width:], segments, rank),
             torch.split(dropped_RD, list(segments)),
             torch.split(ddropped_RD, list(segments)),
             (A_mmu, A_t2i),
@@ -127,19 +127,24 @@ class _Again:
 
     def compute(self) -> Tensor:
         wide_RC, weight_OD, _, _, B_mmu, B_t2i = self.node.saved_tensors
-        y_RO: Tensor = wide_RC @ _beside(weight_OD, (B_mmu, B_t2i), wide_RC.dtype).T
+        y_RO: Tensor = wide_RC @ beside(weight_OD, (B_mmu, B_t2i), wide_RC.dtype).T
         return y_RO.view(self.shape)
 
 
-def _parts(low_RK: Tensor, segments: tuple[int, int], rank: int) -> Pair:
+def low_parts(low_RK: Tensor, segments: tuple[int, int], rank: int) -> Pair:
     """Each task's rows and columns of the low-rank values. The others are zero."""
     first = segments[0]
     return low_RK[:first, :rank], low_RK[first:, rank:]
 
 
-def _beside(weight_OD: Tensor, B: Pair, dtype: torch.dtype) -> Tensor:
+def beside(weight_OD: Tensor, B: Pair, dtype: torch.dtype) -> Tensor:
     """The weight and beside it both B, (O, D + K)."""
-    return torch.cat([part.to(dtype) for part in (weight_OD, *B)], dim=1)
+    width, rank = weight_OD.shape[1], B[0].shape[1]
+    whole = torch.empty((len(weight_OD), width + len(B) * rank), dtype=dtype, device=weight_OD.device)
+    parts = torch.split(whole, [width, *[rank] * len(B)], dim=1)
+    for into, part in zip(parts, (weight_OD, *B), strict=True):
+        into.copy_(part)  # casts on the way
+    return whole
 
 
 def _dropped(x_RD: Tensor, dropout: float, seed: int, added: Tensor | None = None) -> Tensor:
