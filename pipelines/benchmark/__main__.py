@@ -7,11 +7,13 @@ Examples:
     python -m pipelines.benchmark train --profile baseline=false
     python -m pipelines.benchmark layer hardware.scan=mamba_ssm
     python -m pipelines.benchmark train hardware.strategy=zero2 hardware.devices=2
+    python -m pipelines.benchmark scaling "devices=[1,2]" "train=[steps=10]" --json scaling.json
     python -m pipelines.benchmark generate "batches=[1,16]" --json generate.json
 """
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,10 @@ def main() -> None:
     layer.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
     layer.add_argument("--json", type=Path, help="file for the measurements")
     layer.set_defaults(run=_layer)
+    scaling = commands.add_parser("scaling", help="training on 1, 2, 4, ... GPUs of this machine, under each strategy")
+    scaling.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
+    scaling.add_argument("--json", type=Path, help="file for the measurements, to which later calls add theirs")
+    scaling.set_defaults(run=_scaling)
     generate = commands.add_parser("generate", help="drawing images in several batch sizes, compared with mamba_ssm")
     generate.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
     generate.add_argument("--json", type=Path, help="file for the measurements")
@@ -110,6 +116,26 @@ def _layer(arguments: argparse.Namespace) -> None:
     show_table(table)
     _show_kernels(found["kernels"], found["ms"], "its kernels")
     _keep(found, arguments.json)
+
+
+def _scaling(arguments: argparse.Namespace) -> None:
+    from rich.table import Table
+
+    from pipelines.benchmark.scaling import ScalingBenchmarkConfig, measure_scaling, read_runs
+    from pipelines.run.overrides import parse_overrides
+
+    config = parse_overrides(ScalingBenchmarkConfig, arguments.overrides)
+    runs = measure_scaling(config, read_runs(arguments.json) if arguments.json else [], say)
+    columns = ("stage", "strategy", "devices", "tokens/s", "times one", "peak GiB", "communicates", "and no more")
+    table = Table(*columns, title="weak scaling; ratios within one machine")
+    for run in runs:
+        table.add_row(
+            *(run.stage, run.strategy, str(run.devices), f"{run.tokens_per_second:,.0f}"),
+            *(_number(run.times_one, ".2f"), _number(run.peak_gib, ".1f")),
+            *(_number(run.communication_share, ".1%"), _number(run.exposed_share, ".1%")),
+        )
+    show_table(table)
+    _keep({"runs": [asdict(run) for run in runs]}, arguments.json)
 
 
 def _show_kernels(kernels: list[tuple[str, float, float]], whole: float, title: str) -> None:

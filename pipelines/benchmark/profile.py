@@ -1,6 +1,7 @@
 """What a GPU does during training steps: how long it is idle, and which kernels take its time."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+COMMUNICATION = "nccl"
+"""How the names of the kernels begin that exchange numbers between GPUs."""
 TOP, NAME = 30, 70
 """Kernels that are named, and characters of their names that are kept."""
 
@@ -19,6 +22,10 @@ class Profile:
 
     step_ms: float
     idle_share: float
+    communication_share: float
+    """Share in which it exchanges numbers with other GPUs."""
+    exposed_share: float
+    """Share in which it does nothing else meanwhile."""
     launches: float
     kernels: list[tuple[str, float, float]]
     """Name, ms a step and launches a step of those that take longest."""
@@ -50,12 +57,11 @@ def summary(profiler: profile, steps: int, top: int = TOP) -> Profile:
     """What the GPU did in ``steps`` recorded steps, with the ``top`` kernels that took longest."""
     recorded = profiler.events() or []  # type: ignore[no-untyped-call]
     events = [each for each in recorded if each.device_type == DeviceType.CUDA and not each.is_user_annotation]
-    spans = sorted((each.time_range.start, each.time_range.end) for each in events)
-    busy, until = 0.0, spans[0][0]
-    for start, end in spans:  # streams overlap
-        busy += max(0.0, end - max(start, until))
-        until = max(until, end)
-    whole = until - spans[0][0]
+    spans = [(each.name, each.time_range.start, each.time_range.end) for each in events]
+    begin, end = min(start for _, start, _ in spans), max(end for _, _, end in spans)
+    whole, busy = end - begin, covered((start, end) for _, start, end in spans)
+    exchanging = covered((start, end) for name, start, end in spans if name.startswith(COMMUNICATION))
+    alone = covered((start, end) for name, start, end in spans if not name.startswith(COMMUNICATION))
     times: defaultdict[str, float] = defaultdict(float)
     counts: defaultdict[str, int] = defaultdict(int)
     for each in events:
@@ -66,6 +72,17 @@ def summary(profiler: profile, steps: int, top: int = TOP) -> Profile:
     return Profile(
         step_ms=whole / steps / 1000,
         idle_share=1 - busy / whole,
+        communication_share=exchanging / whole,
+        exposed_share=(busy - alone) / whole,
         launches=len(events) / steps,
         kernels=[(name, times[name] / steps / 1000, counts[name] / steps) for name in longest],
     )
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """How much time the spans cover together; they may overlap."""
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total

@@ -1,0 +1,124 @@
+"""Measures how training scales over the GPUs of this machine: one run after the other, each in processes of its own.
+
+A GPU's micro-batch stays the same (weak scaling). A run's rate is compared with that of one GPU under DDP, measured on
+the same machine; rates of other machines are kept in the same file and never compared.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from typing_extensions import TypedDict
+
+from modules.reading import read_json
+
+RUN = [sys.executable, "-m", "pipelines.benchmark", "train", "baseline=false"]
+
+
+@dataclass(frozen=True)
+class ScalingRun:
+    """What one run measured. A later run of the same first four values replaces an earlier one."""
+
+    machine: str
+    """The name and number of its first GPU."""
+    stage: str
+    strategy: str
+    devices: int
+    tokens_per_second: float
+    peak_gib: float | None
+    """Of the first GPU; None on a CPU."""
+    communication_share: float | None
+    """Share of a step in which the first GPU communicates; None on a CPU."""
+    exposed_share: float | None
+    """Share of a step in which it does nothing else meanwhile."""
+    times_one: float | None = None
+    """The rate as a multiple of one GPU's under DDP, in the same stage on the same machine; None if not measured."""
+
+    def is_of(self, other: "ScalingRun") -> bool:
+        """Whether both measure the same."""
+        mine, its = ((run.machine, run.stage, run.strategy, run.devices) for run in (self, other))
+        return mine == its
+
+
+class _File(TypedDict):
+    runs: list[dict[str, str | int | float | None]]
+
+
+def measure_scaling(
+    config: ScalingBenchmarkConfig, before: Sequence[ScalingRun], say: Callable[[str], None]
+) -> list[ScalingRun]:
+    """Measure; returns all runs, those of ``before`` too.
+
+    Raises:
+        ValueError: a run failed; the message ends with its last lines.
+    """
+    counts = config.devices or tuple(n for n in (1, 2, 4, 8, 16) if n <= torch.cuda.device_count())
+    runs = list(before)
+    for stage in config.stages:
+        for strategy in config.strategies:
+            for devices in counts:
+                say(f"{stage}, {strategy}, {devices}")
+                run = _measured(config, stage, strategy, devices)
+                runs = [each for each in runs if not each.is_of(run)] + [run]
+    return with_ratios(runs)
+
+
+def with_ratios(runs: Sequence[ScalingRun]) -> list[ScalingRun]:
+    """The runs with ``times_one``."""
+    one = {
+        (run.machine, run.stage): run.tokens_per_second for run in runs if run.devices == 1 and run.strategy == "ddp"
+    }
+    rates = [one.get((run.machine, run.stage)) for run in runs]
+    return [
+        replace(run, times_one=run.tokens_per_second / rate if rate else None)
+        for run, rate in zip(runs, rates, strict=True)
+    ]
+
+
+def read_runs(path: Path) -> list[ScalingRun]:
+    """The runs of an earlier call's file; none if there is no file.
+
+    Raises:
+        ValueError: the file is something else.
+    """
+    if not path.is_file():
+        return []
+    rows: Any = read_json(path, _File, "file with runs")["runs"]
+    try:
+        return [ScalingRun(**row) for row in rows]
+    except TypeError as error:
+        raise ValueError(f"{path}: its runs are of another version ({error}); name another file") from error
+
+
+def _measured(config: ScalingBenchmarkConfig, stage: str, strategy: str, devices: int) -> ScalingRun:
+    gpu = config.accelerator == "gpu"
+    words = [f"stage={stage}", f"hardware.accelerator={config.accelerator}", f"hardware.devices={devices}"]
+    words += [f"hardware.strategy={strategy}", *(["--profile"] if gpu else []), *config.train]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train.json"
+        done = subprocess.run([*RUN, *words, "--json", str(path)], capture_output=True, text=True, check=False)
+        if done.returncode or not path.is_file():
+            last = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
+            raise ValueError(f"{stage} under {strategy} on {devices} failed with code {done.returncode}:\n{last}")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    profile = found.get("profile") or {}
+    return ScalingRun(
+        machine=_machine() if gpu else "CPU",
+        stage=stage,
+        strategy=strategy,
+        devices=devices,
+        tokens_per_second=found["ours"]["tokens_per_second"],
+        peak_gib=found["ours"]["peak_gib"],
+        communication_share=profile.get("communication_share"),
+        exposed_share=profile.get("exposed_share"),
+    )
+
+
+def _machine() -> str:
+    return f"{torch.cuda.get_device_name()} {str(torch.cuda.get_device_properties(0).uuid)[:8]}"
