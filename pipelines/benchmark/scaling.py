@@ -50,6 +50,29 @@ class _File(TypedDict):
     runs: list[dict[str, str | int | float | None]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScalingBenchmarkConfig:
+    """What to run."""
+
+    stages: tuple[str, ...] = ("unified_finetune",)
+    strategies: tuple[str, ...] = ("ddp", "zero2")
+    devices: tuple[int, ...] = ()
+    """Numbers of GPUs; empty: 1, 2, 4, ... as far as this machine has them."""
+    accelerator: Literal["gpu", "cpu"] = "gpu"
+    train: tuple[str, ...] = ()
+    """More words for `pipelines.benchmark train`, such as steps=5."""
+
+    def problems(self) -> list[str]:
+        """Broken rules, each with the way out."""
+        unknown = [name for name in self.stages if name not in STAGES]
+        found = [f"stages: there is no stage {name}; there are {', '.join(STAGES)}" for name in unknown]
+        if self.accelerator == "cpu" and not self.devices:
+            found.append("devices=[] counts GPUs; for a CPU, name the numbers of processes: devices=[1,2]")
+        if any(count < 1 for count in self.devices):
+            found.append(f"devices={list(self.devices)} must be at least 1 each")
+        return found
+
+
 def measure_scaling(
     config: ScalingBenchmarkConfig, before: Sequence[ScalingRun], say: Callable[[str], None]
 ) -> list[ScalingRun]:
