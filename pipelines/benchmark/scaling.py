@@ -11,12 +11,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from typing_extensions import TypedDict
 
 from modules.reading import read_json
+from modules.stages import STAGES
 
 RUN = [sys.executable, "-m", "pipelines.benchmark", "train", "baseline=false"]
 
