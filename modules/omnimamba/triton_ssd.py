@@ -18,8 +18,8 @@ from modules.omnimamba import triton_ssd_backward as backward
 from modules.omnimamba import triton_ssd_forward as forward
 from modules.omnimamba.rows import on_device
 
-CHUNK, HEADS_TOGETHER = 64, 16
-"""Positions of a chunk, and heads whose steps one program computes."""
+CHUNK, SHORT, HEADS_TOGETHER = 64, 16, 16
+"""Positions of a chunk and of a short one, and heads whose steps one program computes."""
 SMALL = {"num_warps": 4, "num_stages": 1}
 """More programs at a time hide waiting better than loading ahead within one (docs/experiments.md)."""
 LARGE = {**SMALL, "maxnreg": 168}
@@ -27,19 +27,30 @@ LARGE = {**SMALL, "maxnreg": 168}
 
 
 @dataclass(frozen=True)
+class Group:
+    """Chunks of one kind, and the tiles whose rows are theirs, int32."""
+
+    rows: int
+    """How many rows of a chunk are computed."""
+    chunks: Tensor
+    diagonal: Tensor
+    """The tiles of a chunk with itself."""
+    below: Tensor
+    """The tiles with earlier chunks."""
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where the sequences, chunks and tiles of a row are, int32."""
 
     starts_S2: Tensor
-    """The start of each sequence and its first chunk, and behind them the end of the row, (2S + 2)."""
+    """The start of each sequence and its first chunk, and after them the end of the row, (2S + 2)."""
     chunks_K5: Tensor
     """Of each chunk: its start, its sequence's end, first chunk, chunk after the last, and first tile."""
     tiles_T2: Tensor
     """The chunks of each tile: of its rows, and of its columns, which are not later."""
-    diagonal_K: Tensor
-    """The tiles of one chunk with itself."""
-    below: Tensor
-    """All other tiles."""
+    groups: tuple[Group, Group]
+    """Chunks of up to 64 positions, and those of up to 16: of 329 positions, the last chunk has nine."""
 
     @property
     def sequences(self) -> int:
@@ -49,13 +60,14 @@ class Layout:
     @property
     def chunks(self) -> int:
         """Their number."""
-        return len(self.diagonal_K)
+        return len(self.chunks_K5) // 5
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Layout":
         """The layout of a row that holds sequences of these lengths, one after the other."""
         whole, sizes = _tables(tuple(lengths))
-        return cls(*torch.split(on_device(whole, device), sizes))
+        starts, chunks, tiles, *lists = torch.split(on_device(whole, device), sizes)
+        return cls(starts, chunks, tiles, (Group(CHUNK, *lists[:3]), Group(SHORT, *lists[3:])))
 
 
 @lru_cache(maxsize=32)
@@ -64,17 +76,21 @@ def _tables(lengths: tuple[int, ...]) -> tuple[Tensor, list[int]]:
     starts: list[int] = []
     chunks: list[int] = []
     tiles: list[int] = []
+    long: tuple[list[int], list[int], list[int]] = ([], [], [])
+    short: tuple[list[int], list[int], list[int]] = ([], [], [])
     for start, length in zip(accumulate(lengths, initial=0), lengths, strict=False):
-        first, count = len(chunks) // 5, -(-length // CHUNK)
+        first, count, first_tile = len(chunks) // 5, -(-length // CHUNK), len(tiles) // 2
         starts += [start, first]
-        for begin in range(start, start + length, CHUNK):
-            chunks += [begin, start + length, first, first + count, len(tiles) // 2]
-        tiles += [first + at for later in range(count) for earlier in range(later + 1) for at in (later, earlier)]
+        for later in range(count):
+            begin = start + later * CHUNK
+            chunks += [begin, start + length, first, first + count, first_tile]
+            own, diagonal, below = short if start + length - begin <= SHORT else long
+            own.append(first + later)
+            below += range(len(tiles) // 2, len(tiles) // 2 + later)
+            diagonal.append(len(tiles) // 2 + later)
+            tiles += [first + at for earlier in range(later + 1) for at in (later, earlier)]
     starts += [sum(lengths), len(chunks) // 5]
-    pairs = list(zip(tiles[::2], tiles[1::2], strict=True))
-    diagonal = [tile for tile, (later, earlier) in enumerate(pairs) if later == earlier]
-    below = [tile for tile, (later, earlier) in enumerate(pairs) if later != earlier]
-    parts = (starts, chunks, tiles, diagonal, below)
+    parts = (starts, chunks, tiles, *long, *short)
     whole = torch.tensor([number for part in parts for number in part], dtype=torch.int32)
     return whole, [len(part) for part in parts]
 
@@ -121,10 +137,12 @@ def scan_forward(
     rows, heads, size = x_RHP.shape
     step_HR, log_HR, total_HK, _, products_TQQ, _ = _shared(dt_RH, dt_bias_H, A_H, B_RN, C_RN, layout)
     y_RHP = torch.empty((rows, heads, size), dtype=x_RHP.dtype, device=x_RHP.device)
-    forward.forward[(triton.cdiv(heads, 2), layout.chunks)](
-        x_RHP, D_H, step_HR, log_HR, total_HK, products_TQQ, layout.chunks_K5, y_RHP,
-        x_RHP.stride(0), rows, layout.chunks, heads, P=size, Q=CHUNK, **LARGE,
-    )  # fmt: skip
+    for group in layout.groups:
+        if len(group.chunks):
+            forward.forward[(triton.cdiv(heads, 2), len(group.chunks))](
+                x_RHP, D_H, step_HR, log_HR, total_HK, products_TQQ, layout.chunks_K5, group.chunks, y_RHP,
+                x_RHP.stride(0), rows, layout.chunks, heads, P=size, M=group.rows, Q=CHUNK, **LARGE,
+            )  # fmt: skip
     return y_RHP
 
 
@@ -161,22 +179,27 @@ def scan_backward(
     passing_TH, dD_KH = log_HR.new_empty((len(products), heads)), log_HR.new_empty((chunks, heads))
     dA_SH, ddt_RH = log_HR.new_empty((layout.sequences, heads)), log_HR.new_empty((rows, heads))
     shape = (rows, chunks, heads)
-    backward.backward_x[(heads, chunks)](
-        x_RHP, dy_RHP, D_H, step_HR, log_HR, total_HK, before_HK, flipped, tables,
-        dx_RHP, after_HR, passing_TH, dstep_HR, dD_KH, x_RHP.stride(0), dx_RHP.stride(0), *shape,
-        P=size, Q=CHUNK, **LARGE,
-    )  # fmt: skip
-    backward.backward_earlier[(triton.cdiv(heads, 2), chunks)](
-        x_RHP, dy_RHP, step_HR, log_HR, total_HK, products, tables, earlier_HR, x_RHP.stride(0), *shape,
-        P=size, Q=CHUNK, **SMALL,
-    )  # fmt: skip
-    dproducts = flipped  # not needed any more
-    for which, diagonal, launch in ((layout.diagonal_K, True, LARGE), (layout.below, False, SMALL)):
-        if len(which):
-            backward.backward_products[(len(which),)](
-                x_RHP, dy_RHP, step_HR, log_HR, before_HK, products, tables, layout.tiles_T2, which,
-                dproducts, within_HR, x_RHP.stride(0), *shape, P=size, Q=CHUNK, DIAGONAL=diagonal, **launch,
+    for group in layout.groups:
+        size_of = {"P": size, "M": group.rows, "Q": CHUNK}
+        if len(group.chunks):
+            backward.backward_x[(heads, len(group.chunks))](
+                x_RHP, dy_RHP, D_H, step_HR, log_HR, total_HK, before_HK, flipped, tables, group.chunks,
+                dx_RHP, after_HR, passing_TH, dstep_HR, dD_KH, x_RHP.stride(0), dx_RHP.stride(0), *shape,
+                **size_of, SHORT=SHORT, **LARGE,
             )  # fmt: skip
+            backward.backward_earlier[(triton.cdiv(heads, 2), len(group.chunks))](
+                x_RHP, dy_RHP, step_HR, log_HR, total_HK, products, tables, group.chunks, earlier_HR,
+                x_RHP.stride(0), *shape, **size_of, **SMALL,
+            )  # fmt: skip
+    dproducts = torch.empty_like(products)
+    for group in layout.groups:
+        for which, diagonal, launch in ((group.diagonal, True, LARGE), (group.below, False, SMALL)):
+            if len(which):
+                backward.backward_products[(len(which),)](
+                    x_RHP, dy_RHP, step_HR, log_HR, before_HK, products, tables, layout.tiles_T2, which,
+                    dproducts, within_HR, x_RHP.stride(0), *shape, P=size, M=group.rows, Q=CHUNK, DIAGONAL=diagonal,
+                    **launch,
+                )  # fmt: skip
     backward.backward_steps[(layout.sequences, triton.cdiv(heads, HEADS_TOGETHER))](
         dt_RH, dt_bias_H, A_H, layout.starts_S2, tables, step_HR, within_HR, earlier_HR, after_HR, passing_TH,
         dstep_HR, ddt_RH, dA_SH, dt_RH.stride(0), rows, heads, Q=CHUNK, G=HEADS_TOGETHER,

@@ -8,8 +8,8 @@ from modules.omnimamba.triton_ssd_forward import chunk_of, decay_between, dot, f
 
 @triton.jit
 def _add_later(  # type: ignore[no-untyped-def]
-    dxdt, x, products, dy_ptr, step, log_decay, log_ptr, total_ptr, before_ptr, passing_ptr, tile, later, known,
-    chunk, k, head, R, K, H, P: tl.constexpr,
+    dxdt, x, products, dy_ptr, step, log_decay, log_ptr, total_ptr, before_ptr, passing_ptr, later, known,
+    chunk, k, first, first_tile, head, R, K, H, P: tl.constexpr,
 ):  # fmt: skip
     """The gradient of dt x from chunk k and those after it, counted from the start of k; writes what passes to them."""
     weight = tl.exp(tl.load(log_ptr + head * R + later, mask=known, other=0.0))
@@ -17,6 +17,7 @@ def _add_later(  # type: ignore[no-untyped-def]
     dxdt = dxdt * tl.exp(tl.load(total_ptr + head * K + k)) + dot(products, (dy * weight[:, None]).to(dy.dtype))
     gap = tl.load(before_ptr + head * K + k) - tl.load(before_ptr + head * K + chunk)
     passing = tl.sum(tl.sum(x * dxdt, 1) * tl.exp(gap - log_decay) * step, 0)
+    tile = first_tile + (k - first) * (k - first + 1) // 2 + chunk - first
     tl.store(passing_ptr + tile * H + head, passing)
     return dxdt
 
@@ -24,10 +25,10 @@ def _add_later(  # type: ignore[no-untyped-def]
 @triton.jit
 def _finish_x(  # type: ignore[no-untyped-def]
     dxdt, x, products, dy_ptr, D_ptr, step, log_decay, total_ptr, dx_ptr, after_ptr, dstep_ptr, dD_ptr, rows, inside,
-    chunk, head, dx_stride, R, K, H, P: tl.constexpr, Q: tl.constexpr,
+    chunk, head, dx_stride, R, K, H, P: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """Add what comes from within the chunk, whose rows are the earlier positions, and write one head's gradients."""
-    q = tl.arange(0, Q)
+    q = tl.arange(0, M)
     dxdt *= tl.exp(tl.load(total_ptr + head * K + chunk) - log_decay)[:, None]
     tl.store(after_ptr + head * R + rows, tl.sum(x * dxdt, 1) * step, mask=inside)
     dy = rows_of(dy_ptr, rows, H * P, head * P, inside, P)
@@ -42,49 +43,57 @@ def _finish_x(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def backward_x(  # type: ignore[no-untyped-def]
-    x_ptr, dy_ptr, D_ptr, step_ptr, log_ptr, total_ptr, before_ptr, flipped_ptr, chunks_ptr,
+    x_ptr, dy_ptr, D_ptr, step_ptr, log_ptr, total_ptr, before_ptr, flipped_ptr, chunks_ptr, which_ptr,
     dx_ptr, after_ptr, passing_ptr, dstep_ptr, dD_ptr, x_stride, dx_stride, R, K, H,
-    P: tl.constexpr, Q: tl.constexpr,
+    P: tl.constexpr, M: tl.constexpr, Q: tl.constexpr, SHORT: tl.constexpr,
 ):  # fmt: skip
     """Gradients of x, D and, outside of the decays, of dt, for one chunk and head; for the decays' gradients:
 
     ``after``, what each position gives to later chunks, times their gradient; ``passing``, of each later chunk, what
     this one gives to it and to those after it.
     """
-    head, chunk = tl.program_id(0), tl.program_id(1)
-    rows, inside, first, end, first_tile = chunk_of(chunks_ptr, chunk, Q)
+    head, chunk = tl.program_id(0), tl.load(which_ptr + tl.program_id(1))
+    rows, inside, first, end, first_tile = chunk_of(chunks_ptr, chunk, M)
     step = tl.load(step_ptr + head * R + rows, mask=inside, other=0.0)
     log_decay = tl.load(log_ptr + head * R + rows, mask=inside, other=0.0)
     x = rows_of(x_ptr, rows, x_stride, head * P, inside, P)
-    dxdt = tl.zeros((Q, P), tl.float32)
-    for back in range(0, end - chunk - 1):
-        k = end - 1 - back
-        later, known, _, _, _ = chunk_of(chunks_ptr, k, Q)
-        tile = first_tile + (k - first) * (k - first + 1) // 2 + chunk - first
-        products = tile_of(flipped_ptr, first_tile, k - first, chunk - first, Q)
+    dxdt = tl.zeros((M, P), tl.float32)
+    k = end - 1
+    if k > chunk and tl.load(chunks_ptr + 5 * k + 1) - tl.load(chunks_ptr + 5 * k) <= SHORT:  # a short chunk at the end
+        later, known, _, _, _ = chunk_of(chunks_ptr, k, SHORT)
+        products = tile_of(flipped_ptr, first_tile, k - first, chunk - first, M, SHORT, Q)
         dxdt = _add_later(
-            dxdt, x, products, dy_ptr, step, log_decay, log_ptr, total_ptr, before_ptr, passing_ptr, tile, later, known,
-            chunk, k, head, R, K, H, P,
+            dxdt, x, products, dy_ptr, step, log_decay, log_ptr, total_ptr, before_ptr, passing_ptr, later, known,
+            chunk, k, first, first_tile, head, R, K, H, P,
         )  # fmt: skip
-    products = tile_of(flipped_ptr, first_tile, chunk - first, chunk - first, Q)
+        k -= 1
+    while k > chunk:
+        later, known, _, _, _ = chunk_of(chunks_ptr, k, Q)
+        products = tile_of(flipped_ptr, first_tile, k - first, chunk - first, M, Q, Q)
+        dxdt = _add_later(
+            dxdt, x, products, dy_ptr, step, log_decay, log_ptr, total_ptr, before_ptr, passing_ptr, later, known,
+            chunk, k, first, first_tile, head, R, K, H, P,
+        )  # fmt: skip
+        k -= 1
+    products = tile_of(flipped_ptr, first_tile, chunk - first, chunk - first, M, M, Q)
     _finish_x(
         dxdt, x, products, dy_ptr, D_ptr, step, log_decay, total_ptr, dx_ptr, after_ptr, dstep_ptr, dD_ptr, rows,
-        inside, chunk, head, dx_stride, R, K, H, P, Q,
+        inside, chunk, head, dx_stride, R, K, H, P, M,
     )  # fmt: skip
 
 
 @triton.jit
 def backward_earlier(  # type: ignore[no-untyped-def]
-    x_ptr, dy_ptr, step_ptr, log_ptr, total_ptr, products_ptr, chunks_ptr, before_ptr, x_stride, R, K, H,
-    P: tl.constexpr, Q: tl.constexpr,
+    x_ptr, dy_ptr, step_ptr, log_ptr, total_ptr, products_ptr, chunks_ptr, which_ptr, before_ptr, x_stride, R, K, H,
+    P: tl.constexpr, M: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
     """For the decays' gradients: what each position has from earlier chunks, times its gradient."""
-    head, chunk = 2 * tl.program_id(0), tl.program_id(1)
+    head, chunk = 2 * tl.program_id(0), tl.load(which_ptr + tl.program_id(1))
     second = tl.minimum(head + 1, H - 1)
-    rows, inside, first, _, first_tile = chunk_of(chunks_ptr, chunk, Q)
+    rows, inside, first, _, first_tile = chunk_of(chunks_ptr, chunk, M)
     y, y_2 = from_earlier(
-        x_ptr, x_stride, step_ptr, log_ptr, total_ptr, products_ptr, rows, chunk, first, first_tile, head, second,
-        R, K, P, Q,
+        x_ptr, x_stride, step_ptr, log_ptr, total_ptr, products_ptr, chunks_ptr, chunk, first, first_tile, head, second,
+        R, K, P, M, Q,
     )  # fmt: skip
     dy = rows_of(dy_ptr, rows, H * P, head * P, inside, P)
     dy_2 = rows_of(dy_ptr, rows, H * P, second * P, inside, P)
@@ -134,18 +143,21 @@ def backward_steps(  # type: ignore[no-untyped-def]
 @triton.jit
 def backward_products(  # type: ignore[no-untyped-def]
     x_ptr, dy_ptr, step_ptr, log_ptr, before_ptr, products_ptr, chunks_ptr, tiles_ptr, which_ptr,
-    dproducts_ptr, within_ptr, x_stride, R, K, H, P: tl.constexpr, Q: tl.constexpr, DIAGONAL: tl.constexpr,
+    dproducts_ptr, within_ptr, x_stride, R, K, H,
+    P: tl.constexpr, M: tl.constexpr, Q: tl.constexpr, DIAGONAL: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one tile of C . B, the sum over all heads.
 
     A tile of a chunk with itself also gives ``within``: the gradients of log decays from pairs of its positions.
     """
-    tile, q = tl.load(which_ptr + tl.program_id(0)), tl.arange(0, Q)
+    W: tl.constexpr = M if DIAGONAL else Q
+    tile = tl.load(which_ptr + tl.program_id(0))
     later, earlier = tl.load(tiles_ptr + 2 * tile), tl.load(tiles_ptr + 2 * tile + 1)
-    rows, inside, _, _, _ = chunk_of(chunks_ptr, later, Q)
-    columns, within, _, _, _ = chunk_of(chunks_ptr, earlier, Q)
-    dproducts = tl.zeros((Q, Q), tl.float32)
-    place = tile.to(tl.int64) * (Q * Q) + q[:, None] * Q + q[None, :]
+    rows, inside, _, _, _ = chunk_of(chunks_ptr, later, M)
+    columns, within, _, _, _ = chunk_of(chunks_ptr, earlier, W)
+    row, column = tl.arange(0, M)[:, None], tl.arange(0, W)[None, :]
+    place = tile.to(tl.int64) * (Q * Q) + row * Q + column
+    dproducts = tl.zeros((M, W), tl.float32)
     if DIAGONAL:
         products = tl.load(products_ptr + place)
     for head in range(0, H):
@@ -156,7 +168,7 @@ def backward_products(  # type: ignore[no-untyped-def]
         step = tl.load(step_ptr + head * R + columns, mask=within, other=0.0)
         share = dot(dy, tl.trans(x))
         if DIAGONAL:
-            share *= decay_between(decay[:, None], decay_x[None, :], q[:, None] >= q[None, :]) * step[None, :]
+            share *= decay_between(decay[:, None], decay_x[None, :], row >= column) * step[None, :]
             dproducts += share
             share *= products
             tl.store(within_ptr + head * R + rows, tl.sum(share, 1) - tl.sum(share, 0), mask=inside)
@@ -171,7 +183,7 @@ def backward_bc(  # type: ignore[no-untyped-def]
     B_ptr, C_ptr, chunks_ptr, dproducts_ptr, dB_ptr, dC_ptr, B_stride, C_stride, dB_stride, dC_stride,
     N: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of B and C in one chunk."""
+    """Gradients of B and C in one chunk. Of a tile, rows and columns outside of the sequence were never written."""
     chunk = tl.program_id(0)
     rows, inside, first, end, first_tile = chunk_of(chunks_ptr, chunk, Q)
     n = tl.arange(0, N)[None, :]
@@ -179,10 +191,12 @@ def backward_bc(  # type: ignore[no-untyped-def]
     for k in range(first, chunk + 1):
         columns, within, _, _, _ = chunk_of(chunks_ptr, k, Q)
         B = rows_of(B_ptr, columns, B_stride, 0, within, N)
-        dC += dot(tile_of(dproducts_ptr, first_tile, chunk - first, k - first, Q), B)
+        dproducts = tile_of(dproducts_ptr, first_tile, chunk - first, k - first, Q, Q, Q)
+        dC += dot(tl.where(within[None, :], dproducts, 0.0).to(B.dtype), B)
     tl.store(dC_ptr + rows[:, None] * dC_stride + n, dC.to(dC_ptr.dtype.element_ty), mask=inside[:, None])
     for k in range(chunk, end):
         later, known, _, _, _ = chunk_of(chunks_ptr, k, Q)
         C = rows_of(C_ptr, later, C_stride, 0, known, N)
-        dB += dot(tl.trans(tile_of(dproducts_ptr, first_tile, k - first, chunk - first, Q)), C)
+        dproducts = tile_of(dproducts_ptr, first_tile, k - first, chunk - first, Q, Q, Q)
+        dB += dot(tl.trans(tl.where(known[:, None], dproducts, 0.0).to(C.dtype)), C)
     tl.store(dB_ptr + rows[:, None] * dB_stride + n, dB.to(dB_ptr.dtype.element_ty), mask=inside[:, None])

@@ -10,8 +10,9 @@ of tiles. The work grows with the square of a sequence's length: long sequences 
 kernels. `ssd` is the reference.
 
 Shapes: R positions of the row, S sequences, K chunks of all sequences, T tiles, H heads, P head size, N state size, Q
-chunk size. A tile belongs to two chunks of one sequence, of which the rows' is not before the columns'. Every sum has
-a fixed order, so results are equal to the bit from run to run.
+chunk size, M rows of a chunk that a program computes: all, or 16 where a sequence's last chunk is not longer. A tile
+belongs to two chunks of one sequence, of which the rows' is not before the columns'. Every sum has a fixed order, so
+results are equal to the bit from run to run.
 """
 
 import triton
@@ -40,16 +41,16 @@ def decay_between(later, earlier, causal):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def rows_of(pointer, rows, stride, first_column, inside, W: tl.constexpr):  # type: ignore[no-untyped-def]
-    """W columns of the given rows, (Q, W); zeros outside of the sequence."""
+    """W columns of the given rows; zeros outside of the sequence."""
     columns = first_column + tl.arange(0, W)
     return tl.load(pointer + rows[:, None] * stride + columns[None, :], mask=inside[:, None], other=0.0)
 
 
 @triton.jit
-def chunk_of(chunks_ptr, chunk, Q: tl.constexpr):  # type: ignore[no-untyped-def]
+def chunk_of(chunks_ptr, chunk, M: tl.constexpr):  # type: ignore[no-untyped-def]
     """Rows of a chunk, which of them are inside of its sequence, the sequence's first chunk and end, its first tile."""
     place = chunks_ptr + 5 * chunk
-    rows = (tl.load(place) + tl.arange(0, Q)).to(tl.int64)
+    rows = (tl.load(place) + tl.arange(0, M)).to(tl.int64)
     return rows, rows < tl.load(place + 1), tl.load(place + 2), tl.load(place + 3), tl.load(place + 4)
 
 
@@ -98,11 +99,12 @@ def products(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def tile_of(pointer, first_tile, later, earlier, Q: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The tile of two chunks, counted from their sequence's first."""
-    q = tl.arange(0, Q)
+def tile_of(  # type: ignore[no-untyped-def]
+    pointer, first_tile, later, earlier, ROWS: tl.constexpr, COLUMNS: tl.constexpr, Q: tl.constexpr
+):
+    """The first rows and columns of the tile of two chunks, counted from their sequence's first."""
     tile = (first_tile + later * (later + 1) // 2 + earlier).to(tl.int64)
-    return tl.load(pointer + tile * (Q * Q) + q[:, None] * Q + q[None, :])
+    return tl.load(pointer + tile * (Q * Q) + tl.arange(0, ROWS)[:, None] * Q + tl.arange(0, COLUMNS)[None, :])
 
 
 @triton.jit
@@ -118,17 +120,17 @@ def _add_earlier(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def from_earlier(  # type: ignore[no-untyped-def]
-    x_ptr, x_stride, step_ptr, log_ptr, total_ptr, products_ptr, rows, chunk, first, first_tile, head, second, R, K,
-    P: tl.constexpr, Q: tl.constexpr,
+    x_ptr, x_stride, step_ptr, log_ptr, total_ptr, products_ptr, chunks_ptr, chunk, first, first_tile, head, second,
+    R, K, P: tl.constexpr, M: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
-    """What the chunks before it in its sequence add to a chunk's outputs of two heads, up to its own decays, (Q, P).
+    """What the chunks before it in its sequence add to a chunk's outputs of two heads, up to its own decays, (M, P).
 
     Two heads share each tile: reading tiles and x from the L2 cache is what limits these kernels.
     """
-    y, y_2 = tl.zeros((Q, P), tl.float32), tl.zeros((Q, P), tl.float32)
+    y, y_2 = tl.zeros((M, P), tl.float32), tl.zeros((M, P), tl.float32)
     for k in range(first, chunk):
-        columns = rows - (chunk - k) * Q  # a chunk before another is full
-        products = tile_of(products_ptr, first_tile, chunk - first, k - first, Q)
+        columns, _, _, _, _ = chunk_of(chunks_ptr, k, Q)  # a chunk before another is full
+        products = tile_of(products_ptr, first_tile, chunk - first, k - first, M, Q, Q)
         y = _add_earlier(y, products, x_ptr, x_stride, step_ptr, log_ptr, total_ptr, columns, k, head, R, K, P)
         y_2 = _add_earlier(y_2, products, x_ptr, x_stride, step_ptr, log_ptr, total_ptr, columns, k, second, R, K, P)
     return y, y_2
@@ -137,10 +139,10 @@ def from_earlier(  # type: ignore[no-untyped-def]
 @triton.jit
 def _finish(  # type: ignore[no-untyped-def]
     y, products, x_ptr, x_stride, D_ptr, step_ptr, log_ptr, y_ptr, rows, inside, head, R, H,
-    P: tl.constexpr, Q: tl.constexpr,
+    P: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """Add what comes from within the chunk, and write one head's outputs."""
-    q = tl.arange(0, Q)
+    q = tl.arange(0, M)
     step = tl.load(step_ptr + head * R + rows, mask=inside, other=0.0)
     log_decay = tl.load(log_ptr + head * R + rows, mask=inside, other=0.0)
     x = rows_of(x_ptr, rows, x_stride, head * P, inside, P)
@@ -152,17 +154,17 @@ def _finish(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def forward(  # type: ignore[no-untyped-def]
-    x_ptr, D_ptr, step_ptr, log_ptr, total_ptr, products_ptr, chunks_ptr, y_ptr, x_stride, R, K, H,
-    P: tl.constexpr, Q: tl.constexpr,
+    x_ptr, D_ptr, step_ptr, log_ptr, total_ptr, products_ptr, chunks_ptr, which_ptr, y_ptr, x_stride, R, K, H,
+    P: tl.constexpr, M: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
     """Outputs of one chunk and two heads; the last of an odd number is computed twice."""
-    head, chunk = 2 * tl.program_id(0), tl.program_id(1)
+    head, chunk = 2 * tl.program_id(0), tl.load(which_ptr + tl.program_id(1))
     second = tl.minimum(head + 1, H - 1)
-    rows, inside, first, _, first_tile = chunk_of(chunks_ptr, chunk, Q)
+    rows, inside, first, _, first_tile = chunk_of(chunks_ptr, chunk, M)
     y, y_2 = from_earlier(
-        x_ptr, x_stride, step_ptr, log_ptr, total_ptr, products_ptr, rows, chunk, first, first_tile, head, second,
-        R, K, P, Q,
+        x_ptr, x_stride, step_ptr, log_ptr, total_ptr, products_ptr, chunks_ptr, chunk, first, first_tile, head, second,
+        R, K, P, M, Q,
     )  # fmt: skip
-    products = tile_of(products_ptr, first_tile, chunk - first, chunk - first, Q)
-    _finish(y, products, x_ptr, x_stride, D_ptr, step_ptr, log_ptr, y_ptr, rows, inside, head, R, H, P, Q)
-    _finish(y_2, products, x_ptr, x_stride, D_ptr, step_ptr, log_ptr, y_ptr, rows, inside, second, R, H, P, Q)
+    products = tile_of(products_ptr, first_tile, chunk - first, chunk - first, M, M, Q)
+    _finish(y, products, x_ptr, x_stride, D_ptr, step_ptr, log_ptr, y_ptr, rows, inside, head, R, H, P, M)
+    _finish(y_2, products, x_ptr, x_stride, D_ptr, step_ptr, log_ptr, y_ptr, rows, inside, second, R, H, P, M)
