@@ -36,7 +36,7 @@ CASES = [
     pytest.param(MMU, [*POPE, *WORKERS], 1, id="mmu"),
     pytest.param(T2I, [*EVALUATED, "evaluation.samples.n=2"], 3, id="t2i", marks=slow),
     pytest.param(UNIFIED, [*POPE, *two], 2, id="unified, ddp", marks=slow),
-    pytest.param(UNIFIED, [*POPE, *two, "hardware.strategy=zero2"], 2, id="unified, zero2"),
+    pytest.param(UNIFIED, [*POPE, *two, "hardware.strategy=zero2"], 2, id="unified, zero2", marks=slow),
     pytest.param(UNIFIED, POPE, 2, id="unified", marks=slow),
     pytest.param(UNIFIED, [*POPE, *WORKERS, *two, "hardware.strategy=zero1"], 1, id="unified, zero1", marks=slow),
     pytest.param(MMU, [*POPE, *two, "hardware.strategy=zero2"], 3, id="mmu, zero2", marks=slow),
