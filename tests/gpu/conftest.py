@@ -1,6 +1,11 @@
+"""Nothing is tuned in these tests: mamba_ssm would time dozens of configurations of each kernel for each small shape."""
+
 import pytest
 
+from modules.omnimamba.kernels import choose_deterministic
 from tests.gpu.running import Trainings
+
+choose_deterministic()  # before anything imports mamba_ssm
 
 
 @pytest.fixture(scope="session")
