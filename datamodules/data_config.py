@@ -24,9 +24,13 @@ class Counts:
         """Samples of ``task``."""
         return self.mmu if task == "mmu" else self.t2i
 
+    def lengths(self, model: ModelConfig, tasks: Sequence[Task]) -> list[int]:
+        """Positions of each sequence of a micro-batch of these samples, without padding left out."""
+        return [model.length(task) for task in tasks for _ in range(self.of(task))]
+
     def positions(self, model: ModelConfig, tasks: Sequence[Task]) -> int:
         """Number of sequence positions in a micro-batch of these samples."""
-        return sum(self.of(task) * model.length(task) for task in tasks)
+        return sum(self.lengths(model, tasks))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ class TaskLoraLinear(nn.Linear):
         """(B, L, D) to (B, L, O); ``segments`` says which positions belong to which task."""
         if self.lora is None:
             return F.linear(x_BLD, self.weight)
-        if self.fused and x_BLD.is_cuda and len(x_BLD) == 1 and torch.is_grad_enabled():
+        if self.fused and x_BLD.is_cuda and len(x_BLD) == 1 and self.in_features % 4 == 0 and torch.is_grad_enabled():
             return self._project(x_BLD.squeeze(0), self.lora, segments).unsqueeze(0)
         y_RO = F.linear(x_BLD.flatten(0, 1), self.weight)
         rank, pieces = self.lora.rank, []

@@ -11,8 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules.omnimamba.config import TASKS, LoraConfig
-from modules.omnimamba.projection import Pair, beside, low_parts
+from modules.omnimamba.config import LoraConfig
+from modules.omnimamba.projection import (
+    Pair,
+    beside,
+    beside_gradients,
+    low_columns,
+    low_gradients,
+    write_low,
+)
 
 
 class _NormProject(torch.autograd.Function):
@@ -36,68 +43,39 @@ class _NormProject(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         from modules.omnimamba.triton_norm import norm_forward
 
-        (rows, width), rank = x_RD.shape, len(A_mmu)
-        wide_RC = torch.empty((rows, width + len(TASKS) * rank), dtype=compute, device=x_RD.device)
+        rows, width = x_RD.shape
+        wide_RC = torch.empty((rows, width + low_columns(B_mmu)), dtype=compute, device=x_RD.device)
         total_RD, scale_R, dropped_RD = norm_forward(
             x_RD, residual_RD, norm_weight_D, eps, into_RD=wide_RC[:, :width], dropout=dropout, seed=seed
         )
-        low_RK = wide_RC[:, width:].zero_()
-        of_tasks = zip(
-            low_parts(low_RK, segments, rank), torch.split(dropped_RD, list(segments)), (A_mmu, A_t2i), strict=True
-        )
-        for low, dropped, A in of_tasks:
-            low.copy_(scale * (dropped @ A.T.to(compute)))
+        low_RK = wide_RC[:, width:]
+        write_low(low_RK, dropped_RD, (A_mmu, A_t2i), segments, scale)
         ctx.save_for_backward(total_RD, scale_R, low_RK.clone(), norm_weight_D, weight_OD, A_mmu, A_t2i, B_mmu, B_t2i)
         ctx.given = x_RD.dtype, residual_RD is not None, compute, segments, scale, dropout, seed
+        ctx.set_materialize_grads(False)
         return wide_RC @ beside(weight_OD, (B_mmu, B_t2i), compute).T, total_RD
 
     @staticmethod
     def backward(ctx: Any, dy_RO: Tensor, dtotal_RD: Tensor | None) -> tuple[Tensor | None, ...]:
-        from modules.omnimamba.triton_norm import norm_backward
+        from modules.omnimamba.triton_norm import norm_again, norm_backward
 
-        total_RD, scale_R, _, norm_weight_D, weight_OD, A_mmu, A_t2i, B_mmu, B_t2i = ctx.saved_tensors
+        total_RD, scale_R, low_RK, norm_weight_D, weight_OD, A_mmu, A_t2i, B_mmu, B_t2i = ctx.saved_tensors
         x_type, has_residual, compute, segments, scale, dropout, seed = ctx.given
-        width, rank = weight_OD.shape[1], len(A_mmu)
-        wide_RC, dropped_RD = _inputs(ctx)
-        dwide_RC = dy_RO @ beside(weight_OD, (B_mmu, B_t2i), compute)
-        ddropped_RD = torch.empty(total_RD.shape, dtype=compute, device=total_RD.device)
-        of_tasks = zip(
-            low_parts(dwide_RC[:, width:], segments, rank),
-            torch.split(dropped_RD, list(segments)),
-            torch.split(ddropped_RD, list(segments)),
-            (A_mmu, A_t2i),
-            strict=True,
+        width = weight_OD.shape[1]
+        wide_RC = torch.empty((len(total_RD), width + low_RK.shape[1]), dtype=compute, device=total_RD.device)
+        dropped_RD = norm_again(
+            total_RD, scale_R, norm_weight_D, into_RD=wide_RC[:, :width], dropout=dropout, seed=seed
         )
-        dA = []
-        for dlow, dropped, ddropped, A in of_tasks:
-            scaled = scale * dlow
-            dA.append((scaled.T @ dropped).to(A.dtype))
-            torch.matmul(scaled, A.to(compute), out=ddropped)
-        dtotal_RD = None if dtotal_RD is None else dtotal_RD.contiguous()
+        wide_RC[:, width:] = low_RK
+        dwide_RC = dy_RO @ beside(weight_OD, (B_mmu, B_t2i), compute)
+        ddropped_RD, dA = low_gradients(dwide_RC[:, width:], dropped_RD, (A_mmu, A_t2i), segments, scale)
         dx_RD, dresidual_RD, dnorm_weight_D = norm_backward(
-            total_RD, scale_R, norm_weight_D, dwide_RC[:, :width], ddropped_RD, dtotal_RD,
+            total_RD, scale_R, norm_weight_D, dwide_RC[:, :width], ddropped_RD.contiguous(),
+            None if dtotal_RD is None else dtotal_RD.contiguous(),
             x_type=x_type, has_residual=has_residual, dropout=dropout, seed=seed,
         )  # fmt: skip
-        if ctx.needs_input_grad[3]:
-            dweight_OC = dy_RO.T @ wide_RC
-            dweight_OD, dB_OK = dweight_OC[:, :width].to(weight_OD.dtype), dweight_OC[:, width:]
-        else:
-            dweight_OD, dB_OK = None, dy_RO.T @ wide_RC[:, width:]
-        dB = [part.to(B_mmu.dtype) for part in torch.split(dB_OK, rank, dim=1)]
-        return dx_RD, dresidual_RD, dnorm_weight_D, dweight_OD, *dA, *dB, *[None] * 6
-
-
-def _inputs(node: Any) -> tuple[Tensor, Tensor]:
-    """The projection's input (R, C) and what dropout left of it (R, D), computed again."""
-    from modules.omnimamba.triton_norm import norm_again
-
-    total_RD, scale_R, low_RK, norm_weight_D, *_ = node.saved_tensors
-    _, _, compute, _, _, dropout, seed = node.given
-    rows, width = total_RD.shape
-    wide_RC = torch.empty((rows, width + low_RK.shape[1]), dtype=compute, device=total_RD.device)
-    dropped_RD = norm_again(total_RD, scale_R, norm_weight_D, into_RD=wide_RC[:, :width], dropout=dropout, seed=seed)
-    wide_RC[:, width:] = low_RK
-    return wide_RC, dropped_RD
+        dweights = beside_gradients(dy_RO, wide_RC, weight_OD, B_mmu, trained=ctx.needs_input_grad[3])
+        return dx_RD, dresidual_RD, dnorm_weight_D, dweights[0], *dA, *dweights[1], *[None] * 6
 
 
 def norm_project(

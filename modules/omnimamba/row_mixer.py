@@ -39,10 +39,11 @@ def layout_of(
 def serves(lengths: Sequence[int], config: ModelConfig, scan: Scan, compute: torch.dtype, device: torch.device) -> bool:
     """Whether our scan serves a row of sequences of these lengths.
 
-    ``auto`` chooses by the lengths: our scan's work grows with their squares. Our scan takes bf16, on a GPU alone, and
-    head and state sizes that are powers of two.
+    ``auto`` chooses by the lengths: our scan's work grows with their squares. Our scan takes bf16, on a GPU alone, head
+    and state sizes that are powers of two, and a multiple of eight heads.
     """
     sizes = all(n >= 16 and n & (n - 1) == 0 for n in (config.headdim, config.d_state))
+    sizes = sizes and config.n_heads % 8 == 0  # causal_conv1d wants rows of a multiple of 16 bytes
     if device.type != "cuda" or compute != torch.bfloat16 or scan == "mamba_ssm" or not sizes:
         return False
     return scan == "rows" or sum(n * n for n in lengths) <= LONGEST * sum(lengths)

@@ -8,16 +8,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
+"""Named where numbers are made, because another device may be torch's default."""
+
 
 def on_device(numbers: Tensor, device: torch.device) -> Tensor:
-    """A copy of small numbers on ``device``, for which the host does not wait."""
+    """Small numbers of the CPU on ``device``, without waiting for the copy."""
     return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
 
 
 def sequence_ids(lengths: Sequence[int], device: torch.device) -> Tensor:
     """The number of the sequence of each position, int32, (R,)."""
-    numbers = torch.arange(len(lengths), dtype=torch.int32)
-    return on_device(numbers.repeat_interleave(torch.tensor(lengths)), device)
+    numbers = torch.arange(len(lengths), dtype=torch.int32, device=CPU)
+    return on_device(numbers.repeat_interleave(torch.tensor(lengths, device=CPU)), device)
 
 
 def concatenated(x_BLD: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -40,5 +43,5 @@ def _places(lengths: Sequence[int], device: torch.device) -> Tensor:
 
     One index for all: a copy of each sequence would cost a kernel each, hundreds a step for small models.
     """
-    inside = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    inside = torch.arange(max(lengths), device=CPU) < torch.tensor(lengths, device=CPU)[:, None]
     return on_device(inside.flatten().nonzero()[:, 0], device)

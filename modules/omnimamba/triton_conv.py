@@ -50,8 +50,8 @@ def _weights(weight_ptr, bias_ptr, channel, C):  # type: ignore[no-untyped-def]
     return w0, w1, w2, w3, tl.load(bias_ptr + channel, mask=known, other=0.0)
 
 
-@triton.jit
-def _forward(  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["R"])
+def _conv_forward(  # type: ignore[no-untyped-def]
     x_ptr, weight_ptr, bias_ptr, within_ptr, y_ptr, x_stride, R, C, BR: tl.constexpr, BC: tl.constexpr
 ):
     rows = (tl.program_id(1) * BR + tl.arange(0, BR)).to(tl.int64)
@@ -86,8 +86,8 @@ def _gradient(  # type: ignore[no-untyped-def]
     return tl.where(_sees(within_ptr, at, shift, R)[:, None], dy * share * (1.0 + y * (1.0 - share)), 0.0)
 
 
-@triton.jit
-def _backward(  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["R"])
+def _conv_backward(  # type: ignore[no-untyped-def]
     x_ptr, weight_ptr, bias_ptr, within_ptr, dy_ptr, dx_ptr, dweight_ptr, dbias_ptr, x_stride, dx_stride, R, C,
     BR: tl.constexpr, BC: tl.constexpr, LOOP: tl.constexpr,
 ):  # fmt: skip
@@ -136,7 +136,7 @@ def conv_forward(x_RC: Tensor, weight_CW: Tensor, bias_C: Tensor, within_R: Tens
     """Outputs (R, C). The channels of ``x`` are contiguous; ``within`` is each position's place in its sequence."""
     rows, channels = x_RC.shape
     y_RC = torch.empty((rows, channels), dtype=x_RC.dtype, device=x_RC.device)
-    _forward[(triton.cdiv(channels, CHANNELS), triton.cdiv(rows, ROWS))](
+    _conv_forward[(triton.cdiv(channels, CHANNELS), triton.cdiv(rows, ROWS))](
         x_RC, weight_CW, bias_C, within_R, y_RC, x_RC.stride(0), rows, channels, BR=ROWS, BC=CHANNELS
     )
     return y_RC
@@ -150,7 +150,7 @@ def conv_backward(
     programs = triton.cdiv(rows, ROWS * LOOPS)
     dweight = torch.empty((programs, channels, 4), dtype=torch.float32, device=x_RC.device)
     dbias = dweight.new_empty((programs, channels))
-    _backward[(triton.cdiv(channels, CHANNELS), programs)](
+    _conv_backward[(triton.cdiv(channels, CHANNELS), programs)](
         x_RC, weight_CW, bias_C, within_R, dy_RC, into_RC, dweight, dbias, x_RC.stride(0), into_RC.stride(0), rows,
         channels, BR=ROWS, BC=CHANNELS, LOOP=LOOPS, num_warps=8,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])
 def _dropout(  # type: ignore[no-untyped-def]
     x_ptr, added_ptr, out_ptr, seed, share, x_stride, added_stride, quarter, BLOCK: tl.constexpr, ADD: tl.constexpr
 ):
@@ -29,6 +29,8 @@ def dropped(x_RD: Tensor, share: float, seed: int, added_RD: Tensor | None = Non
     D is a multiple of 4. The last dimension of ``x`` and ``added`` is contiguous.
     """
     rows, width = x_RD.shape
+    assert width % 4 == 0
+    assert x_RD.stride(1) == 1
     out_RD = torch.empty((rows, width), dtype=x_RD.dtype, device=x_RD.device)
     added = x_RD if added_RD is None else added_RD
     _dropout[(rows,)](

@@ -25,8 +25,8 @@ def _kept(seed, row, share, quarter, part, BLOCK: tl.constexpr):  # type: ignore
     return tl.where(draw >= share, 1.0 / (1.0 - share), 0.0)
 
 
-@triton.jit
-def _forward(  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["seed"])
+def _norm_forward(  # type: ignore[no-untyped-def]
     x_ptr, residual_ptr, weight_ptr, total_ptr, scale_ptr, normed_ptr, dropped_ptr, normed_stride, eps, seed, share,
     quarter, RESIDUAL: tl.constexpr, FIRST: tl.constexpr, DROP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -51,8 +51,8 @@ def _forward(  # type: ignore[no-untyped-def]
         tl.store(dropped_ptr + at, kept.to(dropped_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def _backward(  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["seed", "R"])
+def _norm_backward(  # type: ignore[no-untyped-def]
     total_ptr, scale_ptr, weight_ptr, dnormed_ptr, ddropped_ptr, dtotal_ptr, dresidual_ptr, dx_ptr, dweight_ptr,
     dnormed_stride, seed, share, quarter, R,
     ADDED: tl.constexpr, RESIDUAL: tl.constexpr, DROP: tl.constexpr, BLOCK: tl.constexpr,
@@ -98,12 +98,14 @@ def norm_forward(
     The norm itself is written to ``into``, which may be columns of a wider tensor. Without dropout, ``into`` stands for
     the last result. D is a multiple of 4; rows are contiguous.
     """
+    assert x_RD.shape[1] % 4 == 0
+    assert into_RD.stride(1) == 1
     total_RD = torch.empty(x_RD.shape, dtype=torch.float32, device=x_RD.device)
     scale_R = total_RD.new_empty(len(x_RD))
     dropped_RD = torch.empty(x_RD.shape, dtype=into_RD.dtype, device=x_RD.device) if dropout else into_RD
     residual = total_RD if residual_RD is None else residual_RD
     quarter = x_RD.shape[1] // 4
-    _forward[(len(x_RD),)](
+    _norm_forward[(len(x_RD),)](
         x_RD, residual, weight_D, total_RD, scale_R, into_RD, dropped_RD, into_RD.stride(0), eps, seed, dropout,
         quarter, RESIDUAL=residual_RD is not None, FIRST=True, DROP=dropout > 0, BLOCK=triton.next_power_of_2(quarter),
     )  # fmt: skip
@@ -116,7 +118,7 @@ def norm_again(
     """What `norm_forward` wrote to ``into`` and returned last, from what it returned first."""
     dropped_RD = torch.empty(total_RD.shape, dtype=into_RD.dtype, device=total_RD.device) if dropout else into_RD
     quarter = total_RD.shape[1] // 4
-    _forward[(len(total_RD),)](
+    _norm_forward[(len(total_RD),)](
         total_RD, total_RD, weight_D, total_RD, scale_R, into_RD, dropped_RD, into_RD.stride(0), 0.0, seed, dropout,
         quarter, RESIDUAL=False, FIRST=False, DROP=dropout > 0, BLOCK=triton.next_power_of_2(quarter),
     )  # fmt: skip
@@ -145,7 +147,7 @@ def norm_backward(
     dx_RD = torch.empty((rows, width), dtype=x_type, device=total_RD.device)
     dresidual_RD = torch.empty_like(total_RD) if has_residual else None
     dweight_GD = total_RD.new_empty((programs, width))
-    _backward[(programs,)](
+    _norm_backward[(programs,)](
         total_RD, scale_R, weight_D, dnormed_RD, ddropped_RD, total_RD if dtotal_RD is None else dtotal_RD,
         total_RD if dresidual_RD is None else dresidual_RD, dx_RD, dweight_GD, dnormed_RD.stride(0), seed, dropout,
         width // 4, rows, ADDED=dtotal_RD is not None, RESIDUAL=has_residual, DROP=dropout > 0,

@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from modules.omnimamba.triton_ssd_forward import log_1_plus
+
 KEPT, PART = 16, 16
 """T, a power of two, and values of a head that one program computes."""
 
@@ -58,9 +60,9 @@ def _step(  # type: ignore[no-untyped-def]
     row, head, count = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.load(count_ptr)
     p, n, t = tl.program_id(2) * PART + tl.arange(0, PART), tl.arange(0, N), tl.arange(0, T)
     raw = tl.load(dt_ptr + row * dt_stride + head).to(tl.float32) + tl.load(bias_ptr + head)
-    step = tl.where(raw > 20.0, raw, tl.log(1.0 + tl.exp(tl.minimum(raw, 20.0))))
+    step = tl.where(raw > 20.0, raw, log_1_plus(tl.exp(tl.minimum(raw, 20.0))))
     place = (row * T + t) * H + head
-    log = step * tl.load(rate_ptr + head) + tl.load(logs_ptr + place - H, mask=t == count, other=0.0).sum()
+    log = step * tl.load(rate_ptr + head) + tl.load(logs_ptr + place - H, mask=(t == count) & (t > 0), other=0.0).sum()
     x = tl.load(x_ptr + row * x_stride + head * P + p)
     B, C = tl.load(B_ptr + row * B_stride + n), tl.load(C_ptr + row * C_stride + n).to(tl.float32)
 

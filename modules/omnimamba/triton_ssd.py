@@ -16,7 +16,7 @@ from torch import Tensor
 
 from modules.omnimamba import triton_ssd_backward as backward
 from modules.omnimamba import triton_ssd_forward as forward
-from modules.omnimamba.rows import on_device
+from modules.omnimamba.rows import CPU, on_device
 
 CHUNK, SHORT, HEADS_TOGETHER = 64, 16, 16
 """Positions of a chunk and of a short one, and heads whose steps one program computes."""
@@ -54,19 +54,20 @@ class Layout:
 
     @property
     def sequences(self) -> int:
-        """Their number."""
+        """The number of sequences."""
         return len(self.starts_S2) // 2 - 1
 
     @property
     def chunks(self) -> int:
-        """Their number."""
+        """The number of chunks."""
         return len(self.chunks_K5) // 5
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Layout":
         """The layout of a row that holds sequences of these lengths, one after the other."""
         whole, sizes = _tables(tuple(lengths))
-        starts, chunks, tiles, *lists = torch.split(on_device(whole, device), sizes)
+        pieces = torch.split(on_device(whole, device), [_padded(size) for size in sizes])
+        starts, chunks, tiles, *lists = (piece[:size] for piece, size in zip(pieces, sizes, strict=True))
         return cls(starts, chunks, tiles, (Group(CHUNK, *lists[:3]), Group(SHORT, *lists[3:])))
 
 
@@ -91,8 +92,13 @@ def _tables(lengths: tuple[int, ...]) -> tuple[Tensor, list[int]]:
             tiles += [first + at for earlier in range(later + 1) for at in (later, earlier)]
     starts += [sum(lengths), len(chunks) // 5]
     parts = (starts, chunks, tiles, *long, *short)
-    whole = torch.tensor([number for part in parts for number in part], dtype=torch.int32)
-    return whole, [len(part) for part in parts]
+    numbers = [number for part in parts for number in (*part, *[0] * (_padded(len(part)) - len(part)))]
+    return torch.tensor(numbers, dtype=torch.int32, device=CPU), [len(part) for part in parts]
+
+
+def _padded(size: int) -> int:
+    """Lists begin at multiples of 16 bytes: Triton compiles a kernel anew for pointers that do not."""
+    return -(-size // 4) * 4
 
 
 class _Shared(NamedTuple):

@@ -41,7 +41,7 @@ def _finish_x(  # type: ignore[no-untyped-def]
     tl.store(dD_ptr + chunk * H + head, tl.sum(tl.sum(dy.to(tl.float32) * x, 1), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "K"])
 def backward_x(  # type: ignore[no-untyped-def]
     x_ptr, dy_ptr, D_ptr, step_ptr, log_ptr, total_ptr, before_ptr, flipped_ptr, chunks_ptr, which_ptr,
     dx_ptr, after_ptr, passing_ptr, dstep_ptr, dD_ptr, x_stride, dx_stride, R, K, H,
@@ -82,7 +82,7 @@ def backward_x(  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "K"])
 def backward_earlier(  # type: ignore[no-untyped-def]
     x_ptr, dy_ptr, step_ptr, log_ptr, total_ptr, products_ptr, chunks_ptr, which_ptr, before_ptr, x_stride, R, K, H,
     P: tl.constexpr, M: tl.constexpr, Q: tl.constexpr,
@@ -103,7 +103,7 @@ def backward_earlier(  # type: ignore[no-untyped-def]
     tl.store(before_ptr + second * R + rows, tl.sum(dy_2 * y_2, 1) * decay_2, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def backward_steps(  # type: ignore[no-untyped-def]
     dt_ptr, bias_ptr, rate_ptr, starts_ptr, chunks_ptr, step_ptr, within_ptr, before_ptr, after_ptr, passing_ptr,
     dstep_ptr, ddt_ptr, drate_ptr, dt_stride, R, H, Q: tl.constexpr, G: tl.constexpr,
@@ -140,7 +140,7 @@ def backward_steps(  # type: ignore[no-untyped-def]
     tl.store(drate_ptr + sequence * H + heads, drate, mask=known)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "K"])
 def backward_products(  # type: ignore[no-untyped-def]
     x_ptr, dy_ptr, step_ptr, log_ptr, before_ptr, products_ptr, chunks_ptr, tiles_ptr, which_ptr,
     dproducts_ptr, within_ptr, x_stride, R, K, H,

@@ -1,7 +1,7 @@
 """The state-space dual scan for rows of many short sequences, forward and backward, in Triton.
 
-mamba_ssm's kernels compute the state of every chunk and pass it on through memory: 360 MB a layer, read and written
-twice. A sequence of some hundred positions needs no state. Its outputs are a masked matrix product, as in attention:
+mamba_ssm's kernels compute the state of every chunk and pass it on through memory: 360 MB a layer, written and read.
+A sequence of some hundred positions needs no state. Its outputs are a masked matrix product, as in attention:
 
     y_i = sum over j <= i of (C_i . B_j) exp(l_i - l_j) dt_j x_j,      l the running sum of dt A
 
@@ -26,7 +26,7 @@ def dot(a, b):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _log_1_plus(x):  # type: ignore[no-untyped-def]
+def log_1_plus(x):  # type: ignore[no-untyped-def]
     """log(1 + x) without the digits that 1 + x loses (Kahan)."""
     rounded = 1.0 + x
     kept = rounded - 1.0
@@ -54,7 +54,7 @@ def chunk_of(chunks_ptr, chunk, M: tl.constexpr):  # type: ignore[no-untyped-def
     return rows, rows < tl.load(place + 1), tl.load(place + 2), tl.load(place + 3), tl.load(place + 4)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "K"])
 def steps(  # type: ignore[no-untyped-def]
     dt_ptr, bias_ptr, rate_ptr, starts_ptr, step_ptr, log_ptr, total_ptr, before_ptr,
     dt_stride, R, K, H, Q: tl.constexpr, G: tl.constexpr,
@@ -72,7 +72,7 @@ def steps(  # type: ignore[no-untyped-def]
         inside = (rows < end)[:, None] & known[None, :]
         raw = tl.load(dt_ptr + rows[:, None] * dt_stride + heads[None, :], mask=inside, other=0.0).to(tl.float32)
         raw += bias[None, :]
-        dt = tl.where(inside, tl.where(raw > 20.0, raw, _log_1_plus(tl.exp(tl.minimum(raw, 20.0)))), 0.0)
+        dt = tl.where(inside, tl.where(raw > 20.0, raw, log_1_plus(tl.exp(tl.minimum(raw, 20.0)))), 0.0)
         place = heads[None, :].to(tl.int64) * R + rows[:, None]
         tl.store(step_ptr + place, dt, mask=inside)
         tl.store(log_ptr + place, tl.cumsum(dt * rate[None, :], 0), mask=inside)
@@ -152,7 +152,7 @@ def _finish(  # type: ignore[no-untyped-def]
     tl.store(place, y.to(x.dtype), mask=inside[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "K"])
 def forward(  # type: ignore[no-untyped-def]
     x_ptr, D_ptr, step_ptr, log_ptr, total_ptr, products_ptr, chunks_ptr, which_ptr, y_ptr, x_stride, R, K, H,
     P: tl.constexpr, M: tl.constexpr, Q: tl.constexpr,

@@ -78,18 +78,19 @@ def _train(arguments: argparse.Namespace) -> None:
     found = measure_train(parse_overrides(TrainBenchmarkConfig, [*arguments.overrides, *profiled]))
     if getattr(rank_zero_only, "rank", 0):
         return
-    columns = ("", "s/step", "tokens/s", "times published", "peak GiB", "model TFLOP/s", "of GEMM")
+    columns = ("", "s/step", "tokens/s", "times published a GPU", "peak GiB", "model TFLOP/s", "of GEMM")
     rate = _number(found["gemm_tflops"], ".0f")
     table = Table(*columns, title=f"{found['gpu']}, torch {found['torch']}, bf16 GEMM {rate} TFLOP/s")
     table.add_column("loss", no_wrap=True)
     published = found.get("published", {}).get("tokens_per_second")
+    ranks = {"ours": found["config"]["hardware"]["devices"] * found["config"]["hardware"]["nodes"]}
     for name in ("ours", "published", "mamba_ssm"):
         if row := found.get(name):
             table.add_row(
                 name,
                 f"{row['seconds_per_step']:.3f}",
                 f"{row['tokens_per_second']:,.0f}",
-                _number(published and row["tokens_per_second"] / published, ".2f"),
+                _number(published and row["tokens_per_second"] / ranks.get(name, 1) / published, ".2f"),
                 _number(row["peak_gib"], ".1f"),
                 _number(row["tflops"], ".3g"),
                 _number(row["of_gemm"], ".1%"),
@@ -125,8 +126,11 @@ def _scaling(arguments: argparse.Namespace) -> None:
     from pipelines.run.overrides import parse_overrides
 
     config = parse_overrides(ScalingBenchmarkConfig, arguments.overrides)
-    runs = measure_scaling(config, read_runs(arguments.json) if arguments.json else [], say)
-    columns = ("stage", "strategy", "devices", "tokens/s", "times one", "peak GiB", "communicates", "and no more")
+    before = read_runs(arguments.json) if arguments.json else []
+    runs = measure_scaling(
+        config, before, say, lambda runs: _keep({"runs": [asdict(run) for run in runs]}, arguments.json)
+    )
+    columns = ("stage", "strategy", "devices", "tokens/s", "times one", "peak GiB", "exchange", "exchange alone")
     table = Table(*columns, title="weak scaling; ratios within one machine")
     for run in runs:
         table.add_row(
@@ -135,7 +139,6 @@ def _scaling(arguments: argparse.Namespace) -> None:
             *(_number(run.communication_share, ".1%"), _number(run.exposed_share, ".1%")),
         )
     show_table(table)
-    _keep({"runs": [asdict(run) for run in runs]}, arguments.json)
 
 
 def _show_kernels(kernels: list[tuple[str, float, float]], whole: float, title: str) -> None:

@@ -18,12 +18,12 @@ from modules.omnimamba.config import TASKS, ModelConfig
 from modules.timing import copy_rate, gemm_tflops
 from pipelines.benchmark.profile import Profile, summary
 from pipelines.benchmark.train import PUBLISHED_VISION
-from pipelines.run.hardware import HardwareConfig, check_hardware, take_gpu
+from pipelines.run.hardware import HardwareConfig, check_hardware, kernel_problems, take_gpu
 
 PARTS = {
     "products": r"nvjet|gemm|cutlass|cublas|splitK",
-    "convolution": r"causal_conv1d",
-    "norms": r"layer_norm",
+    "convolution": r"conv",
+    "norms": r"norm",
     "scan": r"^(steps|products|forward|backward_\w+)$|chunk_|state_passing|_bmm_",
     "dropout": r"dropout",
 }
@@ -47,8 +47,11 @@ class LayerBenchmarkConfig:
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
         found = self.model.problems() + self.hardware.problems()
+        found += kernel_problems(self.hardware, self.model, "bf16")
         if self.hardware.accelerator != "gpu":
             found.append("a block's kernels are a GPU's; use hardware.accelerator=gpu")
+        if not self.micro_batch.mmu + self.micro_batch.t2i > 0:
+            found.append("micro_batch is empty; name samples, for example micro_batch={mmu: 3, t2i: 48}")
         if self.steps < 1 or self.warmup < 1:
             found.append(f"warmup={self.warmup} and steps={self.steps} must be at least 1")
         return found
@@ -56,22 +59,24 @@ class LayerBenchmarkConfig:
 
 @dataclass(frozen=True)
 class Part:
-    """Milliseconds forward and backward, at the GPU's peak rates too (None: not counted), and launches."""
+    """A part of a block, forward and backward together."""
 
     name: str
     ms: float
     floor_ms: float | None
+    """Milliseconds at the GPU's peak rates; None if they are not counted."""
     launches: float
+    """Kernels that are started."""
 
 
 def measure_layer(config: LayerBenchmarkConfig) -> dict[str, Any]:
     """Measure the second of two blocks, which has a residual input, as the difference to one block alone."""
     check_hardware(config.hardware)
     device = take_gpu()
-    counts = {task: config.micro_batch.of(task) for task in TASKS}
-    lengths = [config.model.length(task) for task in TASKS for _ in range(counts[task])]
+    lengths = config.micro_batch.lengths(config.model, TASKS)
     one, two = (_profile(config, blocks, lengths, device) for blocks in (1, 2))
-    floors = floor_ms(config.model, sum(lengths), gemm_tflops() * 1e12, copy_rate())
+    rates = gemm_tflops() * 1e12, copy_rate()
+    floors = floor_ms(config.model, sum(lengths), *rates, frozen=config.freeze)
     kernels = _difference(two, one)
     found = {
         "gpu": torch.cuda.get_device_name(),
@@ -84,11 +89,13 @@ def measure_layer(config: LayerBenchmarkConfig) -> dict[str, Any]:
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # plain data
 
 
-def floor_ms(model: ModelConfig, positions: int, flops: float, bytes_per_second: float) -> dict[str, float]:
-    """What the parts of one trained block take if products run at ``flops`` and all else at ``bytes_per_second``.
+def floor_ms(
+    model: ModelConfig, positions: int, flops: float, bytes_per_second: float, *, frozen: bool = False
+) -> dict[str, float]:
+    """What the parts of one block take if products run at ``flops`` and all else at ``bytes_per_second``.
 
     Every input and output once, in bf16, the residual in float32; convolution and output of the norm are computed again
-    in the backward pass.
+    in the backward pass. A ``frozen`` block's weights have no gradients.
     """
     width, inner = model.d_model, model.d_inner
     channels = inner + 2 * model.d_state
@@ -102,7 +109,8 @@ def floor_ms(model: ModelConfig, positions: int, flops: float, bytes_per_second:
         "dropout": (2 + 2 + 3) * HALF * width if model.adapters.dropout and model.lora == "task" else 0,
     }
     found = {name: 1000 * positions * size / bytes_per_second for name, size in moved.items()}
-    return {"products": 1000 * 6 * positions * width * (columns + inner) / flops, **found}
+    products = (4 if frozen else 6) * positions * width * (columns + inner)
+    return {"products": 1000 * products / flops, **found}
 
 
 def part_of(kernel: str) -> str:

@@ -11,15 +11,16 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from typing_extensions import TypedDict
 
 from modules.reading import read_json
 from modules.stages import STAGES
+from pipelines.run.hardware import HardwareConfig
 
-RUN = [sys.executable, "-m", "pipelines.benchmark", "train", "baseline=false"]
+RUN = [sys.executable, "-m", "pipelines.benchmark", "train"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,10 @@ class ScalingBenchmarkConfig:
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
         unknown = [name for name in self.stages if name not in STAGES]
-        found = [f"stages: there is no stage {name}; there are {', '.join(STAGES)}" for name in unknown]
+        known = get_args(get_type_hints(HardwareConfig)["strategy"])
+        odd = [name for name in self.strategies if name not in known]
+        found = [f"strategies: there is no strategy {name}; there are {', '.join(known)}" for name in odd]
+        found += [f"stages: there is no stage {name}; there are {', '.join(STAGES)}" for name in unknown]
         if self.accelerator == "cpu" and not self.devices:
             found.append("devices=[] counts GPUs; for a CPU, name the numbers of processes: devices=[1,2]")
         if any(count < 1 for count in self.devices):
@@ -75,22 +79,28 @@ class ScalingBenchmarkConfig:
 
 
 def measure_scaling(
-    config: ScalingBenchmarkConfig, before: Sequence[ScalingRun], say: Callable[[str], None]
+    config: ScalingBenchmarkConfig,
+    before: Sequence[ScalingRun],
+    say: Callable[[str], None],
+    keep: Callable[[list[ScalingRun]], None],
 ) -> list[ScalingRun]:
-    """Measure; returns all runs, those of ``before`` too.
+    """Measure; returns all runs, those of ``before`` too. ``keep`` gets them after each run.
 
     Raises:
-        ValueError: a run failed; the message ends with its last lines.
+        ValueError: there is no GPU; or a run failed: the message ends with its last lines.
     """
     counts = config.devices or tuple(n for n in (1, 2, 4, 8, 16) if n <= torch.cuda.device_count())
+    if not counts:
+        raise ValueError("this machine has no GPU; for its CPU, use accelerator=cpu devices=[1,2]")
     runs = list(before)
     for stage in config.stages:
         for strategy in config.strategies:
             for devices in counts:
                 say(f"{stage}, {strategy}, {devices}")
                 run = _measured(config, stage, strategy, devices)
-                runs = [each for each in runs if not each.is_of(run)] + [run]
-    return with_ratios(runs)
+                runs = with_ratios([each for each in runs if not each.is_of(run)] + [run])
+                keep(runs)
+    return runs
 
 
 def with_ratios(runs: Sequence[ScalingRun]) -> list[ScalingRun]:
@@ -120,10 +130,17 @@ def read_runs(path: Path) -> list[ScalingRun]:
         raise ValueError(f"{path}: its runs are of another version ({error}); name another file") from error
 
 
-def _measured(config: ScalingBenchmarkConfig, stage: str, strategy: str, devices: int) -> ScalingRun:
+def words_of(config: ScalingBenchmarkConfig, stage: str, strategy: str, devices: int) -> list[str]:
+    """The settings of `pipelines.benchmark train` for one run."""
     gpu = config.accelerator == "gpu"
-    words = [f"stage={stage}", f"hardware.accelerator={config.accelerator}", f"hardware.devices={devices}"]
-    words += [f"hardware.strategy={strategy}", *(["--profile"] if gpu else []), *config.train]
+    return [
+        *(f"stage={stage}", f"hardware.accelerator={config.accelerator}", f"hardware.devices={devices}"),
+        *(f"hardware.strategy={strategy}", "baseline=false", f"profile={str(gpu).lower()}", *config.train),
+    ]
+
+
+def _measured(config: ScalingBenchmarkConfig, stage: str, strategy: str, devices: int) -> ScalingRun:
+    gpu, words = config.accelerator == "gpu", words_of(config, stage, strategy, devices)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.json"
         done = subprocess.run([*RUN, *words, "--json", str(path)], capture_output=True, text=True, check=False)

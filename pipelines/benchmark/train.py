@@ -23,13 +23,14 @@ from modules.flops import model_flops
 from modules.omnimamba.config import ModelConfig, VisionConfig
 from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import OmniMamba
+from modules.omnimamba.row_mixer import serves
 from modules.optim import OptimConfig
 from modules.stage_modules import STAGE_MODULES
 from modules.stages import STAGES, StageConfig
 from modules.timing import Clock, gemm_tflops, timed
 from pipelines.benchmark.baselines import mamba_ssm_step, published_step
 from pipelines.benchmark.profile import Profile, ProfileSteps
-from pipelines.run.hardware import COMPUTE, HardwareConfig, check_hardware, take_gpu
+from pipelines.run.hardware import COMPUTE, HardwareConfig, check_hardware, kernel_problems, take_gpu
 from pipelines.run.strategies import build_strategy
 
 PROFILED = 3
@@ -60,7 +61,8 @@ class TrainBenchmarkConfig:
 
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
-        found = self.model.problems()
+        found = self.model.problems() + self.hardware.problems()
+        found += kernel_problems(self.hardware, self.model, self.precision)
         for task in STAGES[self.stage].tasks:
             if self.micro_batch.of(task) < 1:
                 found.append(f"stage {self.stage} trains {task}: micro_batch.{task} must be at least 1")
@@ -101,6 +103,7 @@ def measure_train(config: TrainBenchmarkConfig) -> dict[str, Any]:
         "torch": torch.__version__,
         "config": asdict(config),
         "gemm_tflops": gemm,
+        "scan": _scan(config),
         "ours": asdict(ours),
     }
     if profile is not None:
@@ -112,6 +115,15 @@ def measure_train(config: TrainBenchmarkConfig) -> dict[str, Any]:
         if config.language_model:
             found["mamba_ssm"] = asdict(_baseline(config, lambda: mamba_ssm_step(config)))
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # plain data
+
+
+def _scan(config: TrainBenchmarkConfig) -> str:
+    """Whose kernels the scan ran on."""
+    if config.hardware.accelerator != "gpu":
+        return "reference"
+    row = config.micro_batch.lengths(config.model, STAGES[config.stage].tasks)
+    ours = serves(row, config.model, config.hardware.scan, COMPUTE[config.precision], torch.device("cuda"))
+    return "rows" if ours else "mamba_ssm"
 
 
 def synthetic_batch(model: ModelConfig, counts: Counts, tasks: tuple[str, ...], seed: int = 0) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from modules.omnimamba.config import TASKS, ModelConfig
 from modules.optim import OptimConfig
 from modules.reading import shown
 from modules.stages import STAGES, StageConfig
-from pipelines.run.hardware import HardwareConfig
+from pipelines.run.hardware import HardwareConfig, kernel_problems
 from pipelines.run.overrides import ConfigError, build, dotlist, merge, read_known, refuse, refuse_unknown_words
 from pipelines.run.paths import in_words, own_folder
 from pipelines.run.texts import literally
@@ -121,6 +121,7 @@ class RunConfig:
             found.append(
                 f"trainer.precision={self.trainer.precision} needs hardware.accelerator=gpu; a CPU computes in float32"
             )
+        found += kernel_problems(self.hardware, self.model, self.trainer.precision)
         if not self.model.tokenizer:
             found.append("model.tokenizer is empty; name a local tokenizer.json")
         if self.guards.spike_sigma and self.hardware.strategy != "ddp":

@@ -101,17 +101,16 @@ def _prepare_gpu(config: RunConfig, report: Callable[[str], None]) -> None:
             f"this run will need about {needed / GIB:.0f} GiB on each GPU, which has {has / GIB:.0f}: expect it to run "
             "out of memory. `python -m pipelines.doctor memory` says what needs it, and what would need less"
         )
-    tasks, compute = STAGES[config.stage.name].tasks, COMPUTE[config.trainer.precision]
-    warm_up(
-        config.model,
-        config.data.micro_batch.positions(config.model, tasks),
-        compute,
-        use_kernel_cache(config.hardware),
-        report,
-    )
-    row = [config.model.length(task) for task in tasks for _ in range(config.data.micro_batch.of(task))]
+    row = config.data.micro_batch.lengths(config.model, STAGES[config.stage.name].tasks)
+    compute, cache = COMPUTE[config.trainer.precision], use_kernel_cache(config.hardware)
+    warm_up(config.model, config.hardware, row, compute, cache, report)
     ours = serves(row, config.model, config.hardware.scan, compute, torch.device("cuda"))
-    report("the scan runs on " + ("our kernels for rows of short sequences" if ours else "mamba_ssm's kernels"))
+    varies = config.hardware.scan == "auto" and config.data.pad == "none"
+    report(
+        f"the scan of {'full ' if varies else ''}rows runs on "
+        + ("our kernels for rows of short sequences" if ours else "mamba_ssm's kernels")
+        + ("; without padding, each row's lengths choose" if varies else "")
+    )
 
 
 def _silent(_text: str) -> None:

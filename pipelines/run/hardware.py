@@ -14,7 +14,8 @@ import torch
 from modules.omnimamba import kernels
 from modules.omnimamba.adapters import Projection
 from modules.omnimamba.backbone import Recompute
-from modules.omnimamba.row_mixer import Scan
+from modules.omnimamba.config import ModelConfig
+from modules.omnimamba.row_mixer import Scan, serves
 from pipelines.run.local_rank import local_rank
 from pipelines.run.overrides import ConfigError
 
@@ -39,8 +40,8 @@ class HardwareConfig:
     (2) and parameters (3). Checkpoints have the same form, so a resume may choose another."""
     recompute: Recompute = "none"
     """What the backward pass computes again instead of keeping it: ``projection``, the output of each block's input
-    projection (a tenth more work, a fourth less memory; on a GPU, with the fused projection); ``block``, all but the
-    input of each block (a third more work for a fraction of the memory)."""
+    projection (one product more in each block, for an estimated fourth of stage 2's memory; on a GPU, with the fused
+    projection); ``block``, all but the input of each block (a third more work for a fraction of the memory)."""
     scan: Scan = "auto"
     """The scan's kernels when a GPU trains in bf16: mamba_ssm's, or ours for rows of many short sequences. ``auto``
     chooses by the lengths of a row's sequences."""
@@ -67,16 +68,36 @@ class HardwareConfig:
             for name in ("devices", "nodes")
             if getattr(self, name) < 1
         ]
-        if self.recompute == "projection" and (self.accelerator, self.projection) != ("gpu", "fused"):
-            found.append(
-                "hardware.recompute=projection needs hardware.accelerator=gpu and hardware.projection=fused; without "
-                "them, use hardware.recompute=block"
-            )
         if not self.timeout_minutes > 0:
             found.append(f"hardware.timeout_minutes={self.timeout_minutes} must be above 0")
         if self.threads < 0:
             found.append(f"hardware.threads={self.threads} must be 0 or more")
         return found
+
+
+def kernel_problems(hardware: HardwareConfig, model: ModelConfig, precision: str) -> list[str]:
+    """Kernels that a GPU is asked for and cannot use, each with the way out. A CPU trains by the plain path anyway."""
+    if hardware.accelerator != "gpu":
+        return []
+    found = []
+    if hardware.scan == "rows" and not serves([1], model, "rows", COMPUTE[precision], torch.device("cuda")):
+        found.append(
+            "hardware.scan=rows needs trainer.precision=bf16, model.headdim and model.d_state that are powers of two "
+            f"from 16 on, and a multiple of eight heads (there are {model.n_heads}); use hardware.scan=auto"
+        )
+    if hardware.recompute == "projection":
+        needs = {
+            "hardware.projection=fused": hardware.projection == "fused",
+            "hardware.strategy other than zero3": hardware.strategy != "zero3",
+            "model.lora=task": model.lora == "task",
+            "a model.d_model that 4 divides": model.d_model % 4 == 0,
+        }
+        found += [
+            f"hardware.recompute=projection needs {need}; otherwise use hardware.recompute=block"
+            for need, given in needs.items()
+            if not given
+        ]
+    return found
 
 
 def check_hardware(config: HardwareConfig, *, deterministic: bool = False) -> None:

@@ -20,7 +20,7 @@ from modules.omnimamba.row_mixer import serves
 from modules.stages import STAGES
 from modules.trainable import set_trainable
 from pipelines.run.config import RunConfig
-from pipelines.run.hardware import HardwareConfig
+from pipelines.run.hardware import HardwareConfig, kernel_problems
 
 FULL, HALF = 4, 2
 """Bytes of a number in float32 and in bf16."""
@@ -116,7 +116,8 @@ def ways_out(config: RunConfig) -> dict[str, MemoryEstimate]:
     levels: tuple[Recompute, ...] = ("projection", "block")
     for level in levels if hardware.recompute == "none" else levels[1:]:
         changed = replace(hardware, recompute=level)
-        if not changed.problems():
+        served = level == "block" or hardware.accelerator == "gpu"
+        if served and not kernel_problems(changed, config.model, config.trainer.precision):
             found[f"hardware.recompute={level}"] = replace(config, hardware=changed)
     if ranks > 1:
         for strategy in ("zero2", "zero3"):
@@ -157,11 +158,11 @@ def _kept_for_parameters(model: OmniMamba, config: RunConfig) -> dict[str, float
 def _cast_weights(model: OmniMamba, config: RunConfig) -> Iterator[float]:
     """Sizes of the matrices whose copies in bf16 autocast keeps for the backward pass; fused functions cast again."""
     hardware, tasks = config.hardware, STAGES[config.stage.name].tasks
-    row = [config.model.length(task) for task in tasks for _ in range(config.data.micro_batch.of(task))]
+    row = config.data.micro_batch.lengths(config.model, tasks)
     gpu = torch.device(hardware.accelerator.replace("gpu", "cuda"))
     ours = serves(row, config.model, hardware.scan, torch.bfloat16, gpu)
     for name, parameter in model.named_parameters():
-        fused = (".in_proj." in name and hardware.projection == "fused") or (".out_proj." in name and ours)
+        fused = (".in_proj." in name and _fuses(config.model, hardware)) or (".out_proj." in name and ours)
         if parameter.ndim > 1 and not fused:
             blocks = len(model.backbone.layers) if hardware.recompute == "block" else 1
             yield parameter.numel() / blocks
@@ -175,13 +176,17 @@ def _kept_by_a_layer(model: OmniMamba, hardware: HardwareConfig, number: int) ->
     # projections, output of the scan, residual
     projected = 0 if hardware.recompute == "projection" else _width(config)
     kept = number * (projected + config.d_inner) + FULL * config.d_model
-    if hardware.projection == "fused" and config.lora == "task":
+    if _fuses(config, hardware):
         return kept + number * (config.d_model + len(TASKS) * config.adapters.rank)  # its input, low-rank values beside
     if "mixer.in_proj.weight" in trained:
         kept += number * config.d_model  # its input
     if any("lora_A" in name for name in trained):
         kept += number * config.d_model + (config.d_model if config.adapters.dropout else 0)  # dropped input, its mask
     return kept
+
+
+def _fuses(model: ModelConfig, hardware: HardwareConfig) -> bool:
+    return hardware.projection == "fused" and model.lora == "task" and model.d_model % 4 == 0
 
 
 def _width(config: ModelConfig) -> int:

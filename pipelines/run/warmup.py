@@ -6,7 +6,7 @@ process per node does it first, outside of training, into a cache on disk. The o
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,19 +16,24 @@ import torch
 from modules.locks import locked
 from modules.omnimamba.backbone import Backbone
 from modules.omnimamba.config import ModelConfig
-from modules.omnimamba.row_mixer import Scan
-from pipelines.run.hardware import take_gpu
+from modules.omnimamba.row_mixer import Scan, serves
+from pipelines.run.hardware import HardwareConfig, take_gpu
 
 LOCK = "omnimamba.lock"
 
 
 def warm_up(
-    model: ModelConfig, positions: int, compute: torch.dtype, cache: Path, report: Callable[[str], None]
+    model: ModelConfig,
+    hardware: HardwareConfig,
+    row: Sequence[int],
+    compute: torch.dtype,
+    cache: Path,
+    report: Callable[[str], None],
 ) -> None:
-    """Run two blocks of ``model`` forward and backward over a row of ``positions`` on this process's GPU."""
+    """Run two blocks of ``model`` forward and backward over a row of these sequences on this process's GPU."""
     start = time.perf_counter()
     device = take_gpu()
-    one_first(cache / LOCK, lambda: run_blocks(model, positions, compute, device))
+    one_first(cache / LOCK, lambda: run_blocks(model, hardware, row, compute, device))
     torch.cuda.empty_cache()
     report(f"kernels are ready after {time.perf_counter() - start:.0f} s; they are cached in {cache}")
 
@@ -44,22 +49,28 @@ def one_first(lock: Path, work: Callable[[], None]) -> None:
         work()
 
 
-def run_blocks(model: ModelConfig, positions: int, compute: torch.dtype, device: torch.device) -> None:
-    """Run blocks and final norm forward and backward over one row of random numbers that holds both tasks.
+def run_blocks(
+    model: ModelConfig, hardware: HardwareConfig, row: Sequence[int], compute: torch.dtype, device: torch.device
+) -> None:
+    """Run blocks and final norm forward and backward over one row of random numbers; half of it counts as each task's.
 
-    Two blocks are enough. The first has no residual input and the others do, and Triton tunes both cases. Which scan a
-    later row takes depends on its sequences, so both are made ready.
+    Two blocks are enough. The first has no residual input and the others do, and Triton tunes both cases. Evaluation
+    needs mamba_ssm's scan; training may need ours, too.
     """
-    half = (positions // 2, positions - positions // 2)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.device(device):
-        backbone = Backbone(replace(model, n_layer=2))
+    positions = sum(row)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.device(device):
+            backbone = Backbone(replace(model, n_layer=2))
+            x = torch.randn(1, positions, model.d_model, requires_grad=True)
         for parameter in backbone.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-        scans: tuple[Scan, ...] = ("mamba_ssm", "rows") if device.type == "cuda" else ("mamba_ssm",)
-        for backbone.scan in scans:
-            x = torch.randn(1, positions, model.d_model, requires_grad=True)
+        ours = serves([1], model, hardware.scan, compute, device)
+        scans: tuple[Scan, ...] = ("mamba_ssm", "rows") if ours else ("mamba_ssm",)
+        for scan in scans:
+            backbone.choose(scan=scan, projection=hardware.projection, recompute="none")
             with torch.autocast(device.type, compute, enabled=compute != torch.float32):
-                hidden = backbone.run_row(x.to(compute), half, half, compute)
+                segments = (positions // 2, positions - positions // 2)
+                hidden = backbone.run_row(x.to(compute), segments, row, compute)
                 torch.autograd.backward(hidden.float().sum())
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Nothing is tuned in these tests: mamba_ssm would time dozens of configurations of each kernel for each small shape."""
+"""Nothing is tuned in these tests: mamba_ssm would time dozens of configurations of each kernel for each shape."""
 
 import pytest
 

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from modules.omnimamba import kernels
 from modules.omnimamba.adapters import TaskLoraLinear
-from modules.omnimamba.backbone import Block
+from modules.omnimamba.backbone import Backbone, Block, Recompute
 from modules.omnimamba.config import LoraConfig
-from modules.omnimamba.rows import sequence_ids
+from modules.omnimamba.projection import Again
+from modules.omnimamba.rows import concatenated, sequence_ids
 from modules.omnimamba.ssd import causal_conv
 
 from .conftest import TINY
@@ -115,13 +116,56 @@ def test_a_block_computes_what_the_plain_one_does(frozen: bool, monkeypatch: pyt
         assert (found[name] - value).norm() <= 1e-4 * value.norm() + 1e-6, name
 
 
-@pytest.mark.parametrize("given", [torch.float16])
-def test_types_are_those_of_the_plain_one(given: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_types_are_those_of_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under autocast, where a first block gets float32. The interpreter multiplies bf16 wrongly: float16 stands in."""
-    with torch.autocast("cpu", given):
+    with torch.autocast("cpu", torch.float16):
         plain = results(block(), None)
         monkeypatch.setattr(TaskLoraLinear, "forward", projected)
         found = results(block(), Layout.of(LENGTHS, CPU))
     for name, value in plain.items():
         assert found[name].dtype == value.dtype, name
         assert (found[name].float() - value.float()).norm() <= 0.02 * value.float().norm() + 1e-3, name
+
+
+def trained(level: Recompute, dropout: float) -> dict[str, Tensor]:
+    """Two blocks, with what the backward pass computes again."""
+    torch.manual_seed(0)
+    made = Backbone(replace(CONFIG, n_layer=2, adapters=LoraConfig(rank=2, alpha=4, dropout=dropout)))
+    for parameter in made.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    made.choose(scan="auto", projection="fused", recompute=level)
+    torch.manual_seed(1)
+    u = torch.randn(1, sum(LENGTHS), CONFIG.d_model, requires_grad=True)
+    y = made(u, (70, 25), sequence_ids(LENGTHS, CPU)[None], layout=Layout.of(LENGTHS, CPU))
+    (y * torch.randn_like(u)).sum().backward()
+    assert u.grad is not None
+    grads = {name: parameter.grad for name, parameter in made.named_parameters() if parameter.grad is not None}
+    return {"output": y.detach(), "input": u.grad, **grads}
+
+
+@pytest.mark.parametrize(("level", "again"), [("projection", 2), ("block", 0)])
+def test_what_is_computed_again_is_equal_to_the_bit(
+    level: Recompute, again: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, whose mask is drawn again."""
+    monkeypatch.setattr(TaskLoraLinear, "forward", projected)
+    kept = trained("none", dropout=0.3)
+    computed: list[None] = []
+    compute = Again.compute
+    monkeypatch.setattr(Again, "compute", lambda this: computed.append(None) or compute(this))
+    found = trained(level, dropout=0.3)
+    assert len(computed) == again
+    assert found.keys() == kept.keys()
+    for name, value in kept.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_tables_are_made_on_the_cpu_whatever_the_default_device() -> None:
+    with torch.device("meta"):
+        layout, ids = Layout.of([3, 70, 9], CPU), sequence_ids([3, 70, 9], CPU)
+        places = concatenated(torch.zeros(2, 5, 4, device="cpu"), [5, 3])
+    tensors = (layout.starts_S2, layout.groups[0].below, ids, places)
+    assert [each.device.type for each in tensors] == ["cpu"] * 4
+    assert layout.starts_S2.tolist() == [0, 0, 3, 1, 73, 3, 82, 4]
+    assert [group.chunks.tolist() for group in layout.groups] == [[1], [0, 2, 3]]

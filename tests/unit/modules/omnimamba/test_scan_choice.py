@@ -32,5 +32,6 @@ def test_ours_takes_bf16_on_a_gpu_and_powers_of_two(scan: Scan) -> None:
     assert not serves([64], CONFIG, scan, torch.float32, GPU)
     assert not serves([64], replace(CONFIG, headdim=8), scan, HALF, GPU)
     assert not serves([64], replace(CONFIG, d_state=96), scan, HALF, GPU)
+    assert not serves([64], replace(CONFIG, d_model=160, expand=1, headdim=32), scan, HALF, GPU)  # five heads
     assert not serves([64], CONFIG, scan, HALF, torch.device("cpu"))
     assert layout_of([64], CONFIG, scan, HALF, torch.device("cpu")) is None

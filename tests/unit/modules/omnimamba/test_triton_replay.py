@@ -23,7 +23,7 @@ def inputs() -> tuple[list[Tensor], list[Tensor]]:
     torch.manual_seed(0)
     shapes = ((BATCH, HEADS, SIZE), (BATCH, HEADS), (BATCH, WIDTH), (BATCH, WIDTH))
     positions = [torch.randn(LENGTH, *shape).double() for shape in shapes]
-    bias, A, D = torch.tensor([-4.0, 0.0]), -torch.tensor([0.1, 3.0]), torch.randn(HEADS)
+    bias, A, D = torch.tensor([-9.0, 0.0]), -torch.tensor([0.1, 3.0]), torch.randn(HEADS)
     return positions, [t.double() for t in (bias, A, D, torch.randn(BATCH, HEADS, SIZE, WIDTH))]
 
 

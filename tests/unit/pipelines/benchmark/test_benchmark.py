@@ -88,7 +88,9 @@ def test_a_kernel_belongs_to_a_part() -> None:
     names = {
         "nvjet_sm90_tst_192x192_64x3_1x2_h_bz_coopB_NTN": "products",
         "void causal_conv1d_channellast_bwd_kernel<...>": "convolution",
+        "_conv_backward": "convolution",
         "_layer_norm_bwd_kernel": "norms",
+        "_norm_forward": "norms",
         "_layer_norm_fwd_1pass_kernel": "norms",
         "backward_products": "scan",
         "forward": "scan",
@@ -115,6 +117,8 @@ def test_the_floor_of_a_block_is_a_count_by_hand() -> None:
     found = floor_ms(model, positions=10, flops=1000.0, bytes_per_second=1000.0)
     channels = 8 + 32
     assert found["products"] == 3 * 2 * 10 * (4 * (8 + channels + 2) + 8 * 4)
+    frozen = floor_ms(model, positions=10, flops=1000.0, bytes_per_second=1000.0, frozen=True)
+    assert frozen["products"] == found["products"] * 2 / 3
     assert found["scan"] == 10 * 2 * (8 + 8 + 3 * 8)  # x and y; x, dy and dx
     assert found["convolution"] == 10 * 2 * channels * (2 + 2 + 3)
     assert found["norms"] == 10 * (28 * 4 + 18 * 8)

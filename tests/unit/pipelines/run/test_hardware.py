@@ -1,12 +1,15 @@
-"""How many threads a run computes with, and when its bits may differ."""
+"""How many threads a run computes with, when its bits may differ, and kernels that cannot be used."""
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from pipelines.run.hardware import HardwareConfig, other_arithmetic, use_threads
+from modules.omnimamba.config import ModelConfig
+from pipelines.run.hardware import HardwareConfig, kernel_problems, other_arithmetic, use_threads
 
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
 
@@ -63,3 +66,33 @@ def test_without_a_number_the_ranks_of_a_node_share_its_cores(monkeypatch: pytes
 def test_other_threads_or_instructions_are_told_in_one_sentence(threads: int, capability: str, said: str) -> None:
     found = other_arithmetic(threads, capability)
     assert found == (f"the bits may differ from those of a run without this stop {said}" if said else "")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "model", "told"),
+    [
+        ({"recompute": "projection", "projection": "plain"}, {}, "needs hardware.projection=fused"),
+        ({"recompute": "projection", "strategy": "zero3"}, {}, "needs hardware.strategy other than zero3"),
+        ({"recompute": "projection"}, {"lora": "none"}, "needs model.lora=task"),
+        (
+            {"recompute": "projection"},
+            {"d_model": 18, "expand": 4, "headdim": 8},
+            "needs a model.d_model that 4 divides",
+        ),
+        ({"scan": "rows"}, {"headdim": 8}, "hardware.scan=rows needs trainer.precision=bf16, model.headdim and"),
+        ({"scan": "rows"}, {"d_model": 160, "expand": 1, "headdim": 32}, "a multiple of eight heads (there are 5)"),
+    ],
+)
+def test_kernels_that_cannot_be_used_are_refused(hardware: dict[str, Any], model: dict[str, Any], told: str) -> None:
+    (problem,) = kernel_problems(HardwareConfig(accelerator="gpu", **hardware), replace(ModelConfig(), **model), "bf16")
+    assert told in problem
+    assert problem.rsplit("; ", 1)[1].split()[-1].startswith("hardware.")  # the way out
+    # a CPU has the plain path: a run that was trained on a GPU is exported and evaluated there
+    assert kernel_problems(HardwareConfig(**hardware), replace(ModelConfig(), **model), "float32") == []
+
+
+def test_kernels_that_can_be_used_are_not_refused() -> None:
+    for hardware in (HardwareConfig(accelerator="gpu"), HardwareConfig(accelerator="gpu", scan="rows")):
+        assert kernel_problems(hardware, ModelConfig(), "bf16") == []
+        assert kernel_problems(replace(hardware, recompute="projection"), ModelConfig(), "bf16") == []
+    assert len(kernel_problems(HardwareConfig(accelerator="gpu", scan="rows"), ModelConfig(), "float32")) == 1

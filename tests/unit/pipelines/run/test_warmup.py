@@ -154,5 +154,5 @@ def test_deterministic_kernels_do_not_come_from_timings(tmp_path: Path, monkeypa
 
 def test_blocks_run_without_touching_the_random_numbers() -> None:
     before = torch.get_rng_state()
-    run_blocks(TINY, 30, torch.float32, torch.device("cpu"))
+    run_blocks(TINY, HardwareConfig(), [20, 10], torch.float32, torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), before)
