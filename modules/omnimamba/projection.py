@@ -104,6 +104,7 @@ class Again:
     shape: torch.Size
 
     def compute(self) -> Tensor:
+        """The output, in the shape in which it would have been kept."""
         wide_RC, weight_OD, _, _, B_mmu, B_t2i = self.node.saved_tensors
         y_RO: Tensor = wide_RC @ beside(weight_OD, (B_mmu, B_t2i), wide_RC.dtype).T
         return y_RO.view(self.shape)

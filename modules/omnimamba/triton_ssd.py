@@ -152,6 +152,30 @@ def scan_forward(
     return y_RHP
 
 
+def _backward_products(
+    x_RHP: Tensor,
+    dy_RHP: Tensor,
+    step_HR: Tensor,
+    log_HR: Tensor,
+    before_HK: Tensor,
+    products_TQQ: Tensor,
+    within_HR: Tensor,
+    layout: Layout,
+) -> Tensor:
+    """Gradients of the tiles of C . B, (T, Q, Q); fills ``within``."""
+    rows, heads, size = x_RHP.shape
+    dproducts_TQQ = torch.empty_like(products_TQQ)
+    for group in layout.groups:
+        for which, diagonal, launch in ((group.diagonal, True, LARGE), (group.below, False, SMALL)):
+            if len(which):
+                backward.backward_products[(len(which),)](
+                    x_RHP, dy_RHP, step_HR, log_HR, before_HK, products_TQQ, layout.chunks_K5, layout.tiles_T2, which,
+                    dproducts_TQQ, within_HR, x_RHP.stride(0), rows, layout.chunks, heads,
+                    P=size, M=group.rows, Q=CHUNK, DIAGONAL=diagonal, **launch,
+                )  # fmt: skip
+    return dproducts_TQQ
+
+
 class ScanGradients(NamedTuple):
     """Gradients of `scan`'s inputs. They may be parts of wider rows, as the inputs may."""
 
@@ -197,15 +221,7 @@ def scan_backward(
                 x_RHP, dy_RHP, step_HR, log_HR, total_HK, products, tables, group.chunks, earlier_HR,
                 x_RHP.stride(0), *shape, **size_of, **SMALL,
             )  # fmt: skip
-    dproducts = torch.empty_like(products)
-    for group in layout.groups:
-        for which, diagonal, launch in ((group.diagonal, True, LARGE), (group.below, False, SMALL)):
-            if len(which):
-                backward.backward_products[(len(which),)](
-                    x_RHP, dy_RHP, step_HR, log_HR, before_HK, products, tables, layout.tiles_T2, which,
-                    dproducts, within_HR, x_RHP.stride(0), *shape, P=size, M=group.rows, Q=CHUNK, DIAGONAL=diagonal,
-                    **launch,
-                )  # fmt: skip
+    dproducts = _backward_products(x_RHP, dy_RHP, step_HR, log_HR, before_HK, products, within_HR, layout)
     backward.backward_steps[(layout.sequences, triton.cdiv(heads, HEADS_TOGETHER))](
         dt_RH, dt_bias_H, A_H, layout.starts_S2, tables, step_HR, within_HR, earlier_HR, after_HR, passing_TH,
         dstep_HR, ddt_RH, dA_SH, dt_RH.stride(0), rows, heads, Q=CHUNK, G=HEADS_TOGETHER,

@@ -77,7 +77,7 @@ def test_other_threads_or_instructions_are_told_in_one_sentence(threads: int, ca
         (
             {"recompute": "projection"},
             {"d_model": 18, "expand": 4, "headdim": 8},
-            "needs a model.d_model that 4 divides",
+            "a model.d_model that 4 divides",
         ),
         ({"scan": "rows"}, {"headdim": 8}, "hardware.scan=rows needs trainer.precision=bf16, model.headdim and"),
         ({"scan": "rows"}, {"d_model": 160, "expand": 1, "headdim": 32}, "a multiple of eight heads (there are 5)"),
