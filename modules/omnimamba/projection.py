@@ -145,9 +145,10 @@ def low_gradients(
 def beside(weight_OD: Tensor, B: Pair, dtype: torch.dtype) -> Tensor:
     """The weight and beside it both B, (O, D + K)."""
     width, rank = weight_OD.shape[1], B[0].shape[1]
-    whole = torch.zeros((len(weight_OD), width + low_columns(B[0])), dtype=dtype, device=weight_OD.device)
+    whole = torch.empty((len(weight_OD), width + low_columns(B[0])), dtype=dtype, device=weight_OD.device)
     for first, part in ((0, weight_OD), (width, B[0]), (width + rank, B[1])):
         whole[:, first : first + part.shape[1]].copy_(part)  # casts on the way
+    whole[:, width + len(B) * rank :].zero_()
     return whole
 
 
