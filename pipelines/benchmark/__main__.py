@@ -7,6 +7,7 @@ Examples:
     python -m pipelines.benchmark train --profile baseline=false
     python -m pipelines.benchmark layer hardware.scan=mamba_ssm
     python -m pipelines.benchmark train hardware.strategy=zero2 hardware.devices=2
+    python -m pipelines.benchmark sizes "lengths=[329,8192]" hardware.recompute=block
     python -m pipelines.benchmark scaling "devices=[1,2]" "train=[steps=10]" --json scaling.json
     python -m pipelines.benchmark generate "batches=[1,16]" --json generate.json
 """
@@ -43,6 +44,10 @@ def main() -> None:
     layer.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
     layer.add_argument("--json", type=Path, help="file for the measurements")
     layer.set_defaults(run=_layer)
+    sizes = commands.add_parser("sizes", help="training steps of many batches and lengths, until memory ends")
+    sizes.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
+    sizes.add_argument("--json", type=Path, help="file for the measurements")
+    sizes.set_defaults(run=_sizes)
     scaling = commands.add_parser("scaling", help="training on 1, 2, 4, ... GPUs of this machine, under each strategy")
     scaling.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
     scaling.add_argument("--json", type=Path, help="file for the measurements, to which later calls add theirs")
@@ -119,6 +124,22 @@ def _layer(arguments: argparse.Namespace) -> None:
     _keep(found, arguments.json)
 
 
+def _sizes(arguments: argparse.Namespace) -> None:
+    from rich.table import Table
+
+    from pipelines.benchmark.sizes import SizesBenchmarkConfig, measure_sizes
+    from pipelines.run.overrides import parse_overrides
+
+    found = measure_sizes(parse_overrides(SizesBenchmarkConfig, arguments.overrides), say)
+    title = f"{found['gpu']}, torch {found['torch']}"
+    table = Table("length", "fixed ms", "us a position", "largest batch", "memory ended at", title=title)
+    for line in found["lines"]:
+        figures = (f"{line['fixed_ms']:.1f}", f"{line['us_a_position']:.2f}", str(line["largest"]))
+        table.add_row(str(line["length"]), *figures, _number(line["ended"], "d"))
+    show_table(table)
+    _keep(found, arguments.json)
+
+
 def _scaling(arguments: argparse.Namespace) -> None:
     from rich.table import Table
 
@@ -172,7 +193,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     _keep(found, arguments.json)
 
 
-def _number(value: float | None, form: str) -> str:
+def _number(value: float | int | None, form: str) -> str:
     """A value for the table; a dash if it was not measured."""
     return "-" if value is None else format(value, form)
 
