@@ -136,8 +136,9 @@ def trained(level: Recompute, dropout: float) -> dict[str, Tensor]:
             torch.nn.init.normal_(parameter, std=0.2)
     made.choose(scan="auto", projection="fused", recompute=level)
     torch.manual_seed(1)
-    u = torch.randn(1, sum(LENGTHS), CONFIG.d_model, requires_grad=True)
-    y = made(u, (70, 25), sequence_ids(LENGTHS, CPU)[None], layout=Layout.of(LENGTHS, CPU))
+    lengths = [9, 4]  # the interpreter draws masks slowly
+    u = torch.randn(1, sum(lengths), CONFIG.d_model, requires_grad=True)
+    y = made(u, (9, 4), sequence_ids(lengths, CPU)[None], layout=Layout.of(lengths, CPU))
     (y * torch.randn_like(u)).sum().backward()
     assert u.grad is not None
     grads = {name: parameter.grad for name, parameter in made.named_parameters() if parameter.grad is not None}
