@@ -25,7 +25,7 @@ class Counts:
         return self.mmu if task == "mmu" else self.t2i
 
     def lengths(self, model: ModelConfig, tasks: Sequence[Task]) -> list[int]:
-        """Positions of each sequence of a micro-batch of these samples, without padding left out."""
+        """Positions of each sequence of a micro-batch of these samples, padding counted."""
         return [model.length(task) for task in tasks for _ in range(self.of(task))]
 
     def positions(self, model: ModelConfig, tasks: Sequence[Task]) -> int:

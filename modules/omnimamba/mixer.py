@@ -6,7 +6,7 @@ C = E + 2N channels of the convolution, Z = 2E + 2N + H columns of the input pro
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -120,35 +120,29 @@ class Mamba2Mixer(nn.Module):
         return F.linear(gated.to(weights.out_proj.dtype), weights.out_proj)
 
     def _mix_row(self, zxbcdt_RZ: Tensor, seq_idx_R: Tensor, layout: "Layout") -> Tensor:
-        return mix_row(
-            zxbcdt_RZ,
-            conv_weight_CW=self._conv_weight(),
-            conv_bias_C=self._conv_bias(),
-            dt_bias_H=self.dt_bias,
-            A_H=self._A(),
-            D_H=self.D,
-            norm_weight_E=self.norm.weight,
-            norm_eps=self.norm.eps,
-            out_weight_DE=self.out_proj.weight,
-            seq_idx_R=seq_idx_R,
-            layout=layout,
-        )
+        return mix_row(zxbcdt_RZ, **self._weights(), seq_idx_R=seq_idx_R, layout=layout)
 
     def _mix_by_kernel(self, zxbcdt_BLZ: Tensor, seq_idx_BL: Tensor | None) -> tuple[Tensor, Tensor]:
         return kernels.mix(
             zxbcdt_BLZ,
-            conv_weight_CW=self._conv_weight(),
-            conv_bias_C=self._conv_bias(),
-            dt_bias_H=self.dt_bias,
-            A_H=self._A(),
-            D_H=self.D,
-            norm_weight_E=self.norm.weight,
-            norm_eps=self.norm.eps,
-            out_weight_DE=self.out_proj.weight,
+            **self._weights(),
             chunk_size=self.config.chunk_size,
             headdim=self.config.headdim,
             seq_idx_BL=seq_idx_BL,
         )
+
+    def _weights(self) -> dict[str, Any]:
+        """What both kernels read besides the input projection's output."""
+        return {
+            "conv_weight_CW": self._conv_weight(),
+            "conv_bias_C": self._conv_bias(),
+            "dt_bias_H": self.dt_bias,
+            "A_H": self._A(),
+            "D_H": self.D,
+            "norm_weight_E": self.norm.weight,
+            "norm_eps": self.norm.eps,
+            "out_weight_DE": self.out_proj.weight,
+        }
 
     def _mix_by_reference(self, zxbcdt_BLZ: Tensor, seq_idx_BL: Tensor | None) -> tuple[Tensor, Tensor]:
         z, xBC, dt = self._parts(zxbcdt_BLZ)

@@ -14,6 +14,7 @@ Examples:
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,33 +32,28 @@ def main() -> None:
         prog="python -m pipelines.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    data = commands.add_parser("data", help="reading, decoding and mixing samples, compared with plain webdataset")
-    data.add_argument("overrides", nargs="+", metavar="key=value", help="settings; folder=... is required")
-    data.add_argument("--json", type=Path, help="file for the measurements")
-    data.set_defaults(run=_data)
-    train = commands.add_parser("train", help="training steps of a stage, compared with the published loop")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
-    train.add_argument("--json", type=Path, help="file for the measurements")
+    _mode(
+        commands,
+        "data",
+        _data,
+        "reading, decoding and mixing samples, against plain webdataset; needs folder=...",
+    )
+    train = _mode(commands, "train", _train, "training steps of a stage, compared with the published loop")
     train.add_argument("--profile", action="store_true", help="also show which kernels take a step's time (GPU)")
-    train.set_defaults(run=_train)
-    layer = commands.add_parser("layer", help="one block on a training row, part by part, and each part's floor (GPU)")
-    layer.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
-    layer.add_argument("--json", type=Path, help="file for the measurements")
-    layer.set_defaults(run=_layer)
-    sizes = commands.add_parser("sizes", help="training steps of many batches and lengths, until memory ends")
-    sizes.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
-    sizes.add_argument("--json", type=Path, help="file for the measurements")
-    sizes.set_defaults(run=_sizes)
-    scaling = commands.add_parser("scaling", help="training on 1, 2, 4, ... GPUs of this machine, under each strategy")
-    scaling.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
-    scaling.add_argument("--json", type=Path, help="file for the measurements, to which later calls add theirs")
-    scaling.set_defaults(run=_scaling)
-    generate = commands.add_parser("generate", help="drawing images in several batch sizes, compared with mamba_ssm")
-    generate.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
-    generate.add_argument("--json", type=Path, help="file for the measurements")
-    generate.set_defaults(run=_generate)
+    _mode(commands, "layer", _layer, "one block on a training row, part by part, and each part's floor (GPU)")
+    _mode(commands, "sizes", _sizes, "training steps of many batches and lengths, until memory ends")
+    _mode(commands, "scaling", _scaling, "training on 1, 2, 4, ... GPUs of this machine; later calls add to its --json")
+    _mode(commands, "generate", _generate, "drawing images in several batch sizes, compared with mamba_ssm")
     arguments = parser.parse_args()
     arguments.run(arguments)
+
+
+def _mode(commands: Any, name: str, run: Callable[[argparse.Namespace], None], told: str) -> argparse.ArgumentParser:
+    mode: argparse.ArgumentParser = commands.add_parser(name, help=told)
+    mode.add_argument("overrides", nargs="+" if name == "data" else "*", metavar="key=value", help="settings")
+    mode.add_argument("--json", type=Path, help="file for the measurements")
+    mode.set_defaults(run=run)
+    return mode
 
 
 def _data(arguments: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from pipelines.benchmark.train import PUBLISHED_VISION
 from pipelines.run.hardware import HardwareConfig, check_hardware, kernel_problems, take_gpu
 
 PARTS = {
-    "products": r"nvjet|gemm|cutlass|cublas|splitK",
+    "matrix products": r"nvjet|gemm|cutlass|cublas|splitK",
     "convolution": r"conv",
     "norms": r"norm",
     "scan": r"^(steps|products|forward|backward_\w+)$|chunk_|state_passing|_bmm_",
@@ -110,7 +110,7 @@ def floor_ms(
     }
     found = {name: 1000 * positions * size / bytes_per_second for name, size in moved.items()}
     products = (4 if frozen else 6) * positions * width * (columns + inner)
-    return {"products": 1000 * products / flops, **found}
+    return {"matrix products": 1000 * products / flops, **found}
 
 
 def part_of(kernel: str) -> str:

@@ -11,14 +11,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args
 
 import torch
 from typing_extensions import TypedDict
 
 from modules.reading import read_json
 from modules.stages import STAGES
-from pipelines.run.hardware import HardwareConfig
+from pipelines.run.hardware import Strategy
 
 RUN = [sys.executable, "-m", "pipelines.benchmark", "train"]
 
@@ -67,7 +67,7 @@ class ScalingBenchmarkConfig:
     def problems(self) -> list[str]:
         """Broken rules, each with the way out."""
         unknown = [name for name in self.stages if name not in STAGES]
-        known = get_args(get_type_hints(HardwareConfig)["strategy"])
+        known = get_args(Strategy)
         odd = [name for name in self.strategies if name not in known]
         found = [f"strategies: there is no strategy {name}; there are {', '.join(known)}" for name in odd]
         found += [f"stages: there is no stage {name}; there are {', '.join(STAGES)}" for name in unknown]

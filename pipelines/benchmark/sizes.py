@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from datamodules.data_config import Counts
 from modules.files import GIB
 from modules.objectives import task_losses
 from modules.omnimamba.config import ModelConfig
-from modules.omnimamba.initialise import initialise
 from modules.omnimamba.model import Batch, OmniMamba
 from modules.optim import OptimConfig, build_optimizer
 from modules.stages import STAGES
 from modules.timing import timed
 from modules.trainable import set_trainable
-from pipelines.benchmark.train import PUBLISHED_VISION
-from pipelines.run.hardware import COMPUTE, HardwareConfig, check_hardware, kernel_problems, take_gpu
+from pipelines.benchmark.train import PUBLISHED_VISION, random_model, synthetic_batch
+from pipelines.run.hardware import HardwareConfig, check_hardware, kernel_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +86,7 @@ class Line:
 def measure_sizes(config: SizesBenchmarkConfig, say: Callable[[str], None]) -> dict[str, Any]:
     """Measure all sizes; larger batches are left out after one that does not fit."""
     check_hardware(config.hardware)
-    device = take_gpu() if config.hardware.accelerator == "gpu" else torch.device("cpu")
-    with device:
-        model = OmniMamba(config.model)
-    initialise(model, 0, device)
-    model.compute = COMPUTE[config.precision]
-    hardware = config.hardware
-    model.backbone.choose(scan=hardware.scan, projection=hardware.projection, recompute=hardware.recompute)
+    model = random_model(config.model, config.hardware, config.precision)
     set_trainable(model, STAGES["unified_finetune"].trainable)
     optimizer, _ = build_optimizer(model, OptimConfig(), max_steps=10**6)
     points: list[Point] = []
@@ -103,7 +97,7 @@ def measure_sizes(config: SizesBenchmarkConfig, say: Callable[[str], None]) -> d
             if points[-1].seconds is None:
                 break
     found = {
-        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+        "gpu": torch.cuda.get_device_name() if model.device.type == "cuda" else "CPU",
         "torch": torch.__version__,
         "config": asdict(config),
         "points": [asdict(point) for point in points],
@@ -132,12 +126,8 @@ def _measured(
     config: SizesBenchmarkConfig, model: OmniMamba, optimizer: torch.optim.Optimizer, length: int, batch: int
 ) -> Point:
     device, sizes = model.device, replace(config.model, image_tokens=length - config.model.caption_length - 5)
-    inputs: Batch = {
-        "t2i": {
-            "caption_ids": torch.randint(sizes.vocab_size, (batch, sizes.caption_length + 5), device=device),
-            "image_ids": torch.randint(sizes.image_vocab, (batch, sizes.image_tokens), device=device),
-        }
-    }
+    made = synthetic_batch(sizes, Counts(t2i=batch), ("t2i",))["t2i"]
+    inputs: Batch = {"t2i": {name: ids.to(device) for name, ids in made.items()}}
 
     def step() -> None:
         optimizer.zero_grad()

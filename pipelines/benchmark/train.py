@@ -126,6 +126,17 @@ def _scan(config: TrainBenchmarkConfig) -> str:
     return "rows" if ours else "mamba_ssm"
 
 
+def random_model(config: ModelConfig, hardware: HardwareConfig, precision: str) -> OmniMamba:
+    """A model with random weights where ``hardware`` says, set up as a run sets it up."""
+    device = take_gpu() if hardware.accelerator == "gpu" else torch.device("cpu")
+    with device:
+        model = OmniMamba(config)
+    initialise(model, 0, device)
+    model.compute = COMPUTE[precision]
+    model.backbone.choose(scan=hardware.scan, projection=hardware.projection, recompute=hardware.recompute)
+    return model
+
+
 def synthetic_batch(model: ModelConfig, counts: Counts, tasks: tuple[str, ...], seed: int = 0) -> dict[str, Any]:
     """A random batch in the form of the data module's, with image features for MMU."""
     generator = torch.Generator().manual_seed(seed)
@@ -182,19 +193,13 @@ def _ours(config: TrainBenchmarkConfig) -> tuple[TrainResult, Profile | None]:
         torch.cuda.reset_peak_memory_stats()
     stage_class = STAGE_MODULES[config.stage]
     counts, tasks = config.micro_batch, STAGES[config.stage].tasks
-    device = take_gpu() if config.hardware.accelerator == "gpu" else torch.device("cpu")
-    with device:
-        model = OmniMamba(config.model)
-    initialise(model, 0, device)
-    model.compute = COMPUTE[config.precision]
-    hardware = config.hardware
-    model.backbone.choose(scan=hardware.scan, projection=hardware.projection, recompute=hardware.recompute)
+    model = random_model(config.model, config.hardware, config.precision)
     profiled = ProfileSteps(config.warmup + config.steps + 1, PROFILED) if config.profile else None
     count = config.warmup + config.steps + 1 + (PROFILED if profiled else 0)
     optim = OptimConfig(lr=config.lr)
     stage = stage_class(model, StageConfig(name=config.stage), optim, max_steps=10 * count, seed=0)
     batch = synthetic_batch(config.model, counts, tasks)
-    steps = _Steps(device)
+    steps = _Steps(model.device)
     trainer = pl.Trainer(
         accelerator=config.hardware.accelerator,
         devices=config.hardware.devices,

@@ -22,6 +22,7 @@ from pipelines.run.overrides import ConfigError
 log = logging.getLogger(__name__)
 
 COMPUTE = {"float32": torch.float32, "bf16": torch.bfloat16}
+Strategy = Literal["ddp", "zero1", "zero2", "zero3"]
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -35,7 +36,7 @@ class HardwareConfig:
     """Devices per node: GPUs, or processes on a CPU."""
     nodes: int = 1
     """Machines; srun or torchrun starts the processes on them."""
-    strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
+    strategy: Strategy = "ddp"
     """How several GPUs share the work: full replicas, or DeepSpeed ZeRO, which shards optimizer states (1), gradients
     (2) and parameters (3). Checkpoints have the same form, so a resume may choose another."""
     recompute: Recompute = "none"

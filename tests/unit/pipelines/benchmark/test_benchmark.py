@@ -86,7 +86,7 @@ def test_a_profile_needs_a_gpu() -> None:
 
 def test_a_kernel_belongs_to_a_part() -> None:
     names = {
-        "nvjet_sm90_tst_192x192_64x3_1x2_h_bz_coopB_NTN": "products",
+        "nvjet_sm90_tst_192x192_64x3_1x2_h_bz_coopB_NTN": "matrix products",
         "void causal_conv1d_channellast_bwd_kernel<...>": "convolution",
         "_conv_backward": "convolution",
         "_layer_norm_bwd_kernel": "norms",
@@ -102,7 +102,7 @@ def test_a_kernel_belongs_to_a_part() -> None:
     assert {name: part_of(name) for name in names} == names
     found = parts_of({"forward": (2.0, 1), "steps": (0.5, 2), "_dropout": (1.0, 3)}, {"scan": 1.5})
     assert {part.name: (part.ms, part.floor_ms, part.launches) for part in found} == {
-        "products": (0, None, 0),
+        "matrix products": (0, None, 0),
         "convolution": (0, None, 0),
         "norms": (0, None, 0),
         "scan": (2.5, 1.5, 3),
@@ -116,9 +116,9 @@ def test_the_floor_of_a_block_is_a_count_by_hand() -> None:
     assert (model.d_inner, model.n_heads) == (8, 2)
     found = floor_ms(model, positions=10, flops=1000.0, bytes_per_second=1000.0)
     channels = 8 + 32
-    assert found["products"] == 3 * 2 * 10 * (4 * (8 + channels + 2) + 8 * 4)
+    assert found["matrix products"] == 3 * 2 * 10 * (4 * (8 + channels + 2) + 8 * 4)
     frozen = floor_ms(model, positions=10, flops=1000.0, bytes_per_second=1000.0, frozen=True)
-    assert frozen["products"] == found["products"] * 2 / 3
+    assert frozen["matrix products"] == found["matrix products"] * 2 / 3
     assert found["scan"] == 10 * 2 * (8 + 8 + 3 * 8)  # x and y; x, dy and dx
     assert found["convolution"] == 10 * 2 * channels * (2 + 2 + 3)
     assert found["norms"] == 10 * (28 * 4 + 18 * 8)
